@@ -1,0 +1,1 @@
+"""Tasks: rows, prompts, and batches of token ids."""

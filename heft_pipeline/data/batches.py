@@ -1,0 +1,141 @@
+"""Batches: examples of similar length together, in a seeded order, padded on the left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from heft_pipeline.data.prompts import Example
+
+#: Batches that are sorted by length together; between such groups the order stays random.
+_BUCKET_BATCHES = 32
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt:
+    """A prompt and the answer that follows it, as token ids."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the left, so that all answers end in the last column.
+
+    The input holds a prompt and all but the last token of its answer; the logits of the last
+    ``answer_tokens`` columns predict the answer. B sequences of at most T input tokens and at
+    most K answer tokens:
+
+    Attributes:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] int64, 0 on padding.
+        position_ids: [B, T] int64, counted from each prompt's first token.
+        labels: [B, K] int64, the answers aligned right; ``IGNORED_LABEL`` where shorter.
+        prompt_start: [B] int64, the column of each prompt's first token.
+        prompt_length: [B] int64, tokens of each prompt.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    prompt_start: torch.Tensor
+    prompt_length: torch.Tensor
+
+    @property
+    def answer_tokens(self) -> int:
+        """K, the most answer tokens of one sequence."""
+        return self.labels.shape[1]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+def collate(
+    sequences: Sequence[AnsweredPrompt], pad_token_id: int, padding_side: str = "left"
+) -> Batch:
+    """Pad sequences to one batch.
+
+    Args:
+        sequences: Prompts with answers of one or more tokens.
+        pad_token_id: Fills padding; it is masked, so any id does.
+        padding_side: ``left``, or ``right`` (then the labels are not in the last columns, and
+            only the hidden states and full logits are of use).
+
+    Returns:
+        The batch.
+    """
+    inputs = [s.prompt + s.answer[:-1] for s in sequences]
+    width = max(map(len, inputs))
+    answer = max(len(s.answer) for s in sequences)
+    ids = np.full((len(inputs), width), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    labels = np.full((len(inputs), answer), IGNORED_LABEL, dtype=np.int64)
+    starts = np.zeros(len(inputs), dtype=np.int64)
+    for row, (tokens, sequence) in enumerate(zip(inputs, sequences, strict=True)):
+        starts[row] = width - len(tokens) if padding_side == "left" else 0
+        ids[row, starts[row] : starts[row] + len(tokens)] = tokens
+        mask[row, starts[row] : starts[row] + len(tokens)] = 1
+        labels[row, answer - len(sequence.answer) :] = sequence.answer
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        position_ids=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        prompt_start=torch.from_numpy(starts),
+        prompt_length=torch.tensor([len(s.prompt) for s in sequences]),
+    )
+
+
+def epoch_batches(
+    examples: Sequence[Example], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """The batches of one epoch: similar lengths together, in an order fixed by seed and epoch.
+
+    Examples are shuffled, cut into groups of ``32 x batch_size``, sorted by length within each
+    group and cut into batches, which are shuffled again. Every example occurs once; only the
+    last batch of a group of uneven size is smaller.
+
+    Args:
+        examples: The training examples.
+        batch_size: Examples a batch.
+        seed: The run's seed.
+        epoch: The epoch's number from 0.
+
+    Returns:
+        Lists of indices into ``examples``.
+    """
+    random = np.random.default_rng([seed, 2, epoch])
+    order = random.permutation(len(examples))
+    lengths = np.array([len(e.prompt) for e in examples])
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * _BUCKET_BATCHES):
+        group = order[start : start + batch_size * _BUCKET_BATCHES]
+        group = group[np.argsort(lengths[group], kind="stable")]
+        batches.extend(group[i : i + batch_size].tolist() for i in range(0, len(group), batch_size))
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
+    """Cut a batch into micro-batches of at most a number of padded tokens.
+
+    Args:
+        lengths: Token counts of the batch's sequences, in order.
+        max_tokens: Most padded tokens (rows x longest row) a micro-batch; a single longer
+            sequence stands alone.
+
+    Returns:
+        Consecutive slices that cover the batch.
+    """
+    slices, start, longest = [], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > start and longest * (i - start + 1) > max_tokens:
+            slices.append(slice(start, i))
+            start, longest = i, length
+    return [*slices, slice(start, len(lengths))]

@@ -1,0 +1,237 @@
+"""From rows to token ids: the prompt, the answer choices, and what is cut when it is too long."""
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heft_pipeline.data.rows import Row, read_splits
+from heft_pipeline.errors import UserError
+from heft_pipeline.spec import DataSpec
+
+_TOKENIZE_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready for a model.
+
+    Attributes:
+        id: The row's id, unique in its split.
+        prompt: Token ids of the prompt, special tokens included.
+        gold: Index of the right answer among the choices.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tokenised task.
+
+    Attributes:
+        train: What stages are trained on.
+        dev: What their checkpoint is chosen on.
+        eval: What is reported, read once a stage.
+        choices: Token ids of each answer choice, as they follow the prompt.
+        labels: The choices' labels, in the same order.
+        truncated: How many prompts were cut to ``data.max_prompt_tokens``.
+    """
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    eval: tuple[Example, ...]
+    choices: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]
+    truncated: int
+
+    @property
+    def shortest_prompt(self) -> int:
+        """The length in tokens of the shortest prompt of all splits."""
+        return min(len(e.prompt) for e in (*self.train, *self.dev, *self.eval))
+
+
+def load_task(data: DataSpec, tokenizer: Any, seed: int) -> Task:
+    """Read, render and tokenise a task.
+
+    Args:
+        data: The task.
+        tokenizer: A transformers tokenizer.
+        seed: Decides which training rows become dev rows.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: A split, column or label is missing, a split has rows of one class only, a
+            choice tokenises to nothing, or a prompt is too long without its truncatable column.
+    """
+    truncated = 0
+    splits = {}
+    rows_of = read_splits(data, seed)
+    for name, rows in rows_of.items():
+        golds = _golds(data, name, rows)
+        prompts, cut = _tokenize(data, tokenizer, [row for _, row in rows])
+        truncated += cut
+        splits[name] = tuple(
+            Example(id, prompt, gold)
+            for (id, _), prompt, gold in zip(rows, prompts, golds, strict=True)
+        )
+    first = render(data, rows_of["train"][0][1])
+    return Task(
+        **splits,
+        choices=choice_tokens(data, tokenizer, first),
+        labels=data.labels,
+        truncated=truncated,
+    )
+
+
+def render(data: DataSpec, row: Row) -> str:
+    """Fill the prompt template with a row.
+
+    Args:
+        data: The task; its ``prompt`` is a template of Python's ``str.format``.
+        row: The row.
+
+    Returns:
+        The prompt's text.
+
+    Raises:
+        UserError: The template names a column that the row lacks, or is no template.
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(data.prompt) if field]
+        missing = [field for field in fields if re.split(r"[.\[]", field)[0] not in row]
+        if missing:
+            raise UserError(
+                f"data.prompt names {{{missing[0]}}}, which is not a column of {data.name}; "
+                f"it has {', '.join(map(str, row))}"
+            )
+        return data.prompt.format_map(row)
+    except (ValueError, IndexError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"data.prompt={data.prompt!r} cannot be filled in ({error}); write {{column}} for a "
+            "column and {{ for a brace"
+        ) from error
+
+
+def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[int, ...], ...]:
+    """Tokenise the answer choices as they stand after a prompt.
+
+    Args:
+        data: The task.
+        tokenizer: A transformers tokenizer.
+        prompt: The text of any prompt of the task.
+
+    Returns:
+        The token ids of each choice.
+
+    Raises:
+        UserError: A choice tokenises to nothing, to unknown tokens, or begins another one's tokens.
+    """
+    before = _ids(tokenizer, [prompt])[0]
+    choices = []
+    for label, text in data.choices:
+        joined = _ids(tokenizer, [prompt + text])[0]
+        # A tokenizer that merges across the boundary gets the choice tokenised by itself.
+        ids = (
+            joined[len(before) :]
+            if joined[: len(before)] == before
+            else tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+        if not ids:
+            raise UserError(
+                f"data.choices.{label}={text!r} tokenises to nothing; give text that the model's "
+                "tokenizer keeps, e.g. ' yes'"
+            )
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"data.choices.{label}={text!r} has words that the model's tokenizer does not "
+                f"know ({tokenizer.unk_token}); use other words"
+            )
+        choices.append(ids)
+    for i, one in enumerate(choices):
+        for j, other in enumerate(choices):
+            if i != j and other[: len(one)] == one:
+                raise UserError(
+                    f"data.choices: the tokens of {data.choices[j][1]!r} begin with those of "
+                    f"{data.choices[i][1]!r}, which would always be at least as likely; use "
+                    "choices that differ from their first words on"
+                )
+    return tuple(choices)
+
+
+def _golds(data: DataSpec, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
+    column, first = data.answer_column, rows[0][1]
+    if column not in first:
+        raise UserError(
+            f"data.answer_column={column} is not a column of {data.name}'s {split} split; "
+            f"it has {', '.join(map(str, first))}"
+        )
+    index = {label: i for i, label in enumerate(data.labels)}
+    golds = []
+    for id, row in rows:
+        value = row.get(column)
+        label = str(value).lower() if isinstance(value, bool) else str(value)
+        if label not in index:
+            raise UserError(
+                f"row {id} of {data.name} has {column}={value!r}, which is not among "
+                f"data.choices ({', '.join(data.labels)})"
+            )
+        golds.append(index[label])
+    if len(set(golds)) == 1:
+        raise UserError(
+            f"all {len(rows)} rows of {data.name}'s {split} split have the same answer "
+            f"({data.labels[golds[0]]}); nothing can be learnt or measured on them"
+        )
+    return golds
+
+
+def _tokenize(
+    data: DataSpec, tokenizer: Any, rows: Sequence[Row]
+) -> tuple[list[tuple[int, ...]], int]:
+    texts = [render(data, row) for row in rows]
+    prompts = []
+    for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
+        prompts.extend(_ids(tokenizer, texts[start : start + _TOKENIZE_AT_ONCE]))
+    long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
+    for i in long:
+        prompts[i] = _cut(data, tokenizer, rows[i], len(prompts[i]))
+    return prompts, len(long)
+
+
+def _cut(data: DataSpec, tokenizer: Any, row: Row, tokens: int) -> tuple[int, ...]:
+    """Tokenise a row with the longest head of its truncatable column that fits."""
+    column = data.truncate_column
+    limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"
+    if column is None:
+        raise UserError(
+            f"a prompt of {data.name} has {tokens} tokens, more than {limit}; raise it, or name "
+            "the column that may be cut, e.g. data.truncate_column=passage"
+        )
+    text = str(row[column])
+    ends = [0, *(match.end() for match in re.finditer(r"\S+", text))]
+    fitting, low, high = None, 0, len(ends) - 1
+    while low <= high:  # the most words of the column with which the prompt fits
+        middle = (low + high) // 2
+        ids = _ids(tokenizer, [render(data, {**row, column: text[: ends[middle]]})])[0]
+        if len(ids) <= data.max_prompt_tokens:
+            fitting, low = ids, middle + 1
+        else:
+            high = middle - 1
+    if fitting is None:
+        raise UserError(
+            f"a prompt of {data.name} is longer than {limit} even without its {column}; raise it"
+        )
+    return fitting
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids with the tokenizer's leading special tokens and without a trailing end token."""
+    eos = tokenizer.eos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+    ends_itself = eos is not None and all(ids and ids[-1] == eos for ids in encoded)
+    return [tuple(ids[:-1] if ends_itself else ids) for ids in encoded]

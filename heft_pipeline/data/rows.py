@@ -1,0 +1,139 @@
+"""Reading a task's rows: from a local folder of JSONL or Parquet files, or from the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.spec import DataSpec
+
+Row = dict[str, Any]
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def read_splits(data: DataSpec, seed: int) -> dict[str, list[tuple[str, Row]]]:
+    """Read a task's three splits.
+
+    Where ``data.dev_split`` is null, the dev rows are held out of the training rows by ``seed``.
+    Rows keep the order of their files, and ``max_*_rows`` take the first.
+
+    Args:
+        data: The task.
+        seed: Decides which training rows become dev rows.
+
+    Returns:
+        Pairs of id and row under ``train``, ``dev`` and ``eval``. An id is the value of
+        ``data.id_column``, or the split and row number (``validation/17``).
+
+    Raises:
+        UserError: A split or column is missing, or a split is empty.
+    """
+    train = _limit(_read(data, "train_split", data.train_split), data.max_train_rows)
+    if data.dev_split is not None:
+        dev = _read(data, "dev_split", data.dev_split)
+    else:
+        train, dev = hold_out(train, data.dev_size, seed)
+    evaluated = _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
+    return {"train": train, "dev": dev, "eval": evaluated}
+
+
+def hold_out(
+    rows: list[tuple[str, Row]], dev_size: float, seed: int
+) -> tuple[list[tuple[str, Row]], list[tuple[str, Row]]]:
+    """Split rows into training and dev rows at random.
+
+    Args:
+        rows: All training rows.
+        dev_size: A share of them below 1, else their number.
+        seed: Decides which.
+
+    Returns:
+        (train, dev), each in file order.
+
+    Raises:
+        UserError: Nothing would be left to train on, or no dev row is asked for.
+    """
+    count = round(dev_size * len(rows)) if dev_size < 1 else int(dev_size)
+    if not 0 < count < len(rows):
+        raise UserError(
+            f"data.dev_size={dev_size:g} holds {count} of {len(rows)} training rows out for dev; "
+            "choose a size that leaves rows on both sides, e.g. data.dev_size=0.1"
+        )
+    held = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:count].tolist())
+    return (
+        [row for i, row in enumerate(rows) if i not in held],
+        [row for i, row in enumerate(rows) if i in held],
+    )
+
+
+def _limit(rows: list[tuple[str, Row]], count: int | None) -> list[tuple[str, Row]]:
+    return rows if count is None else rows[:count]
+
+
+def _read(data: DataSpec, key: str, split: str) -> list[tuple[str, Row]]:
+    where = f"data.{key}={split}"
+    rows = _read_hub(data, where, split) if data.revision else _read_folder(data, where, split)
+    if not rows:
+        raise UserError(f"{where} of {data.name} has no rows")
+    if data.id_column is None:
+        return [(f"{split}/{number}", row) for number, row in enumerate(rows)]
+    if data.id_column not in rows[0]:
+        raise UserError(
+            f"data.id_column={data.id_column} is not a column of {data.name}; "
+            f"it has {', '.join(map(str, rows[0]))}"
+        )
+    return [(str(row[data.id_column]), row) for row in rows]
+
+
+def _read_folder(data: DataSpec, where: str, split: str) -> list[Row]:
+    folder = Path(data.location)
+    files = sorted(
+        f
+        for f in folder.iterdir()
+        if f.suffix in _SUFFIXES and (f.stem == split or f.name.startswith(f"{split}-"))
+    )
+    if not files:
+        have = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
+        raise UserError(
+            f"{where}: {folder} has no {split}.jsonl or {split}.parquet; "
+            f"it has {', '.join(have) or 'no data files'}; set data.train_split, data.dev_split "
+            "and data.eval_split to the files' names"
+        )
+    return [row for file in files for row in _read_file(file)]
+
+
+def _read_file(file: Path) -> list[Row]:
+    if file.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return list(pyarrow.parquet.read_table(file).to_pylist())
+        except pyarrow.ArrowInvalid as error:
+            raise UserError(f"{file} is not a Parquet file: {error}") from error
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number}: not a JSON object; need one object a line")
+        rows.append(row)
+    return rows
+
+
+def _read_hub(data: DataSpec, where: str, split: str) -> list[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(
+            data.location, name=data.subset, split=split, revision=data.revision
+        )
+    except ValueError as error:  # datasets' word for an unknown split or subset
+        raise UserError(f"{where} of {data.location}: {error}") from error
+    return [dict(row) for row in loaded]

@@ -1,0 +1,1 @@
+"""The frozen base model and the adapters on it: LoRA through PEFT, ReFT through pyreft."""

@@ -1,0 +1,157 @@
+"""Folders in pyreft's own format: what ``pyreft.ReftModel`` saves and loads.
+
+pyreft's files are pickles. They are read with torch's restricted unpickler
+(``weights_only=True``), and only here: nothing else in the project reads or writes one.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.reft import ReftAdapter, units
+from heft_pipeline.spec import ReftSpec
+
+#: pyreft's loader does not pass ``add_bias``, without which these cannot be built.
+UNLOADABLE = ("noreft", "nodireft")
+
+
+def pyreft_model(adapter: ReftAdapter, model: Any, layers_path: str) -> Any:
+    """Put an adapter's interventions into pyreft's own model.
+
+    Args:
+        adapter: The adapter; its interventions are shared, not copied.
+        model: The transformers or PEFT model that they edit.
+        layers_path: Where its decoder layers are, e.g. ``model.layers``.
+
+    Returns:
+        A ``pyreft.ReftModel``; its units are the adapter's, in order.
+    """
+    from pyreft import ReftConfig, ReftModel
+
+    representations = [
+        {
+            "layer": unit.layer,
+            "component": f"{layers_path}[{unit.layer}].output",
+            "low_rank_dimension": adapter.spec.rank,
+            "intervention": adapter.interventions[unit.key],
+        }
+        for unit in adapter.units
+    ]
+    return ReftModel(ReftConfig(representations=representations), model)
+
+
+def write_pyreft(adapter: ReftAdapter, model: Any, layers_path: str, folder: Path) -> None:
+    """Write an adapter as a folder that ``pyreft.ReftModel.load`` reads.
+
+    Args:
+        adapter: The adapter.
+        model: The transformers or PEFT model that it edits.
+        layers_path: Where its decoder layers are, as the loading side will have them.
+        folder: Where to; made where missing.
+
+    Raises:
+        UserError: pyreft cannot load this intervention type.
+    """
+    if adapter.spec.intervention in UNLOADABLE:
+        raise UserError(
+            f"reft.intervention={adapter.spec.intervention} cannot be read by pyreft's "
+            "ReftModel.load, which builds it without its add_bias argument; the stage's own "
+            "adapter folder has the weights as safetensors"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pyreft_model(adapter, model, layers_path).save(str(folder))
+
+
+def read_pyreft(adapter: ReftAdapter, folder: Path) -> None:
+    """Start an adapter from a folder that pyreft's ``ReftModel.save`` wrote.
+
+    Args:
+        adapter: The adapter; its weights are replaced.
+        folder: pyreft's folder: ``config.json`` and one ``intkey_*.bin`` an intervention.
+
+    Raises:
+        UserError: Files are missing, or their interventions are of another type, rank or number.
+    """
+    _load(adapter, folder, _intervention_files(folder))
+
+
+def _load(adapter: ReftAdapter, folder: Path, files: list[Path]) -> None:
+    state = {}
+    try:
+        for unit, file in zip(adapter.units, files, strict=True):
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            for name, tensor in _effective(adapter.spec.intervention, saved).items():
+                state[f"{unit.key}.{name}"] = tensor
+        adapter.load_effective_state(state)
+    except (KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise UserError(
+            f"reft.init_from={folder} does not hold {adapter.spec.intervention} interventions of "
+            f"rank {adapter.spec.rank} for this model; set reft.intervention and reft.rank as "
+            "they were trained with"
+        ) from error
+
+
+def check_start(spec: ReftSpec, hidden_size: int, num_layers: int) -> None:
+    """Refuse an ``init_from`` that does not fit, without building every intervention.
+
+    Args:
+        spec: The adapter.
+        hidden_size: The model's width.
+        num_layers: How many decoder layers the model has.
+
+    Raises:
+        UserError: As :func:`read_pyreft`.
+    """
+    if spec.init_from is None:
+        return
+    folder = Path(spec.init_from).expanduser()
+    files = _intervention_files(folder)
+    wanted = len(units(spec, num_layers))
+    if len(files) != wanted:
+        raise UserError(
+            f"reft.init_from={folder} holds {len(files)} interventions, this adapter has "
+            f"{wanted}; set reft.layers and reft.share_weights as it was trained with"
+        )
+    one = ReftAdapter(dataclasses.replace(spec, layers=(0,), positions="l1"), hidden_size, 1)
+    for file in files:
+        _load(one, folder, [file])
+
+
+def _intervention_files(folder: Path) -> list[Path]:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"reft.init_from={folder} has no config.json; give a folder that pyreft's "
+            "ReftModel.save wrote"
+        )
+    keys = json.loads((folder / "config.json").read_text()).get("sorted_keys") or []
+    files = [folder / f"intkey_{key}.bin" for key in keys]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise UserError(
+            f"reft.init_from={folder} lacks {missing[0] if missing else 'intkey_*.bin'}"
+        )
+    return files
+
+
+def _effective(kind: str, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One intervention's state dict with R as a matrix [hidden, rank] named ``rotate_layer``."""
+    state = {k: v.float() for k, v in saved.items() if k not in ("embed_dim", "interchange_dim")}
+    if kind == "loreft":  # pyreft drops the prefix of LoReFT's linear layer
+        return {k if k == "rotate_layer" else f"learned_source.{k}": v for k, v in state.items()}
+    prefix = "rotate_layer.parametrizations.weight"
+    if f"{prefix}.original" in state:
+        original, base = state.pop(f"{prefix}.original"), state.pop(f"{prefix}.0.base")
+        hidden, rank = original.shape
+        layer: Any = orthogonal(nn.Linear(rank, hidden, bias=False))
+        with torch.no_grad():
+            layer.parametrizations.weight.original.copy_(original)
+            layer.parametrizations.weight[0].base.copy_(base)
+        state["rotate_layer"] = layer.weight.detach()
+    return state

@@ -1,0 +1,267 @@
+"""ReFT interventions (arXiv 2404.03592): pyreft's own, attached with forward hooks.
+
+The interventions are pyreft's classes. Its model edits hidden states through pyvene, which
+turns positions into Python lists in every layer and step; here a hook on each decoder layer
+gathers, edits and scatters with one index tensor a batch.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from heft_pipeline.config import parse_positions
+from heft_pipeline.data.batches import Batch
+from heft_pipeline.spec import ReftSpec
+
+with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package
+    from pyreft import interventions as pyreft_interventions
+
+CLASSES: dict[str, Any] = {
+    "loreft": pyreft_interventions.LoreftIntervention,
+    "noreft": pyreft_interventions.NoreftIntervention,
+    "consreft": pyreft_interventions.ConsreftIntervention,
+    "lobireft": pyreft_interventions.LobireftIntervention,
+    "direft": pyreft_interventions.DireftIntervention,
+    "nodireft": pyreft_interventions.NodireftIntervention,
+}
+WEIGHTS, CONFIG = "reft.safetensors", "reft_config.json"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One intervention's place.
+
+    Attributes:
+        layer: The decoder layer whose output is edited, from 0.
+        end: ``both`` ends of the prompt, or its ``first`` or ``last`` positions alone.
+    """
+
+    layer: int
+    end: str
+
+    @property
+    def key(self) -> str:
+        """The unit's name in files, e.g. ``layer3_both``."""
+        return f"layer{self.layer}_{self.end}"
+
+
+def units(spec: ReftSpec, num_layers: int) -> tuple[Unit, ...]:
+    """The interventions of a ReFT adapter, in pyreft's order.
+
+    Args:
+        spec: The adapter.
+        num_layers: How many decoder layers the model has.
+
+    Returns:
+        One unit a layer; with separate weights all ``first`` units, then all ``last`` ones.
+    """
+    layers = range(num_layers) if isinstance(spec.layers, str) else spec.layers
+    first, last = parse_positions(spec.positions)
+    if first and last and not spec.share_weights:
+        return tuple(Unit(layer, end) for end in ("first", "last") for layer in layers)
+    return tuple(Unit(layer, "both") for layer in layers)
+
+
+def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
+    """The columns that interventions edit, counted on prompts and not on padding.
+
+    Args:
+        batch: B prompts, each at least as long as the positions asked for.
+        positions: A position string such as ``f7+l7``.
+        end: ``both``, ``first`` or ``last``.
+
+    Returns:
+        [B, P] int64 columns of the batch.
+    """
+    first, last = parse_positions(positions)
+    start = batch.prompt_start[:, None]
+    stop = start + batch.prompt_length[:, None]
+    heads = start + torch.arange(first, device=start.device)
+    tails = stop - torch.arange(last, 0, -1, device=start.device)
+    return {"first": heads, "last": tails, "both": torch.cat([heads, tails], dim=1)}[end]
+
+
+class ReftAdapter(nn.Module):
+    """The interventions of one ReFT adapter.
+
+    Args:
+        spec: The adapter.
+        hidden_size: The model's width.
+        num_layers: How many decoder layers the model has.
+        frozen: Keep the projections R as plain matrices instead of a trainable
+            orthogonal parametrisation.
+    """
+
+    def __init__(
+        self, spec: ReftSpec, hidden_size: int, num_layers: int, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.units = units(spec, num_layers)
+        self.interventions = nn.ModuleDict(
+            {unit.key: _intervention(spec, hidden_size) for unit in self.units}
+        )
+        self._columns: dict[str, torch.Tensor] = {}
+        self._width = 0
+        self.float()
+        if frozen:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Make every R a plain matrix, bit for bit what the parametrisation computes."""
+        for intervention in self._each().values():
+            if hasattr(intervention, "rotate_layer"):
+                rotate = pyreft_interventions.LowRankRotateLayer(
+                    *intervention.rotate_layer.weight.shape, init_orth=False
+                )
+                rotate.weight.data = intervention.rotate_layer.weight.detach().clone()
+                intervention.rotate_layer = rotate
+        self.requires_grad_(False).eval()
+
+    def attach(self, layers: nn.ModuleList) -> list[RemovableHandle]:
+        """Hook the interventions to decoder layers.
+
+        Args:
+            layers: The model's decoder layers.
+
+        Returns:
+            Handles that remove the hooks.
+        """
+        return [layers[unit.layer].register_forward_hook(self._hook(unit)) for unit in self.units]
+
+    @contextmanager
+    def at(self, batch: Batch) -> Iterator[None]:
+        """Edit the prompts of a batch in the forward passes inside; elsewhere hooks do nothing.
+
+        Args:
+            batch: The batch that the forward pass reads. Passes over another number of
+                columns (the steps of generation after the prompt) are left alone.
+
+        Yields:
+            Nothing.
+        """
+        ends = {unit.end for unit in self.units}
+        self._columns = {e: prompt_positions(batch, self.spec.positions, e) for e in ends}
+        self._width = batch.input_ids.shape[1]
+        try:
+            yield
+        finally:
+            self._columns = {}
+
+    def _each(self) -> dict[str, Any]:
+        """The interventions by unit key; pyreft's classes carry no types."""
+        return dict(self.interventions.items())
+
+    def _hook(self, unit: Unit) -> Any:
+        intervention = self.interventions[unit.key]
+
+        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if not self._columns or hidden.shape[1] != self._width:
+                return output
+            columns = self._columns[unit.end]
+            index = columns[:, :, None].expand(-1, -1, hidden.shape[-1])
+            # The edit is computed in float32, whatever the frozen base is kept in.
+            edited = intervention(hidden.gather(1, index).float()).to(hidden.dtype)
+            hidden = hidden.scatter(1, index, edited)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return edit
+
+    def effective_state(self) -> dict[str, torch.Tensor]:
+        """The weights that define the edits: R itself instead of its parametrisation.
+
+        Returns:
+            Float32 CPU tensors under ``UNIT.NAME``; R is [hidden, rank] as ``rotate_layer``.
+        """
+        state = {}
+        for key, intervention in self._each().items():
+            for name, tensor in intervention.named_parameters():
+                if not name.startswith("rotate_layer"):
+                    state[f"{key}.{name}"] = tensor
+            if hasattr(intervention, "rotate_layer"):
+                state[f"{key}.rotate_layer"] = intervention.rotate_layer.weight
+        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+
+    def load_effective_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take weights as :meth:`effective_state` gives them.
+
+        Args:
+            state: The tensors, of the same names and shapes as this adapter's own.
+
+        Raises:
+            ValueError: Names or shapes differ.
+        """
+        own = {k: tuple(v.shape) for k, v in self.effective_state().items()}
+        given = {k: tuple(v.shape) for k, v in state.items()}
+        if own != given:
+            raise ValueError(f"expected the tensors {own}, got {given}")
+        with torch.no_grad():
+            for key, intervention in self._each().items():
+                for name, parameter in intervention.named_parameters():
+                    if not name.startswith("rotate_layer"):
+                        parameter.copy_(state[f"{key}.{name}"])
+                if hasattr(intervention, "rotate_layer"):
+                    weight = state[f"{key}.rotate_layer"].to(intervention.rotate_layer.weight)
+                    if hasattr(intervention.rotate_layer, "parametrizations"):
+                        intervention.rotate_layer.weight = weight
+                    else:
+                        intervention.rotate_layer.weight.copy_(weight)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as ``reft.safetensors`` and ``reft_config.json``.
+
+        Args:
+            folder: Where to; made where missing.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.effective_state(), folder / WEIGHTS)
+        spec = self.spec
+        config = {
+            "intervention": spec.intervention,
+            "low_rank_dimension": spec.rank,
+            "positions": spec.positions,
+            "share_weights": spec.share_weights,
+            "dropout": spec.dropout,
+            "add_bias": spec.add_bias,
+            "layers": sorted({unit.layer for unit in self.units}),
+            "units": [{"layer": u.layer, "end": u.end, "key": u.key} for u in self.units],
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_reft(folder: Path, spec: ReftSpec, hidden_size: int, num_layers: int) -> ReftAdapter:
+    """Read a saved adapter, frozen.
+
+    Args:
+        folder: What :meth:`ReftAdapter.save` wrote.
+        spec: The adapter's spec.
+        hidden_size: The model's width.
+        num_layers: How many decoder layers the model has.
+
+    Returns:
+        The adapter in eval mode.
+    """
+    adapter = ReftAdapter(spec, hidden_size, num_layers, frozen=True)
+    adapter.load_effective_state(load_file(folder / WEIGHTS))
+    return adapter
+
+
+def _intervention(spec: ReftSpec, hidden_size: int) -> nn.Module:
+    made: nn.Module = CLASSES[spec.intervention](
+        embed_dim=hidden_size,
+        low_rank_dimension=spec.rank,
+        dropout=spec.dropout,
+        add_bias=spec.add_bias,
+        dtype=torch.float32,
+    )
+    return made

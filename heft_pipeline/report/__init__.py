@@ -1,0 +1,8 @@
+"""What a sweep's numbers say: results.csv, report.md, its figures, and the terminal's table.
+
+Reads the store's files only; knows nothing of torch.
+"""
+
+from heft_pipeline.report.write import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,216 @@
+"""Executing one stage: parent, train, evaluate, save."""
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from heft_pipeline.data.prompts import Task, load_task
+from heft_pipeline.evaluation import Scores, score
+from heft_pipeline.models.adapted import AdaptedModel, adapted
+from heft_pipeline.models.base import Base, load_base, load_tokenizer, resolve_device
+from heft_pipeline.spec import DataSpec, ModelSpec, StageSpec
+from heft_pipeline.store import Store
+from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.loop import Counters, Progress, Trainer
+from heft_pipeline.training.memory import peak_mb, reset_peak
+
+_VERSIONS = ("torch", "transformers", "peft", "pyreft", "pyvene", "accelerate")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What asking for a stage came to.
+
+    Attributes:
+        result: The stage's ``result.json``.
+        reused: It was complete already, so nothing was trained.
+    """
+
+    result: dict[str, Any]
+    reused: bool
+
+
+def run_stage(
+    stage: StageSpec,
+    store: Store,
+    *,
+    progress: Progress = lambda *_, **__: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Make a stage complete: reuse it, resume it, or train it from the start.
+
+    Args:
+        stage: The stage; its parents must be complete.
+        store: Where stages are.
+        progress: Told how far it is.
+        should_stop: Asked before each step; true ends training with a checkpoint.
+        on_wait: Called with the holder where another process is training this stage.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: The model, the data or the adapter cannot be had as asked.
+        NonFiniteLoss: Training diverged.
+        Interrupted: ``should_stop`` said so.
+    """
+    fingerprint = stage.fingerprint
+    with store.lock(fingerprint, on_wait):
+        result = store.result(fingerprint)
+        if result is not None:
+            return Outcome(result, reused=True)
+        folder = store.begin(stage)
+        result = _train_and_evaluate(stage, store, folder, progress, should_stop)
+        store.complete(fingerprint, result)
+        return Outcome(result, reused=False)
+
+
+def _train_and_evaluate(
+    stage: StageSpec,
+    store: Store,
+    folder: Path,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    device = resolve_device(stage.device)
+    reset_peak(device)
+    task = cached_task(stage.data, stage.model, stage.seed)
+    base = cached_base(stage.model, device)
+    flops = FlopCounter(base.model, base.layers)
+    parents = [(parent, store.adapter(parent)) for parent in stage.chain[:-1]]
+    with adapted(base, parents) as model:
+        counters, trainable = Counters(), 0
+        if stage.training is not None:
+            torch.manual_seed(stage.seed)
+            model.add_trainable(stage)
+            trainable = model.trainable_count()
+            trainer = Trainer(stage, model, task, flops, folder, should_stop, progress)
+            counters = trainer.run()
+            model.finish()
+            model.save(stage, folder / "adapter")
+        evaluated = time.perf_counter()
+        scores = _evaluate(stage, model, task, progress)
+        eval_seconds = time.perf_counter() - evaluated
+    _write_predictions(folder / "predictions.parquet", task, scores)
+    return {
+        "fingerprint": stage.fingerprint,
+        "kind": stage.kind,
+        "label": stage.label,
+        "accuracy": scores.accuracy,
+        "eval_loss": scores.loss,
+        "n_eval": len(task.eval),
+        "n_train": len(task.train),
+        "n_dev": len(task.dev),
+        "truncated_prompts": task.truncated,
+        "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),
+        "best_epoch": counters.best_epoch or None,
+        "best_dev_accuracy": counters.best_accuracy if counters.best_epoch else None,
+        "epochs_trained": counters.epoch,
+        "steps": counters.step,
+        "trainable_params": trainable,
+        "train_seconds": counters.train_seconds,
+        "dev_seconds": counters.dev_seconds,
+        "eval_seconds": eval_seconds,
+        "wall_seconds": time.perf_counter() - started,
+        "train_tflop": counters.train_flop / 1e12,
+        "train_examples": counters.examples,
+        "peak_memory_mb": peak_mb(device),
+        "resumes": counters.resumes,
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": machine(device),
+    }
+
+
+def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, progress: Progress) -> Scores:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("eval", done, len(task.eval))
+
+    return score(
+        model,
+        task.eval,
+        task.choices,
+        batch_size=stage.evaluation.batch_size,
+        mode=stage.evaluation.mode,
+        advance=advance,
+    )
+
+
+def _write_predictions(path: Path, task: Task, scores: Scores) -> None:
+    """Columns: id, gold, prediction (null where generated text is no choice), logprob_LABEL."""
+    labels = [*task.labels, None]  # index -1 is 'none of them'
+    table = pd.DataFrame(
+        {
+            "id": [e.id for e in task.eval],
+            "gold": [labels[i] for i in scores.gold.tolist()],
+            "prediction": [labels[i] for i in scores.predictions.tolist()],
+        }
+    )
+    for column, label in enumerate(task.labels):
+        table[f"logprob_{label}"] = scores.log_probabilities[:, column].numpy()
+    partial = path.with_suffix(f".{os.getpid()}")
+    table.to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a result was made on.
+
+    Args:
+        device: Where it was computed.
+
+    Returns:
+        Host, device name, threads, and package versions.
+    """
+    from importlib.metadata import version
+
+    return {
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _VERSIONS},
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def cached_task(data: DataSpec, model: ModelSpec, seed: int) -> Task:
+    """The tokenised task of the stage before, where it is the same.
+
+    Args:
+        data: The task.
+        model: The model whose tokenizer is used.
+        seed: Decides the dev split.
+
+    Returns:
+        What :func:`~heft_pipeline.data.prompts.load_task` gives.
+    """
+    return load_task(data, load_tokenizer(model), seed)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_base(model: ModelSpec, device: torch.device) -> Base:
+    """The base model of the stage before, where it is the same; stages leave it as it was.
+
+    Args:
+        model: The model.
+        device: Where it is.
+
+    Returns:
+        What :func:`~heft_pipeline.models.base.load_base` gives.
+    """
+    return load_base(model, device)

@@ -1,0 +1,167 @@
+"""The store: a folder of stages keyed by fingerprint, shared by all sweeps."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.spec import StageSpec, to_json
+
+RESULT, STAGE, FAILURE, LOCK, OWNER = (
+    "result.json",
+    "stage.json",
+    "failure.json",
+    ".lock",
+    ".owner.json",
+)
+
+
+class Store:
+    """The stages below ``output_dir``.
+
+    Args:
+        output_dir: The folder that everything goes to.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+
+    def require_writable(self) -> None:
+        """Make the store's folders.
+
+        Raises:
+            UserError: They cannot be made or written to.
+        """
+        probe = self.output_dir / "stages" / f".probe-{os.getpid()}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"output_dir={self.output_dir} cannot be written to ({error.strerror}); choose "
+                "another with output_dir=DIR"
+            ) from error
+
+    def folder(self, fingerprint: str) -> Path:
+        """A stage's folder, whether it exists or not."""
+        return self.output_dir / "stages" / fingerprint
+
+    def adapter(self, stage: StageSpec) -> Path:
+        """A stage's adapter folder."""
+        return self.folder(stage.fingerprint) / "adapter"
+
+    def is_complete(self, fingerprint: str) -> bool:
+        """Whether a stage is finished: its ``result.json`` is written last."""
+        return (self.folder(fingerprint) / RESULT).is_file()
+
+    def result(self, fingerprint: str) -> dict[str, Any] | None:
+        """A finished stage's ``result.json``, or None."""
+        return _read(self.folder(fingerprint) / RESULT)
+
+    def failure(self, fingerprint: str) -> dict[str, Any] | None:
+        """What a stage's last try failed with, or None."""
+        return _read(self.folder(fingerprint) / FAILURE)
+
+    def begin(self, stage: StageSpec) -> Path:
+        """Make a stage's folder with its ``stage.json``.
+
+        Args:
+            stage: The stage.
+
+        Returns:
+            The folder.
+        """
+        folder = self.folder(stage.fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STAGE, to_json(stage))
+        (folder / FAILURE).unlink(missing_ok=True)
+        return folder
+
+    def complete(self, fingerprint: str, result: dict[str, Any]) -> None:
+        """Mark a stage as finished and drop its checkpoints.
+
+        Args:
+            fingerprint: The stage's.
+            result: JSON-ready; becomes ``result.json``.
+        """
+        folder = self.folder(fingerprint)
+        write_json(folder / RESULT, result)
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+    def fail(self, fingerprint: str, failure: dict[str, Any]) -> None:
+        """Note why a stage failed; the next try removes the note.
+
+        Args:
+            fingerprint: The stage's.
+            failure: JSON-ready; becomes ``failure.json``.
+        """
+        write_json(self.folder(fingerprint) / FAILURE, failure)
+
+    @contextmanager
+    def lock(self, fingerprint: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold a stage, so that one process at a time trains it.
+
+        The operating system frees the lock when its process ends, however it ends.
+
+        Args:
+            fingerprint: The stage's.
+            on_wait: Called once, with who holds it, before waiting.
+
+        Yields:
+            Nothing.
+        """
+        folder = self.folder(fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait(_owner(folder))
+            lock.acquire()
+        try:
+            write_json(
+                folder / OWNER,
+                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()},
+            )
+            yield
+        finally:
+            (folder / OWNER).unlink(missing_ok=True)
+            lock.release()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that readers see the old file or the whole new one.
+
+    Args:
+        path: The file.
+        data: JSON-ready data.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w") as stream:
+        json.dump(data, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _owner(folder: Path) -> str:
+    owner = _read(folder / OWNER)
+    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(FileNotFoundError):
+        data: dict[str, Any] = json.loads(path.read_text())
+        return data
+    return None

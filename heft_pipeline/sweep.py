@@ -1,0 +1,77 @@
+"""A sweep's folder: its plan, its runs, its report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan import Plan
+from heft_pipeline.store import Store, write_json
+
+PLAN = "plan.json"
+
+
+class Sweep:
+    """The folder ``output_dir/sweeps/NAME``.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.folder.name
+
+    @property
+    def store(self) -> Store:
+        """The store that the sweep's stages are in."""
+        return Store(self.folder.parent.parent)
+
+    def record(self, plan: Plan, command: str) -> None:
+        """Add runs to ``plan.json``; a run of the same name is replaced.
+
+        Several processes may do so at once. Which stages were complete when they were first
+        asked for is noted: the sweep reuses those.
+
+        Args:
+            plan: The runs.
+            command: The command line that asked for them.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".plan.lock"):
+            known = self.plan() if (self.folder / PLAN).is_file() else {}
+            asked = plan.to_json()
+            stages = known.get("stages", {})
+            complete = known.get("complete_before", []) + [
+                key for key in asked["stages"] if key not in stages and self.store.is_complete(key)
+            ]
+            runs = {run["name"]: run for run in known.get("runs", []) + asked["runs"]}
+            data = {
+                "sweep": self.name,
+                "command": command,
+                "complete_before": complete,
+                "runs": list(runs.values()),
+                "stages": stages | asked["stages"],
+            }
+            write_json(self.folder / PLAN, data)
+
+    def plan(self) -> dict[str, Any]:
+        """What ``plan.json`` holds.
+
+        Returns:
+            ``sweep``, ``command``, ``complete_before`` (fingerprints), ``runs`` and ``stages``.
+
+        Raises:
+            UserError: The folder has no plan.
+        """
+        path = self.folder / PLAN
+        if not path.is_file():
+            raise UserError(f"{self.folder} is not a sweep: it has no {PLAN}")
+        data: dict[str, Any] = json.loads(path.read_text())
+        return data

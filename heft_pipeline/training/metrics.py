@@ -1,0 +1,52 @@
+"""``metrics.jsonl``: one line a logged step or epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to a stage's ``metrics.jsonl``.
+
+    Args:
+        path: The file.
+        keep_steps: Lines of later steps are dropped: a resumed stage writes them again.
+    """
+
+    def __init__(self, path: Path, keep_steps: int = 0) -> None:
+        self._path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= keep_steps]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+
+    def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
+        """Append a line.
+
+        Args:
+            event: ``step`` or ``epoch``.
+            step: Optimiser steps done.
+            epoch: The epoch's number from 1.
+            **values: JSON-ready values.
+        """
+        line = json.dumps({"event": event, "step": step, "epoch": epoch} | values)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a ``metrics.jsonl``, without a last line that was cut off in writing.
+
+    Args:
+        path: The file; it may be missing.
+
+    Returns:
+        The lines, decoded.
+    """
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
