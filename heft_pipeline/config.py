@@ -321,6 +321,11 @@ def _check_words(config: HeftConfig) -> None:
         raise UserError(
             f"sweep={config.sweep!r} names a folder: use letters, digits and . _ - + = @ only"
         )
+    if (config.reft.engine, config.evaluation.mode) == ("pyreft", "generate"):
+        raise UserError(
+            "reft.engine=pyreft is for comparing log-probabilities; use it with "
+            "evaluation.mode=logprob"
+        )
     if config.training.early_stopping_patience and config.training.selection == "last":
         raise UserError(
             "training.early_stopping_patience stops on the dev split, which "
@@ -359,8 +364,8 @@ def _check_data(data: DataConfig) -> None:
         )
     if len(data.choices) < 2:
         raise UserError(
-            f"data.choices={dict(data.choices)} needs two or more answers, e.g. "
-            "data.choices={'true': ' yes', 'false': ' no'}"
+            f"data.choices={dict(data.choices)} needs two or more answers; add one with, e.g., "
+            "+data.choices.maybe=' maybe'"
         )
     for label, text in data.choices.items():
         if not text.strip():

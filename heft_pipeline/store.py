@@ -156,7 +156,10 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _owner(folder: Path) -> str:
-    owner = _read(folder / OWNER)
+    """Who holds a stage; its holder says so just after taking the lock."""
+    deadline = time.monotonic() + 2
+    while (owner := _read(folder / OWNER)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
     return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
 
 

@@ -32,7 +32,7 @@ class AdaptedModel:
         self._refts: list[ReftAdapter] = []
         self._trained_reft: ReftAdapter | None = None
         self._handles: list[Any] = []
-        self._pyreft: Any = None
+        self._pyreft: tuple[Any, ReftAdapter] | None = None
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
         """Put a finished stage's adapter on the model, frozen.
@@ -79,7 +79,8 @@ class AdaptedModel:
             self._trained_reft = reft
             if stage.reft.engine == "pyreft":
                 reft.to(self.base.device)
-                self._pyreft = pyreft_model(reft, self.base.model, self.base.layers_path)
+                path = self.base.layers_path
+                self._pyreft = (pyreft_model(reft, self.base.model, path), reft)
                 for parameter in self._lora_parameters().values():  # pyvene froze the model
                     parameter.requires_grad_(True)
             else:
@@ -98,12 +99,13 @@ class AdaptedModel:
         with self.editing(batch):
             if self._pyreft is None:
                 return answer_logits(self.base.model, batch)
+            reft_model, reft = self._pyreft
             columns = [
-                prompt_positions(batch, self._pyreft_spec.positions, unit.end).tolist()
-                for unit in self._pyreft_adapter.units
+                prompt_positions(batch, reft.spec.positions, unit.end).tolist()
+                for unit in reft.units
             ]
             inputs = model_inputs(self.base.model, batch)
-            _, output = self._pyreft(inputs, unit_locations={"sources->base": (None, columns)})
+            _, output = reft_model(inputs, unit_locations={"sources->base": (None, columns)})
             return output.logits[:, -batch.answer_tokens :]
 
     @contextmanager
@@ -211,15 +213,6 @@ class AdaptedModel:
 
     def _next_lora_name(self) -> str:
         return f"stage{len(self._peft.peft_config) if self._peft else 0}"
-
-    @property
-    def _pyreft_adapter(self) -> ReftAdapter:
-        assert self._trained_reft is not None
-        return self._trained_reft
-
-    @property
-    def _pyreft_spec(self) -> Any:
-        return self._pyreft_adapter.spec
 
 
 def lora_folder(stage: StageSpec, adapter: Path) -> Path:

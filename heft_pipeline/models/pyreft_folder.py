@@ -5,7 +5,9 @@ pyreft's files are pickles. They are read with torch's restricted unpickler
 """
 
 import dataclasses
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,13 +24,14 @@ from heft_pipeline.spec import ReftSpec
 UNLOADABLE = ("noreft", "nodireft")
 
 
-def pyreft_model(adapter: ReftAdapter, model: Any, layers_path: str) -> Any:
+def pyreft_model(adapter: ReftAdapter, model: Any, layers_path: str | None = None) -> Any:
     """Put an adapter's interventions into pyreft's own model.
 
     Args:
         adapter: The adapter; its interventions are shared, not copied.
-        model: The transformers or PEFT model that they edit.
-        layers_path: Where its decoder layers are, e.g. ``model.layers``.
+        model: The transformers model that they edit.
+        layers_path: Where its decoder layers are, e.g. ``model.layers``; None names them as
+            pyvene knows them (``block_output``), which only some model classes allow.
 
     Returns:
         A ``pyreft.ReftModel``; its units are the adapter's, in order.
@@ -38,7 +41,7 @@ def pyreft_model(adapter: ReftAdapter, model: Any, layers_path: str) -> Any:
     representations = [
         {
             "layer": unit.layer,
-            "component": f"{layers_path}[{unit.layer}].output",
+            "component": f"{layers_path}[{unit.layer}].output" if layers_path else "block_output",
             "low_rank_dimension": adapter.spec.rank,
             "intervention": adapter.interventions[unit.key],
         }
@@ -47,26 +50,35 @@ def pyreft_model(adapter: ReftAdapter, model: Any, layers_path: str) -> Any:
     return ReftModel(ReftConfig(representations=representations), model)
 
 
-def write_pyreft(adapter: ReftAdapter, model: Any, layers_path: str, folder: Path) -> None:
+def write_pyreft(adapter: ReftAdapter, model: Any, folder: Path) -> None:
     """Write an adapter as a folder that ``pyreft.ReftModel.load`` reads.
 
+    pyreft's loader rebuilds interventions from the model's class and the rank alone.
+
     Args:
-        adapter: The adapter.
-        model: The transformers or PEFT model that it edits.
-        layers_path: Where its decoder layers are, as the loading side will have them.
+        adapter: The adapter, its projections R still parametrised.
+        model: The transformers model that it edits; weights are not needed.
         folder: Where to; made where missing.
 
     Raises:
-        UserError: pyreft cannot load this intervention type.
+        UserError: pyreft cannot load this intervention type, or not for this model class.
     """
+    from pyvene.models.intervenable_modelcard import type_to_dimension_mapping
+
     if adapter.spec.intervention in UNLOADABLE:
         raise UserError(
             f"reft.intervention={adapter.spec.intervention} cannot be read by pyreft's "
             "ReftModel.load, which builds it without its add_bias argument; the stage's own "
             "adapter folder has the weights as safetensors"
         )
+    if type(model) not in type_to_dimension_mapping:
+        raise UserError(
+            f"pyreft's ReftModel.load does not know {type(model).__name__}; the stage's own "
+            "adapter folder has the weights as safetensors"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    pyreft_model(adapter, model, layers_path).save(str(folder))
+    with redirect_stdout(io.StringIO()):  # pyvene prints that it made the folder
+        pyreft_model(adapter, model).save(str(folder))
 
 
 def read_pyreft(adapter: ReftAdapter, folder: Path) -> None:

@@ -108,7 +108,7 @@ class Trainer:
             for group, parameters in model.parameters().items()
             for name, parameter in parameters.items()
         }
-        self._names = {parameter: name for name, parameter in self._named.items()}
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in self._named.items()}
         self._optimizer = self._new_optimizer()
         self._steps_per_epoch = len(self._batches(0))
         self._total_steps = self._steps_per_epoch * self._spec.epochs
@@ -304,7 +304,6 @@ class Trainer:
             | checkpoint.random_tensors(self._device)
         )
         meta = {"counters": asdict(self._counters), "scheduler": self._scheduler.state_dict()}
-        meta["scheduler"].pop("lr_lambdas", None)
         checkpoint.write(self._folder / LAST, tensors, meta)
         self._saved_at = time.monotonic()
 

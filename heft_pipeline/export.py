@@ -1,0 +1,159 @@
+"""Write a trained stage in the formats of PEFT and pyreft.
+
+    python -m heft_pipeline.export STAGE --to DIR
+
+STAGE is a stage's folder or its fingerprint. A LoRA stage becomes a PEFT folder, a ReFT stage a
+folder that ``pyreft.ReftModel.load`` reads, with the LoRA stages that it stands on below
+``parents/``. ``LOAD.md`` in DIR holds the lines that load them.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.spec import StageSpec, from_json
+from heft_pipeline.store import STAGE, Store
+
+_LOAD_REFT = """\
+import torch
+from pyreft import ReftModel
+reft = ReftModel.load("{folder}", model)
+for key, intervention in reft.interventions.items():
+    # pyreft builds interventions in bfloat16; these were trained in float32.
+    intervention.float()
+    intervention.load_state_dict(torch.load(f"{folder}/intkey_{{key}}.bin"))
+reft.eval()
+"""
+
+
+def export(stage: StageSpec, store: Store, to: Path) -> None:
+    """Write a complete stage, and the stages it stands on, for PEFT and pyreft.
+
+    Args:
+        stage: The stage.
+        store: Where it is.
+        to: The folder to write; made where missing.
+
+    Raises:
+        UserError: A stage is not complete or has no adapter, ``to`` is not empty, or pyreft
+            cannot load the adapter.
+    """
+    if stage.training is None:
+        raise UserError("a stage of kind base trains nothing; there is no adapter to export")
+    if to.is_dir() and any(to.iterdir()):
+        raise UserError(f"--to {to} is not empty; give a new folder")
+    for part in stage.chain:
+        if not store.is_complete(part.fingerprint):
+            raise UserError(f"stage {part.fingerprint} ({part.label}) is not complete")
+    lines = [
+        "from transformers import AutoModelForCausalLM",
+        f'model = AutoModelForCausalLM.from_pretrained("{stage.model.id}"'
+        + (f', revision="{stage.model.revision}")' if stage.model.revision else ")"),
+    ]
+    for number, part in enumerate(stage.chain):
+        folder = to if part is stage else to / "parents" / f"{number}-{part.kind}"
+        lines += _export_one(part, store, folder, to)
+    (to / "LOAD.md").write_text(
+        f"# {stage.label} on {stage.model.name}\n\nFrom this folder:\n\n```python\n"
+        + "\n".join(lines).rstrip()
+        + "\n```\n\nReFT edits the prompt positions that each `reft_config.json` or the stage's "
+        f"`reft.positions` names; see `{STAGE}` for everything the stage was made from.\n"
+    )
+    shutil.copy(store.folder(stage.fingerprint) / STAGE, to / STAGE)
+
+
+def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
+    """Write one stage; return the lines that put it on ``model``."""
+    from heft_pipeline.models.adapted import lora_folder, reft_folder
+
+    lines = []
+    if stage.lora:
+        target = lora_folder(stage, folder)
+        shutil.copytree(lora_folder(stage, store.adapter(stage)), target, dirs_exist_ok=True)
+        lines += [
+            "from peft import PeftModel",
+            f'model = PeftModel.from_pretrained(model, "{target.relative_to(root)}")'
+            ".base_model.model",
+        ]
+    if stage.reft:
+        target = reft_folder(stage, folder)
+        _export_reft(stage, reft_folder(stage, store.adapter(stage)), target)
+        lines.append(_LOAD_REFT.format(folder=target.relative_to(root)))
+    return lines
+
+
+def _export_reft(stage: StageSpec, source: Path, target: Path) -> None:
+    from safetensors.torch import load_file
+
+    from heft_pipeline.models.base import decoder_layers, quieten, skeleton
+    from heft_pipeline.models.pyreft_folder import write_pyreft
+    from heft_pipeline.models.reft import CONFIG, WEIGHTS, ReftAdapter
+
+    assert stage.reft is not None
+    quieten()
+    model = skeleton(stage.model)
+    layers = len(decoder_layers(model)[1])
+    adapter = ReftAdapter(stage.reft, model.config.get_text_config().hidden_size, layers)
+    adapter.load_effective_state(load_file(source / WEIGHTS))
+    write_pyreft(adapter, model, target)
+    shutil.copy(source / CONFIG, target / CONFIG)
+
+
+def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
+    """Find a stage by its folder or fingerprint.
+
+    Args:
+        name: A stage's folder, its fingerprint, or the fingerprint's first digits.
+        output_dir: Where to look for a fingerprint.
+
+    Returns:
+        The stage and its store.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    folder = Path(name)
+    if not (folder / STAGE).is_file():
+        found = sorted((output_dir / "stages").glob(f"{name}*/{STAGE}"))
+        if len(found) != 1:
+            raise UserError(
+                f"{name} is {'no stage' if not found else f'the start of {len(found)} stages'} in "
+                f"{output_dir}; give a folder below {output_dir / 'stages'}, or set --output-dir"
+            )
+        folder = found[0].parent
+    stage = from_json(json.loads((folder / STAGE).read_text()))
+    return stage, Store(folder.resolve().parent.parent)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: Without the program's name; the process's own where None.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m heft_pipeline.export",
+        description="Write a trained stage in the formats of PEFT and pyreft.",
+    )
+    parser.add_argument("stage", help="a stage's folder, or its fingerprint")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
+    given = parser.parse_args(arguments)
+    try:
+        stage, store = find_stage(given.stage, given.output_dir)
+        export(stage, store, given.to)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(f"{stage.label} written to {given.to}; how to load it: {given.to / 'LOAD.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What tests share: a small random model and task in local folders, and ways to ask for runs."""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Set before transformers is imported: no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from heft_pipeline.config import config_dir, register, typed
+from heft_pipeline.plan import Run, make_run
+from heft_pipeline.sources import Sources
+from heft_pipeline.store import Store
+
+WORDS = [f"w{i}" for i in range(60)]
+CliResult = tuple[int, str, str]
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random three-layer Llama with grouped-query attention and a word-level tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small-model")
+    save_tokenizer(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + 8,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer with a leading BOS, as Llama's has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = ["<unk>", "<s>", "</s>", "yes", "no", "maybe", "Question:", "Answer:", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+
+
+def make_rows(count: int, seed: int, shortest: int = 12, longest: int = 40) -> list[dict[str, Any]]:
+    """Rows whose answer is whether the question's word is in the passage."""
+    source = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        passage = source.sample(WORDS, source.randint(shortest, longest))
+        inside = source.random() < 0.5
+        word = source.choice(passage if inside else [w for w in WORDS if w not in passage])
+        rows.append({"passage": " ".join(passage), "question": word, "answer": inside})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl and validation.jsonl in BoolQ's columns."""
+    folder = tmp_path_factory.mktemp("small-data")
+    write_rows(folder / "train.jsonl", make_rows(120, seed=1))
+    write_rows(folder / "validation.jsonl", make_rows(50, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(small_model: Path, small_data: Path) -> list[str]:
+    """The overrides that choose the small model and task."""
+    return [
+        f"model.id={small_model}",
+        "data=boolq",
+        f"data.path={small_data}",
+        "data.name=small",
+        "data.prompt='{passage} Question: {question} Answer:'",
+        "lora.learning_rate=3e-3",
+        "reft.learning_rate=3e-3",
+    ]
+
+
+@pytest.fixture
+def compose_run(tmp_path: Path) -> Callable[..., Run]:
+    """Compose a run in this process, as the command line would."""
+    from hydra import compose, initialize_config_dir
+
+    def composed(*overrides: str) -> Run:
+        register()
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = compose("config", [*overrides, "sweep=test", f"output_dir={tmp_path}"])
+        return make_run(typed(cfg), Sources(tmp_path / "digests.json"), "run", overrides)
+
+    return composed
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., CliResult]:
+    """Run the command line in this process; returns exit status, stdout and stderr."""
+    from heft_pipeline.__main__ import main
+
+    def called(*arguments: str, output_dir: Path | None = None) -> CliResult:
+        where = f"output_dir={output_dir or tmp_path / 'outputs'}"
+        monkeypatch.setattr(sys, "argv", ["heft_pipeline", *arguments, where])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        finally:
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        return status, *capfd.readouterr()
+
+    return called

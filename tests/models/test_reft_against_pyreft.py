@@ -1,0 +1,209 @@
+"""The hooks against pyreft's own ReftModel: same logits, loss and gradients."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from heft_pipeline.config import INTERVENTIONS
+from heft_pipeline.data.batches import Batch, collate
+from heft_pipeline.data.prompts import Task, load_task
+from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.models.adapted import AdaptedModel, adapted
+from heft_pipeline.models.base import Base, load_base
+from heft_pipeline.plan import Run
+from heft_pipeline.spec import StageSpec
+from heft_pipeline.stage import run_stage
+from heft_pipeline.store import Store
+from heft_pipeline.training.loop import answer_loss
+
+ComposeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def lora_parent(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str]
+) -> tuple[StageSpec, Path]:
+    """A trained LoRA stage and its adapter folder."""
+    from hydra import compose, initialize_config_dir
+
+    from heft_pipeline.config import config_dir, register, typed
+    from heft_pipeline.plan import make_run
+    from heft_pipeline.sources import Sources
+
+    folder = tmp_path_factory.mktemp("parent")
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("config", [*small, "method=lora", "epochs=1", "sweep=x"])
+    stage = make_run(typed(cfg), Sources(folder / "digests.json"), "run", []).last
+    store = Store(folder)
+    run_stage(stage, store)
+    return stage, store.adapter(stage)
+
+
+def measured(
+    base: Base,
+    parents: list[tuple[StageSpec, Path]],
+    stage: StageSpec,
+    batch: Batch,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Answer logits, loss, and gradients of a freshly made adapter."""
+    with adapted(base, parents) as model:
+        torch.manual_seed(7)
+        model.add_trainable(stage)
+        shake(model)
+        logits = model.logits(batch)
+        loss = answer_loss(logits, batch)
+        loss.backward()
+        gradients = {
+            f"{group}/{name}": parameter.grad.clone()
+            for group, parameters in model.parameters().items()
+            for name, parameter in parameters.items()
+            if parameter.grad is not None
+        }
+    return logits.detach(), loss.detach(), gradients
+
+
+def shake(model: AdaptedModel) -> None:
+    """Move a fresh adapter off its starting point, where some gradients are 0."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameters in model.parameters().values():
+            for parameter in parameters.values():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.dim() == 2 and parameter.shape[0] > parameter.shape[1]:
+                    noise = noise.tril(-1)  # an orthogonal parametrisation keeps its diagonal
+                parameter.add_(0.05 * noise)
+
+
+def some_batch(task: Task, padding_side: str) -> Batch:
+    examples = task.train[:6]
+    assert len({len(e.prompt) for e in examples}) > 1, "padding must be at work"
+    sequences = [AnsweredPrompt(e.prompt, task.choices[e.gold]) for e in examples]
+    return collate(sequences, 0, padding_side)
+
+
+@pytest.mark.parametrize("parent", [False, True], ids=["base", "lora-parent"])
+@pytest.mark.parametrize("intervention", INTERVENTIONS)
+def test_hooks_equal_pyreft(
+    compose_run: ComposeRun,
+    small: list[str],
+    lora_parent: tuple[StageSpec, Path],
+    intervention: str,
+    parent: bool,
+) -> None:
+    asked = [*small, "method=reft", f"reft.intervention={intervention}", "reft.rank=4"]
+    hooks = compose_run(*asked).last
+    oracle = compose_run(*asked, "reft.engine=pyreft").last
+    base = load_base(hooks.model, torch.device("cpu"))
+    task = load_task(hooks.data, base.tokenizer, seed=0)
+    parents = [lora_parent] if parent else []
+    batch = some_batch(task, "left")
+    logits, loss, gradients = measured(base, parents, hooks, batch)
+    expected_logits, expected_loss, expected_gradients = measured(base, parents, oracle, batch)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    assert gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("share_weights", [True, False])
+@pytest.mark.parametrize("positions", ["f3+l4", "f5", "l5"])
+def test_hooks_equal_pyreft_with_either_padding(
+    compose_run: ComposeRun,
+    small: list[str],
+    positions: str,
+    share_weights: bool,
+    padding_side: str,
+) -> None:
+    asked = [*small, "method=reft", f"reft.positions={positions}", "reft.layers=[0,2]"]
+    asked.append(f"reft.share_weights={share_weights}")
+    hooks = compose_run(*asked).last
+    oracle = compose_run(*asked, "reft.engine=pyreft").last
+    base = load_base(hooks.model, torch.device("cpu"))
+    task = load_task(hooks.data, base.tokenizer, seed=0)
+    batch = some_batch(task, padding_side)
+    rows = torch.arange(len(batch.input_ids))
+    last = batch.prompt_start + batch.prompt_length - 1
+
+    def next_token(stage: StageSpec) -> torch.Tensor:
+        from heft_pipeline.models.reft import prompt_positions
+
+        with adapted(base, []) as model:
+            torch.manual_seed(7)
+            model.add_trainable(stage)
+            shake(model)
+            inputs = {
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+                "position_ids": batch.position_ids,
+            }
+            if stage.reft is not None and stage.reft.engine == "pyreft":
+                reft_model, adapter = model._pyreft
+                columns = [
+                    prompt_positions(batch, positions, unit.end).tolist() for unit in adapter.units
+                ]
+                _, output = reft_model(inputs, unit_locations={"sources->base": (None, columns)})
+            else:
+                with model.editing(batch):
+                    output = base.model(**inputs)
+            logits: torch.Tensor = output.logits[rows, last].detach()
+            return logits
+
+    torch.testing.assert_close(next_token(hooks), next_token(oracle), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_no_logits(compose_run: ComposeRun, small: list[str]) -> None:
+    stage = compose_run(*small, "method=reft").last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, seed=0)
+    with adapted(base, []) as model, torch.no_grad():
+        torch.manual_seed(7)
+        model.add_trainable(stage)
+        shake(model)
+        together = model.logits(some_batch(task, "left"))
+        for row, example in enumerate(task.train[:6]):
+            sequence = AnsweredPrompt(example.prompt, task.choices[example.gold])
+            alone = model.logits(collate([sequence], 0))
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_itself_again_after_a_stage(
+    compose_run: ComposeRun, small: list[str], lora_parent: tuple[StageSpec, Path]
+) -> None:
+    stage = compose_run(*small, "method=joint").last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, seed=0)
+    batch = some_batch(task, "left")
+
+    def plain() -> torch.Tensor:
+        with adapted(base, []) as model, torch.no_grad():
+            return model.logits(batch)
+
+    before, names = plain(), set(base.model.state_dict())
+    with adapted(base, [lora_parent]) as model, torch.no_grad():
+        model.add_trainable(stage)
+        shake(model)
+        assert not torch.equal(model.logits(batch), before)
+    assert torch.equal(plain(), before)
+    assert set(base.model.state_dict()) == names
+
+
+def test_weight_decay_leaves_rotations_orthonormal(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    """Decay on torch's orthogonal parametrisation would round R to 0."""
+    from safetensors.torch import load_file
+
+    stage = compose_run(*small, "method=reft", "epochs=2", "reft.weight_decay=0.1").last
+    run_stage(stage, store)
+    weights = load_file(store.adapter(stage) / "reft.safetensors")
+    for name, rotation in weights.items():
+        if name.endswith("rotate_layer"):
+            product = rotation.T @ rotation
+            torch.testing.assert_close(product, torch.eye(len(product)), rtol=1e-4, atol=1e-4)

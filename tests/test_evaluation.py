@@ -1,0 +1,112 @@
+"""Choice scoring against an independent computation with transformers alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from heft_pipeline.data.prompts import load_task
+from heft_pipeline.evaluation import score
+from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.base import load_base
+from heft_pipeline.plan import Run
+
+ComposeRun = Callable[..., Run]
+
+ONE_TOKEN = "data.choices.true=' yes'"
+SEVERAL_TOKENS = "data.choices.true=' yes w1 w2'"
+
+
+def by_hand(folder: Path, prompts: list[str], choices: list[str]) -> torch.Tensor:
+    """Log-probabilities of continuations, one sequence at a time, from all logits."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    table = torch.zeros(len(prompts), len(choices))
+    for i, prompt in enumerate(prompts):
+        length = len(tokenizer(prompt).input_ids)
+        for j, choice in enumerate(choices):
+            ids = torch.tensor([tokenizer(prompt + choice).input_ids])
+            with torch.no_grad():
+                log_probs = model(ids).logits[0].log_softmax(-1)
+            for position in range(length, ids.shape[1]):
+                table[i, j] += log_probs[position - 1, ids[0, position]]
+    return table
+
+
+@pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL_TOKENS])
+def test_scores_equal_transformers_alone(
+    compose_run: ComposeRun, small: list[str], small_model: Path, small_data: Path, choices: str
+) -> None:
+    import json
+
+    stage = compose_run(*small, choices).last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    with adapted(base, []) as model:
+        scores = score(model, task.eval, task.choices, batch_size=7)
+    rows = [json.loads(x) for x in (small_data / "validation.jsonl").read_text().splitlines()]
+    prompts = [f"{row['passage']} Question: {row['question']} Answer:" for row in rows]
+    expected = by_hand(small_model, prompts, [text for _, text in stage.data.choices])
+    torch.testing.assert_close(scores.log_probabilities, expected, rtol=1e-4, atol=1e-4)
+    assert scores.predictions.tolist() == expected.argmax(dim=1).tolist()
+    assert scores.gold.tolist() == [0 if row["answer"] else 1 for row in rows]
+    right = sum(
+        p == g for p, g in zip(scores.predictions.tolist(), scores.gold.tolist(), strict=True)
+    )
+    assert scores.accuracy == pytest.approx(right / len(rows))
+
+
+@pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL_TOKENS])
+def test_batch_size_changes_no_score(
+    compose_run: ComposeRun, small: list[str], choices: str
+) -> None:
+    stage = compose_run(*small, choices).last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    with adapted(base, []) as model:
+        one = score(model, task.eval, task.choices, batch_size=1)
+        many = score(model, task.eval, task.choices, batch_size=64)
+    torch.testing.assert_close(one.log_probabilities, many.log_probabilities, rtol=1e-4, atol=1e-4)
+
+
+def test_generation_agrees_with_transformers_generate(
+    compose_run: ComposeRun, small: list[str], small_model: Path
+) -> None:
+    """A choice is predicted where greedy text begins with it, and none where it does not."""
+    stage = compose_run(*small).last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    plain = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+    texts = []
+    for example in task.eval:
+        ids = torch.tensor([example.prompt])
+        output = plain.generate(ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
+        texts.append(output[0, -1].item())
+    common = max(set(texts), key=texts.count)
+    choices = ((common,), (next(i for i in range(68) if i != common),))
+    with adapted(base, []) as model:
+        scores = score(model, task.eval, choices, batch_size=8, mode="generate")
+    other = choices[1][0]
+    expected = [0 if text == common else 1 if text == other else -1 for text in texts]
+    assert scores.predictions.tolist() == expected
+    assert {0, -1} <= set(expected)
+
+
+def test_generation_is_edited_at_the_prompt(
+    compose_run: ComposeRun, small: list[str], small_model: Path
+) -> None:
+    """With ReFT, the first generated token is the one that edited logits rank highest."""
+    stage = compose_run(*small, "method=reft").last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    with adapted(base, []) as model:
+        torch.manual_seed(1)
+        model.add_trainable(stage)
+        vocabulary = tuple((i,) for i in range(68))
+        scores = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
+        assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
+    with adapted(base, []) as model:
+        plain = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
+    assert plain.predictions.tolist() != scores.predictions.tolist()
