@@ -1,7 +1,9 @@
 """The command line: compose the config, make it a plan, execute it, report."""
 
+import errno
 import os
 import sys
+import traceback
 
 import hydra
 from hydra.errors import HydraException
@@ -10,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heft_pipeline.config import config_dir, register
 from heft_pipeline.errors import UserError
+
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EEXIST)
 
 
 def run(cfg: DictConfig) -> float:
@@ -21,9 +25,25 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The run's accuracy.
     """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from launch.sweep import run_point
 
-    return run_point(cfg)
+    try:
+        return run_point(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            raise _PastHydra(error) from error
+        raise
+
+
+class _PastHydra(BaseException):
+    """Carries an error past Hydra, which would print a heading and the overrides before it."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def main() -> None:
@@ -37,11 +57,23 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:
         entry(run)()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if show_traceback:
+    except (_PastHydra, UserError, HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error), show_traceback)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
             raise
-        print(f"Error: {explain(error)}", file=sys.stderr)
-        sys.exit(1)
+        _fail(
+            f"{error.filename} cannot be written ({error.strerror}); choose another place with "
+            "output_dir=DIR",
+            show_traceback,
+        )
+
+
+def _fail(message: str, show_traceback: bool) -> None:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def explain(error: BaseException) -> str:

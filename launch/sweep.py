@@ -37,10 +37,11 @@ def launch_sweep(
         initial_job_idx: The number of the first job.
 
     Returns:
-        One return value a job: its accuracy, or the failure of a stage it stands on.
+        One return value a job: its accuracy.
 
     Raises:
-        UserError: A job cannot work as configured; raised before anything is trained.
+        UserError: A job cannot work as configured (raised before anything is trained), or a
+            stage failed (raised after the report).
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -71,6 +72,12 @@ def launch_sweep(
         )
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     report(sweep, console)
+    failed = [run for run in plan.runs if any(s.fingerprint in failures for s in run.stages)]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(plan.runs)} runs failed; the stages' logs are named above. "
+            "Mend the cause and give the same command again: what is complete is kept"
+        )
     return returns
 
 

@@ -174,4 +174,4 @@ def test_nothing_in_a_stages_folder_is_a_pickle(
         ".json", ".jsonl", ".parquet", ".safetensors", ".log", ".md",
     }  # fmt: skip
     assert json.loads((store.folder(stage.fingerprint) / "result.json").read_text())["accuracy"]
-    assert "pickle" not in sys.modules or all(b"\x80\x04" != p.read_bytes()[:2] for p in files)
+    assert "pickle" not in sys.modules or all(p.read_bytes()[:2] != b"\x80\x04" for p in files)

@@ -166,9 +166,11 @@ def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[in
 
 def _golds(data: DataSpec, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
     column, first = data.answer_column, rows[0][1]
+    names = {"train": data.train_split, "dev": data.dev_split, "eval": data.eval_split}
+    where = f"data.{split}_split={names[split]}" if names[split] else "the held-out dev rows"
     if column not in first:
         raise UserError(
-            f"data.answer_column={column} is not a column of {data.name}'s {split} split; "
+            f"data.answer_column={column} is not a column of {where} of {data.name}; "
             f"it has {', '.join(map(str, first))}"
         )
     index = {label: i for i, label in enumerate(data.labels)}
@@ -184,8 +186,9 @@ def _golds(data: DataSpec, split: str, rows: Sequence[tuple[str, Row]]) -> list[
         golds.append(index[label])
     if len(set(golds)) == 1:
         raise UserError(
-            f"all {len(rows)} rows of {data.name}'s {split} split have the same answer "
-            f"({data.labels[golds[0]]}); nothing can be learnt or measured on them"
+            f"{where}: all {len(rows)} rows of {data.name} have the same answer "
+            f"({data.labels[golds[0]]}), so nothing can be learnt or measured on them; give rows "
+            "with more than one answer"
         )
     return golds
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from heft_pipeline.config import INTERVENTIONS
-from heft_pipeline.data.batches import Batch, collate
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.data.prompts import Task, load_task
-from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.models.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base
 from heft_pipeline.plan import Run
@@ -17,6 +16,7 @@ from heft_pipeline.spec import StageSpec
 from heft_pipeline.stage import run_stage
 from heft_pipeline.store import Store
 from heft_pipeline.training.loop import answer_loss
+from tests.conftest import composed_run
 
 ComposeRun = Callable[..., Run]
 
@@ -26,17 +26,8 @@ def lora_parent(
     tmp_path_factory: pytest.TempPathFactory, small: list[str]
 ) -> tuple[StageSpec, Path]:
     """A trained LoRA stage and its adapter folder."""
-    from hydra import compose, initialize_config_dir
-
-    from heft_pipeline.config import config_dir, register, typed
-    from heft_pipeline.plan import make_run
-    from heft_pipeline.sources import Sources
-
     folder = tmp_path_factory.mktemp("parent")
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("config", [*small, "method=lora", "epochs=1", "sweep=x"])
-    stage = make_run(typed(cfg), Sources(folder / "digests.json"), "run", []).last
+    stage = composed_run(*small, "method=lora", "epochs=1").last
     store = Store(folder)
     run_stage(stage, store)
     return stage, store.adapter(stage)
@@ -113,16 +104,20 @@ def test_hooks_equal_pyreft(
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("share_weights", [True, False])
-@pytest.mark.parametrize("positions", ["f3+l4", "f5", "l5"])
+@pytest.mark.parametrize(
+    ("intervention", "positions"),
+    [*((kind, "f3+l4") for kind in INTERVENTIONS), ("loreft", "f5"), ("loreft", "l5")],
+)
 def test_hooks_equal_pyreft_with_either_padding(
     compose_run: ComposeRun,
     small: list[str],
+    intervention: str,
     positions: str,
     share_weights: bool,
     padding_side: str,
 ) -> None:
     asked = [*small, "method=reft", f"reft.positions={positions}", "reft.layers=[0,2]"]
-    asked.append(f"reft.share_weights={share_weights}")
+    asked += [f"reft.share_weights={share_weights}", f"reft.intervention={intervention}"]
     hooks = compose_run(*asked).last
     oracle = compose_run(*asked, "reft.engine=pyreft").last
     base = load_base(hooks.model, torch.device("cpu"))
@@ -144,6 +139,7 @@ def test_hooks_equal_pyreft_with_either_padding(
                 "position_ids": batch.position_ids,
             }
             if stage.reft is not None and stage.reft.engine == "pyreft":
+                assert model._pyreft is not None
                 reft_model, adapter = model._pyreft
                 columns = [
                     prompt_positions(batch, positions, unit.end).tolist() for unit in adapter.units

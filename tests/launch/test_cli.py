@@ -1,0 +1,311 @@
+"""The command line: sweeps, reuse, and one clear message for each bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import CliResult, make_rows, write_rows
+
+Cli = Callable[..., CliResult]
+
+COLUMNS = (
+    "method,epochs,lora_rank,reft_rank,seed,model,data,accuracy,n_eval,trainable_params,"
+    "train_seconds,train_tflop,peak_memory_mb,stages,stages_reused,status"
+)
+
+
+def test_a_sweep_ends_in_a_table_and_a_report(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    asked = [*small, "-m", "method=lora,reft,heft", "epochs=1,2", "rank=4", "sweep=s"]
+    status, out, err = cli(*asked)
+    assert status == 0, err
+    assert "6 runs" in out
+    assert "6 unique stages, not 8" in out
+    folder = tmp_path / "outputs" / "sweeps" / "s"
+    assert (folder / "results.csv").read_text().splitlines()[0] == COLUMNS
+    table = pd.read_csv(folder / "results.csv")
+    assert len(table) == 6
+    assert set(table.status) == {"complete"}
+    assert table.accuracy.between(0, 1).all()
+    assert (table.n_eval == 50).all()
+    heft, lora = (
+        table[(table.method == m) & (table.epochs == 2)].iloc[0] for m in ("heft", "lora")
+    )
+    assert heft.train_seconds > lora.train_seconds
+    assert heft.trainable_params > lora.trainable_params
+    assert heft.stages.split("+")[0] == lora.stages
+    assert heft.stages_reused == 1
+    text = (folder / "report.md").read_text()
+    figures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
+    assert figures
+    for figure in figures:
+        assert (folder / figure).read_bytes()[:4] == b"\x89PNG"
+        assert len((folder / figure).with_suffix(".csv").read_text().splitlines()) == 7
+    assert "heft" in text
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [len(run["stages"]) for run in plan["runs"]] == [1, 1, 1, 1, 2, 2]
+    for run in plan["runs"]:
+        assert (folder / "runs" / run["name"] / ".hydra" / "config.yaml").is_file()
+    assert max(map(len, out.splitlines())) <= 80 or "/" in max(out.splitlines(), key=len)
+
+
+def test_a_complete_sweep_is_reused_without_importing_torch(
+    cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    asked = [*small, "-m", "method=lora,heft", "epochs=1"]
+    assert cli(*asked, "sweep=first")[0] == 0
+    code = (
+        "import sys; from heft_pipeline.__main__ import main\n"
+        "main()\n"
+        "print('TORCH' if 'torch' in sys.modules else 'NO TORCH')"
+    )
+    arguments = [
+        *(a for a in asked if a != "-m"),
+        "sweep=second",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NO TORCH" in done.stdout
+    assert done.stdout.count("reused") >= 2
+    assert time.monotonic() - started < 60
+    table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "second" / "results.csv")
+    assert table.stages_reused.tolist() == [1, 2]
+
+
+def test_one_run_without_multirun_returns_the_same_result(
+    cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    status, _, err = cli(*small, "method=heft", "epochs=1", "sweep=one")
+    assert status == 0, err
+    table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "one" / "results.csv")
+    assert len(table) == 1
+    status, out, _ = cli(*small, "-m", "method=heft", "epochs=1", "sweep=many")
+    again = pd.read_csv(tmp_path / "outputs" / "sweeps" / "many" / "results.csv")
+    assert again.accuracy.tolist() == table.accuracy.tolist()
+    assert "2 complete" in out
+
+
+def test_hydras_basic_launcher_gives_the_same_results(
+    cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    asked = [*small, "-m", "method=lora,heft", "epochs=1"]
+    assert cli(*asked, "sweep=ours", output_dir=tmp_path / "a")[0] == 0
+    status, _, err = cli(*asked, "sweep=s", "hydra/launcher=basic", output_dir=tmp_path / "b")
+    assert status == 0, err
+    ours = pd.read_csv(tmp_path / "a" / "sweeps" / "ours" / "results.csv")
+    theirs = pd.read_csv(tmp_path / "b" / "sweeps" / "s" / "results.csv")
+    assert theirs.accuracy.tolist() == ours.accuracy.tolist()
+    assert theirs.stages.tolist() == ours.stages.tolist()
+
+
+def test_a_failed_stage_fails_only_the_runs_that_stand_on_it(
+    cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    asked = [*small, "-m", "method=lora,reft,heft", "epochs=1", "lora.learning_rate=1e30"]
+    status, out, err = cli(*asked, "sweep=s")
+    assert status == 1
+    table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "s" / "results.csv")
+    assert table.status.tolist() == ["failed", "complete", "failed"]
+    assert "lora.learning_rate=1e+30" in out
+    assert "stage.log" in out
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(small: list[str], tmp_path: Path) -> None:
+    asked = [*small, "method=lora", "epochs=200", f"output_dir={tmp_path}", "sweep=s"]
+    command = [sys.executable, "-m", "heft_pipeline", *asked]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("stages/*/checkpoint/last.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "goes on from there" in out
+    assert "Traceback" not in err
+    stopped = list(tmp_path.glob("stages/*/checkpoint/last.safetensors"))
+    assert stopped
+
+
+def bad(key: str, *overrides: str) -> object:
+    return pytest.param(key, overrides, id=overrides[-1][:60])
+
+
+BAD_CONFIG = [
+    bad("lora.rnak", "lora.rnak=3"),
+    bad("epochs", "epochs=three"),
+    bad("lora.rank", "lora.rank=0"),
+    bad("rank", "rank=0"),
+    bad("reft.rank", "reft.rank=-1"),
+    bad("method", "method=nosuch"),
+    bad("method.stages", "method.stages=[lora,qlora]"),
+    bad("lora.dropout", "lora.dropout=1.5"),
+    bad("lora.learning_rate", "lora.learning_rate=0"),
+    bad("reft.positions", "reft.positions=x7"),
+    bad("reft.positions", "reft.positions=f0+l0"),
+    bad("reft.intervention", "reft.intervention=foo"),
+    bad("reft.layers", "reft.layers=[]"),
+    bad("reft.layers", "reft.layers=some"),
+    bad("lora.target_modules", "lora.target_modules=[]"),
+    bad("model.dtype", "model.dtype=float16"),
+    bad("seed", "seed=-1"),
+    bad("sweep", "sweep=a/b"),
+    bad("device", "device=tpu"),
+    bad("device", "device=cuda:7"),
+    bad("data.path", "data.path=/no/such/folder"),
+    bad("model.id", "model.id=/no/such/folder"),
+    bad("model.id", "model.id=nobody/nothing"),
+    bad("data.id", "data.path=null", "data.id=nobody/nothing"),
+    bad("data.choices", "data.choices.true=' '"),
+    bad("data.choices", "~data.choices.true"),
+    bad("data.dev_size", "data.dev_size=0"),
+    bad("training.selection", "training.selection=first"),
+    # These need the model's shape or the data.
+    bad("reft.layers", "method=reft", "reft.layers=[7]"),
+    bad("lora.target_modules", "method=lora", "lora.target_modules=[q_proj,c_attn]"),
+    bad("reft.positions", "method=reft", "reft.positions=f30+l30"),
+    bad("reft.rank", "method=reft", "reft.rank=33"),
+    bad("data.choices.true", "data.choices.true=' unheard'"),
+    bad("data.choices", "data.choices.true=' no w1'"),
+    bad("data.answer_column", "data.answer_column=label"),
+    bad("data.prompt", "data.prompt='{text} {question}'", "data.truncate_column=null"),
+    bad("data.prompt", "data.prompt='{passage} {question'", "data.truncate_column=null"),
+    bad("data.train_split", "data.train_split=training"),
+    bad("data.eval_split", "data.eval_split=test"),
+    bad("data.max_train_rows", "data.max_train_rows=0"),
+    bad("data.dev_size", "data.dev_size=120"),
+    bad("data.max_prompt_tokens", "data.max_prompt_tokens=3"),
+    bad("data.max_prompt_tokens", "data.max_prompt_tokens=10", "data.truncate_column=null"),
+    bad("reft.engine", "method=reft", "reft.engine=pyreft", "model.dtype=bfloat16"),
+    bad("lora.init_from", "lora.init_from=/no/such/folder"),
+]
+
+
+@pytest.mark.parametrize(("key", "overrides"), BAD_CONFIG)
+def test_bad_input_is_one_message_that_names_the_key(
+    cli: Cli, small: list[str], tmp_path: Path, key: str, overrides: tuple[str, ...]
+) -> None:
+    for mode in ([], ["-m"]):
+        status, _, err = cli(*small, *mode, *overrides)
+        assert status == 1, (mode, err)
+        assert key in err, (mode, err)
+        assert "Traceback" not in err
+        assert err.startswith("Error: ") or "\nError: " in err
+        assert not list((tmp_path / "outputs").glob("stages/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("key", "split", "rows"),
+    [
+        ("no rows", "validation", []),
+        (
+            "validation",
+            "validation",
+            [{"passage": "w1 w2 w3", "question": "w1", "answer": True}] * 5,
+        ),
+        ("train", "train", [{"passage": "w1 w2 w3", "question": "w1", "answer": True}] * 50),
+        ("answer=3", "train", [{"passage": "w1 w2 w3", "question": "w1", "answer": 3}] * 50),
+        ("answer", "train", [{"passage": "w1 w2 w3", "question": "w1"}] * 50),
+        ("passage", "train", [{"question": "w1", "answer": i % 2 == 0} for i in range(50)]),
+    ],
+)
+def test_bad_data_is_one_message(
+    cli: Cli, small: list[str], tmp_path: Path, key: str, split: str, rows: list[dict[str, object]]
+) -> None:
+    folder = tmp_path / "data"
+    write_rows(folder / "train.jsonl", make_rows(50, seed=1))
+    write_rows(folder / "validation.jsonl", make_rows(20, seed=2))
+    write_rows(folder / f"{split}.jsonl", rows)
+    status, _, err = cli(*small, f"data.path={folder}")
+    assert status == 1
+    assert key in err
+    assert "Traceback" not in err
+
+
+def test_broken_json_names_its_line(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_rows(folder / "validation.jsonl", make_rows(20, seed=2))
+    (folder / "train.jsonl").write_text('{"passage": "w1"\n')
+    status, _, err = cli(*small, f"data.path={folder}")
+    assert status == 1
+    assert "train.jsonl, line 1" in err
+
+
+def test_an_unwritable_output_folder_is_said(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for mode in ([], ["-m"]):
+        status, _, err = cli(*small, *mode, output_dir=tmp_path / "file" / "out")
+        assert status == 1
+        assert "output_dir=" in err
+        assert "Traceback" not in err
+
+
+def test_full_errors_can_be_asked_for(small: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "heft_pipeline", "rank=0", f"output_dir={tmp_path}"]
+    environment = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_help_lists_groups_and_choices_without_heavy_imports(tmp_path: Path) -> None:
+    code = (
+        "import sys; from heft_pipeline.__main__ import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
+    )
+    assert "model: llama2_7b, llama3_8b, smollm2_135m, tiny" in done.stdout
+    assert "method: heft, joint, lora, reft" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("experiment", ["heft_paper", "rank_sweep"])
+def test_experiments_compose(experiment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "heft_pipeline", f"+experiment={experiment}", "--cfg", "all"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ("epochs: 3,20" in done.stdout) == (experiment == "heft_paper")
+    assert ("id: meta-llama/Llama-2-7b-hf" in done.stdout) == (experiment == "heft_paper")
+    assert ("rank: 4,8,16,32,64" in done.stdout) == (experiment == "rank_sweep")
+
+
+def test_the_hub_cache_is_used_offline(
+    cli: Cli,
+    small: list[str],
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cached hub model runs without a connection, pinned to its commit."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--someone--small"
+    shutil.copytree(small_model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    status, _, err = cli(*small, "model.id=someone/small", "method=lora", "epochs=1", "sweep=s")
+    assert status == 0, err
+    stage = json.loads(next(tmp_path.glob("outputs/stages/*/stage.json")).read_text())
+    assert stage["model"]["content"] == f"hub:someone/small@{commit}"
+    assert stage["model"]["name"] == "small"
