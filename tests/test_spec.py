@@ -47,12 +47,12 @@ def changed(value: Any) -> Any:
 def variants(stage: StageSpec) -> Iterator[tuple[str, StageSpec]]:
     """The stage with each field changed in turn, and the field's path."""
     for field in dataclasses.fields(stage):
-        value = getattr(stage, field.name)
+        value: Any = getattr(stage, field.name)
         if field.name == "parent":
             continue
         if dataclasses.is_dataclass(value):
             for inner in dataclasses.fields(value):
-                new: Any = dataclasses.replace(
+                new = dataclasses.replace(
                     value, **{inner.name: changed(getattr(value, inner.name))}
                 )
                 yield f"{field.name}.{inner.name}", dataclasses.replace(stage, **{field.name: new})

@@ -137,9 +137,10 @@ def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[in
     for label, text in data.choices:
         joined = _ids(tokenizer, [prompt + text])[0]
         # A tokenizer that merges across the boundary gets the choice tokenised by itself.
+        apart = joined[: len(before)] == before and len(joined) > len(before)
         ids = (
             joined[len(before) :]
-            if joined[: len(before)] == before
+            if apart
             else tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         )
         if not ids:

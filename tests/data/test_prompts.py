@@ -1,0 +1,139 @@
+"""From rows to token ids."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heft_pipeline.data.prompts import Task, choice_tokens, load_task, render
+from heft_pipeline.data.rows import hold_out, read_splits
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.base import load_tokenizer
+from heft_pipeline.plan import Run
+from heft_pipeline.spec import DataSpec
+
+ComposeRun = Callable[..., Run]
+
+
+def loaded(compose_run: ComposeRun, *overrides: str, seed: int = 0) -> tuple[Task, DataSpec, Any]:
+    stage = compose_run(*overrides).last
+    tokenizer = load_tokenizer(stage.model)
+    return load_task(stage.data, tokenizer, seed), stage.data, tokenizer
+
+
+def test_a_long_passage_is_cut_and_never_the_question(
+    compose_run: ComposeRun, small: list[str], small_data: Path
+) -> None:
+    whole, _, tokenizer = loaded(compose_run, *small)
+    cut, _, _ = loaded(compose_run, *small, "data.max_prompt_tokens=20")
+    rows = [json.loads(x) for x in (small_data / "validation.jsonl").read_text().splitlines()]
+    assert cut.truncated > 0 == whole.truncated
+    for row, long, short in zip(rows, whole.eval, cut.eval, strict=True):
+        assert len(short.prompt) == min(20, len(long.prompt))
+        text = tokenizer.decode(short.prompt, skip_special_tokens=True)
+        assert text.endswith(f"Question: {row['question']} Answer:")
+        passage = text.removesuffix(f" Question: {row['question']} Answer:")
+        assert row["passage"].startswith(passage)
+        assert short.gold == long.gold
+
+
+def test_an_uncuttable_prompt_is_refused(compose_run: ComposeRun, small: list[str]) -> None:
+    for limit, way_out in (("data.max_prompt_tokens=4", "even without its passage"),):
+        with pytest.raises(UserError, match=way_out):
+            loaded(compose_run, *small, limit)
+
+
+def test_dev_rows_are_held_out_of_train_by_the_seed(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    task, _, _ = loaded(compose_run, *small, "data.dev_size=0.25")
+    train, dev = ({e.id for e in split} for split in (task.train, task.dev))
+    assert (len(train), len(dev)) == (90, 30)
+    assert not train & dev
+    again, _, _ = loaded(compose_run, *small, "data.dev_size=0.25")
+    assert {e.id for e in again.dev} == dev
+    other, _, _ = loaded(compose_run, *small, "data.dev_size=0.25", seed=1)
+    assert {e.id for e in other.dev} != dev
+    counted, _, _ = loaded(compose_run, *small, "data.dev_size=7")
+    assert len(counted.dev) == 7
+    assert {e.id for e in task.eval} == {e.id for e in other.eval}
+
+
+def test_hold_out_refuses_to_leave_a_side_empty() -> None:
+    rows: list[Any] = [(str(i), {}) for i in range(10)]
+    for size in (0.01, 10.0, 11.0):
+        with pytest.raises(UserError, match=r"data\.dev_size"):
+            hold_out(rows, size, seed=0)
+
+
+def test_ids_come_from_a_column_or_the_row_number(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    by_number, _, _ = loaded(compose_run, *small)
+    assert by_number.eval[3].id == "validation/3"
+    by_column, _, _ = loaded(compose_run, *small, "data.id_column=passage")
+    assert by_column.eval[3].id.startswith("w")
+    with pytest.raises(UserError, match=r"data\.id_column=idx"):
+        loaded(compose_run, *small, "data.id_column=idx")
+
+
+def test_parquet_and_jsonl_give_the_same_task(
+    compose_run: ComposeRun, small: list[str], small_data: Path, tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    for split in ("train", "validation"):
+        table = pd.read_json(small_data / f"{split}.jsonl", lines=True)
+        half = len(table) // 2
+        table[:half].to_parquet(tmp_path / f"{split}-00000-of-00002.parquet")
+        table[half:].to_parquet(tmp_path / f"{split}-00001-of-00002.parquet")
+    expected, _, _ = loaded(compose_run, *small)
+    task, _, _ = loaded(compose_run, *small, f"data.path={tmp_path}")
+    assert task == expected
+
+
+def test_the_hubs_loader_reads_the_same_rows(
+    compose_run: ComposeRun, small: list[str], small_data: Path
+) -> None:
+    """datasets.load_dataset, as for a hub data set, on a local folder in its place."""
+    local = compose_run(*small).last.data
+    hub = dataclasses.replace(local, revision="main")
+    assert read_splits(hub, 0) == read_splits(local, 0)
+    with pytest.raises(UserError, match=r"data\.eval_split=test"):
+        read_splits(dataclasses.replace(hub, eval_split="test"), 0)
+
+
+def test_choices_are_tokenised_as_they_stand_after_the_prompt(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    task, data, tokenizer = loaded(compose_run, *small, "data.choices.true=' yes w3 w4'")
+    assert [tokenizer.decode(c) for c in task.choices] == ["yes w3 w4", "no"]
+    assert task.labels == ("true", "false")
+    prompt = render(data, {"passage": "w1 w2", "question": "w1"})
+    assert choice_tokens(data, tokenizer, prompt) == task.choices
+
+
+def test_a_merging_tokenizer_gets_its_choices_by_themselves(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    """Where prompt and choice merge into one token, the choice still has tokens of its own."""
+    _, data, tokenizer = loaded(compose_run, *small)
+    glued = dataclasses.replace(data, choices=(("true", "yes"), ("false", "no")))
+    assert choice_tokens(glued, tokenizer, "w1 w") == ((3,), (4,))
+
+
+def test_other_labels_than_booleans(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    labels = ["entailment", 1, "entailment", 1, "entailment", 1, "entailment", 1]
+    rows = [{"passage": "w1 w2", "question": "w3", "label": x} for x in labels]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = [f"data.path={tmp_path}", "data.answer_column=label", "data.dev_size=4"]
+    choices = ["~data.choices.true", "~data.choices.false", "+data.choices.entailment=' yes'"]
+    task, _, _ = loaded(compose_run, *small, *asked, *choices, "+data.choices.1=' no'", seed=3)
+    assert [e.gold for e in task.eval] == [0, 1] * 4
+    assert task.labels == ("entailment", "1")
