@@ -1,22 +1,24 @@
 """From Hydra's jobs to one plan, and back to one return value a job."""
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 from rich.console import Console
+from rich.markup import escape
 
 from heft_pipeline.config import typed
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan import Plan, Run, make_run
 from heft_pipeline.sources import Sources
 from heft_pipeline.sweep import Sweep
+from heft_pipeline.tracking import track_run
 from launch.execute import execute
 
 _DIGESTS = Path(".cache") / "digests.json"
@@ -64,7 +66,7 @@ def launch_sweep(
         returns.append(
             run_job(
                 hydra_context=hydra_context,
-                task_function=_finished(sweep, run, failures),
+                task_function=_finished(sweep, run, failures, console),
                 config=job,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
@@ -104,7 +106,7 @@ def run_point(cfg: DictConfig) -> float:
     sweep.record(plan, command_line())
     failures = execute(plan, sweep.store, console)
     report(sweep, console)
-    return _finished(sweep, run, failures)(cfg)
+    return _finished(sweep, run, failures, console)(cfg)
 
 
 def report(sweep: Sweep, console: Console) -> None:
@@ -142,10 +144,12 @@ def _run_of_job(job: DictConfig, sources: Sources) -> Run:
         raise UserError(f"{error}\n(in the run {' '.join(overrides)})") from error
 
 
-def _finished(sweep: Sweep, run: Run, failures: dict[str, str]) -> Callable[[Any], float]:
-    """A Hydra task function that returns what a run's stages came to."""
+def _finished(
+    sweep: Sweep, run: Run, failures: dict[str, str], console: Console
+) -> Callable[[DictConfig], float]:
+    """A Hydra task function that tracks a run and returns what its stages came to."""
 
-    def accuracy(_cfg: Any) -> float:
+    def accuracy(cfg: DictConfig) -> float:
         for stage in run.stages:
             if stage.fingerprint in failures:
                 raise UserError(
@@ -154,6 +158,12 @@ def _finished(sweep: Sweep, run: Run, failures: dict[str, str]) -> Callable[[Any
         result = sweep.store.result(run.last.fingerprint)
         if result is None:
             raise UserError(f"run {run.name} is not complete: {run.last.label}")
+        config = typed(cfg)
+        folder = sweep.folder / "runs" / run.name
+        resolved = dataclasses.asdict(config)
+        problem = track_run(config.tracking, sweep.store, folder, run.method, run.stages, resolved)
+        if problem:
+            console.print(f"[yellow]![/] {escape(problem)}", soft_wrap=True)
         return float(result["accuracy"])
 
     return accuracy

@@ -52,12 +52,12 @@ def variants(stage: StageSpec) -> Iterator[tuple[str, StageSpec]]:
             continue
         if dataclasses.is_dataclass(value):
             for inner in dataclasses.fields(value):
-                new = dataclasses.replace(
-                    value, **{inner.name: changed(getattr(value, inner.name))}
-                )
-                yield f"{field.name}.{inner.name}", dataclasses.replace(stage, **{field.name: new})
+                inside: dict[str, Any] = {inner.name: changed(getattr(value, inner.name))}
+                outside: dict[str, Any] = {field.name: dataclasses.replace(value, **inside)}
+                yield f"{field.name}.{inner.name}", dataclasses.replace(stage, **outside)
         else:
-            yield field.name, dataclasses.replace(stage, **{field.name: changed(value)})
+            other: dict[str, Any] = {field.name: changed(value)}
+            yield field.name, dataclasses.replace(stage, **other)
 
 
 def test_each_field_changes_the_fingerprint_or_is_known_not_to(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
+from heft_pipeline.metrics import read_metrics
 from heft_pipeline.plan import Run
 from heft_pipeline.stage import run_stage
 from heft_pipeline.store import Store
-from heft_pipeline.training.metrics import read_metrics
 
 ComposeRun = Callable[..., Run]
 

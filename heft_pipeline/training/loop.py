@@ -20,11 +20,11 @@ from heft_pipeline.data.batches import (
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
 from heft_pipeline.evaluation import score
+from heft_pipeline.metrics import MetricsLog
 from heft_pipeline.models.adapted import AdaptedModel
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.training import checkpoint
 from heft_pipeline.training.flops import FlopCounter
-from heft_pipeline.training.metrics import MetricsLog
 
 LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 
