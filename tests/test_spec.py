@@ -53,7 +53,8 @@ def variants(stage: StageSpec) -> Iterator[tuple[str, StageSpec]]:
         if dataclasses.is_dataclass(value):
             for inner in dataclasses.fields(value):
                 inside: dict[str, Any] = {inner.name: changed(getattr(value, inner.name))}
-                outside: dict[str, Any] = {field.name: dataclasses.replace(value, **inside)}
+                part: Any = value
+                outside: dict[str, Any] = {field.name: dataclasses.replace(part, **inside)}
                 yield f"{field.name}.{inner.name}", dataclasses.replace(stage, **outside)
         else:
             other: dict[str, Any] = {field.name: changed(value)}

@@ -130,6 +130,7 @@ def _read_file(file: Path) -> list[Row]:
 def _read_hub(data: DataSpec, where: str, split: str) -> list[Row]:
     import datasets
 
+    datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(
             data.location, name=data.subset, split=split, revision=data.revision

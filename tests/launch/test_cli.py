@@ -72,14 +72,12 @@ def test_a_complete_sweep_is_reused_without_importing_torch(
         "sweep=second",
         f"output_dir={tmp_path / 'outputs'}",
     ]
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, "-m", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "NO TORCH" in done.stdout
     assert done.stdout.count("reused") >= 2
-    assert time.monotonic() - started < 60
     table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "second" / "results.csv")
     assert table.stages_reused.tolist() == [1, 2]
 
