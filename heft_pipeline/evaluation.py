@@ -10,6 +10,7 @@ from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
 from heft_pipeline.models.adapted import AdaptedModel
 from heft_pipeline.models.base import model_inputs
+from heft_pipeline.parallel import Ranks
 
 Choices = tuple[tuple[int, ...], ...]
 
@@ -47,6 +48,7 @@ def score(
     batch_size: int,
     mode: str = "logprob",
     advance: Callable[[int], None] = lambda _: None,
+    ranks: Ranks | None = None,
 ) -> Scores:
     """Predict an answer for each example.
 
@@ -58,18 +60,24 @@ def score(
         mode: ``logprob``: the choice with the highest log-probability (the first of equals).
             ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
             computed all the same.
-        advance: Called with the number of examples just scored.
+        advance: Called with the number of examples just scored by this process.
+        ranks: The processes that score together, each its part; all get the whole result.
 
     Returns:
         The scores, in the examples' order.
     """
     gold = torch.tensor([e.gold for e in examples])
-    table = _log_probabilities(model, examples, choices, batch_size, advance)
+    own = ranks.share(examples) if ranks else examples
+    table = _log_probabilities(model, own, choices, batch_size, advance)
     predictions = (
         table.argmax(dim=1)
         if mode == "logprob"
-        else generated(model, examples, choices, batch_size=batch_size)
+        else generated(model, own, choices, batch_size=batch_size)
     )
+    if ranks and ranks.world > 1:
+        parts = ranks.gather((table.tolist(), predictions.tolist()))
+        table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))
+        predictions = torch.tensor(ranks.unshare([chosen for _, chosen in parts]))
     return Scores(table, predictions, gold)
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.evaluation import Scores, score
 from heft_pipeline.models.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base, load_tokenizer, resolve_device
+from heft_pipeline.parallel import Ranks, start_ranks
 from heft_pipeline.spec import DataSpec, ModelSpec, StageSpec
 from heft_pipeline.store import Store
 from heft_pipeline.training.flops import FlopCounter
@@ -64,25 +66,28 @@ def run_stage(
         Interrupted: ``should_stop`` said so.
     """
     fingerprint = stage.fingerprint
-    with store.lock(fingerprint, on_wait):
-        result = store.result(fingerprint)
+    ranks = start_ranks(resolve_device(stage.device))
+    with store.lock(fingerprint, on_wait) if ranks.first else nullcontext():
+        result = ranks.from_first(store.result(fingerprint))
         if result is not None:
             return Outcome(result, reused=True)
-        folder = store.begin(stage)
-        result = _train_and_evaluate(stage, store, folder, progress, should_stop)
-        store.complete(fingerprint, result)
+        if ranks.first:
+            store.begin(stage)
+        result = _train_and_evaluate(stage, store, ranks, progress, should_stop)
+        if ranks.first:
+            store.complete(fingerprint, result)
         return Outcome(result, reused=False)
 
 
 def _train_and_evaluate(
     stage: StageSpec,
     store: Store,
-    folder: Path,
+    ranks: Ranks,
     progress: Progress,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    device = resolve_device(stage.device)
+    folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
     task = cached_task(stage.data, stage.model, stage.seed)
     base = cached_base(stage.model, device)
@@ -94,14 +99,16 @@ def _train_and_evaluate(
             torch.manual_seed(stage.seed)
             model.add_trainable(stage)
             trainable = model.trainable_count()
-            trainer = Trainer(stage, model, task, flops, folder, should_stop, progress)
+            trainer = Trainer(stage, model, task, flops, folder, should_stop, progress, ranks)
             counters = trainer.run()
             model.finish()
-            model.save(stage, folder / "adapter")
+            if ranks.first:
+                model.save(stage, folder / "adapter")
         evaluated = time.perf_counter()
-        scores = _evaluate(stage, model, task, progress)
+        scores = _evaluate(stage, model, task, progress, ranks)
         eval_seconds = time.perf_counter() - evaluated
-    _write_predictions(folder / "predictions.parquet", task, scores)
+    if ranks.first:
+        _write_predictions(folder / "predictions.parquet", task, scores)
     return {
         "fingerprint": stage.fingerprint,
         "kind": stage.kind,
@@ -126,19 +133,22 @@ def _train_and_evaluate(
         "train_examples": counters.examples,
         "peak_memory_mb": peak_mb(device),
         "resumes": counters.resumes,
+        "processes": ranks.world,
         "dtype": str(base.model.dtype).removeprefix("torch."),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(device),
     }
 
 
-def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, progress: Progress) -> Scores:
+def _evaluate(
+    stage: StageSpec, model: AdaptedModel, task: Task, progress: Progress, ranks: Ranks
+) -> Scores:
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("eval", done, len(task.eval))
+        progress("eval", done, len(ranks.share(task.eval)))
 
     return score(
         model,
@@ -147,6 +157,7 @@ def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, progress: Progr
         batch_size=stage.evaluation.batch_size,
         mode=stage.evaluation.mode,
         advance=advance,
+        ranks=ranks,
     )
 
 

@@ -100,13 +100,17 @@ def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
-def load_random(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
+def load_random(
+    tensors: Mapping[str, torch.Tensor], device: torch.device, prefix: str = ""
+) -> None:
     """Set torch's random generators to what :func:`random_tensors` took.
 
     Args:
         tensors: The tensors; a generator that they lack is left as it is.
         device: Where training runs.
+        prefix: Stands before the names.
     """
-    torch.set_rng_state(tensors["random/cpu"])
-    if device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    if f"{prefix}random/cpu" in tensors:
+        torch.set_rng_state(tensors[f"{prefix}random/cpu"])
+    if device.type == "cuda" and f"{prefix}random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{prefix}random/cuda"], device)

@@ -22,6 +22,7 @@ from heft_pipeline.errors import Interrupted, NonFiniteLoss
 from heft_pipeline.evaluation import score
 from heft_pipeline.metrics import MetricsLog
 from heft_pipeline.models.adapted import AdaptedModel
+from heft_pipeline.parallel import Ranks
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.training import checkpoint
 from heft_pipeline.training.flops import FlopCounter
@@ -85,6 +86,7 @@ class Trainer:
         folder: The stage's folder: ``checkpoint/`` and ``metrics.jsonl`` go there.
         should_stop: Asked before each step; true makes the loop write a checkpoint and raise.
         progress: Told about each step.
+        ranks: The processes that train the stage together; each takes its part of every batch.
     """
 
     def __init__(
@@ -96,12 +98,13 @@ class Trainer:
         folder: Path,
         should_stop: Callable[[], bool],
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
         if stage.training is None:
             raise ValueError(f"a stage of kind {stage.kind} has nothing to train")
         self._stage, self._spec, self._model, self._task = stage, stage.training, model, task
         self._flops, self._folder = flops, folder / "checkpoint"
-        self._should_stop, self._progress = should_stop, progress
+        self._should_stop, self._progress, self._ranks = should_stop, progress, ranks
         self._device = model.base.device
         self._named = {
             f"{group}/{name}": parameter
@@ -118,8 +121,12 @@ class Trainer:
         # Kept on the device: reading them at each step would stall a GPU.
         self._healthy = torch.ones((), dtype=torch.bool, device=self._device)
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        if ranks.world > 1:  # equal initial weights, but dropout masks of each process's own
+            torch.manual_seed(stage.seed * ranks.world + ranks.rank + 1)
         self._resume()
-        self._metrics = MetricsLog(folder / "metrics.jsonl", keep_steps=self._counters.step)
+        self._stop = False
+        if ranks.first:
+            self._metrics = MetricsLog(folder / "metrics.jsonl", keep_steps=self._counters.step)
         self._saved_at = time.monotonic()
 
     def run(self) -> Counters:
@@ -141,8 +148,10 @@ class Trainer:
         while self._counters.epoch < spec.epochs and not self._out_of_patience():
             self._run_epoch()
         if spec.selection == "best":
+            self._ranks.gather(None)  # process 0 has written it
             tensors, _ = checkpoint.read(self._folder / BEST)
             self._load_parameters(tensors)
+        self._counters.train_flop = sum(self._ranks.gather(self._counters.train_flop))
         return self._counters
 
     def _run_epoch(self) -> None:
@@ -150,12 +159,12 @@ class Trainer:
         batches = self._batches(counters.epoch)
         first = counters.step - counters.epoch * self._steps_per_epoch
         for indices in batches[first:]:
-            if self._should_stop():
+            if self._stop or (self._ranks.world == 1 and self._should_stop()):
                 self._check_health()
                 self._save()
                 raise Interrupted(f"{self._stage.label} stopped at step {counters.step}")
             self._step([self._task.train[i] for i in indices])
-            if time.monotonic() - self._saved_at > self._spec.checkpoint_every_seconds:
+            if self._checkpoint_is_due():
                 self._check_health()
                 self._save()
         self._check_health()
@@ -166,16 +175,17 @@ class Trainer:
         self._model.training(True)
         answers = [self._task.choices[e.gold] for e in examples]
         answer_tokens = sum(map(len, answers))
-        lengths = [len(e.prompt) + len(a) - 1 for e, a in zip(examples, answers, strict=True)]
+        pairs = zip(examples, answers, strict=True)
+        sequences = self._ranks.share([AnsweredPrompt(e.prompt, answer) for e, answer in pairs])
+        lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
         total = torch.zeros((), device=self._device)
         for part in split_by_tokens(lengths, self._spec.micro_batch_tokens):
-            pairs = zip(examples[part], answers[part], strict=True)
-            sequences = [AnsweredPrompt(example.prompt, answer) for example, answer in pairs]
-            batch = collate(sequences, self._model.base.pad_token_id).to(self._device)
+            batch = collate(sequences[part], self._model.base.pad_token_id).to(self._device)
             loss = answer_loss(self._model.logits(batch), batch) / answer_tokens
             loss.backward()
             total += loss.detach()
             self._count(batch)
+        self._sum_over_ranks(total)
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._spec.max_grad_norm)
         self._healthy &= torch.isfinite(total) & torch.isfinite(norm)
         learning_rates = self._scheduler.get_last_lr()
@@ -183,6 +193,20 @@ class Trainer:
         self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._finish_step(len(examples), total, norm, learning_rates[0], started)
+
+    def _sum_over_ranks(self, loss: torch.Tensor) -> None:
+        """Add up gradients and the loss, and agree on whether to stop."""
+        if self._ranks.world > 1:
+            stop = torch.tensor(float(self._should_stop()), device=self._device)
+            self._ranks.sum_gradients(self._named.values(), loss, stop)
+            self._stop = bool(stop.item())
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether the last one is old; process 0's clock decides, looked at every few steps."""
+        if self._ranks.world > 1 and self._counters.step % self._spec.log_every_steps:
+            return False
+        due = time.monotonic() - self._saved_at > self._spec.checkpoint_every_seconds
+        return bool(self._ranks.from_first(due))
 
     def _finish_step(
         self, examples: int, loss: torch.Tensor, norm: torch.Tensor, rate: float, started: float
@@ -198,7 +222,7 @@ class Trainer:
         self._epoch_loss += loss.double() * examples
         seconds = time.perf_counter() - started
         counters.train_seconds += seconds
-        if counters.step % self._spec.log_every_steps == 0:
+        if counters.step % self._spec.log_every_steps == 0 and self._ranks.first:
             self._metrics.write(
                 "step",
                 counters.step,
@@ -220,22 +244,24 @@ class Trainer:
             self._task.choices,
             batch_size=self._stage.evaluation.batch_size,
             mode=self._stage.evaluation.mode,
+            ranks=self._ranks,
         )
         counters.dev_seconds += time.perf_counter() - started
         counters.epoch += 1
         if dev.accuracy > counters.best_accuracy:
             counters.best_accuracy, counters.best_epoch = dev.accuracy, counters.epoch
-            if self._spec.selection == "best":
+            if self._spec.selection == "best" and self._ranks.first:
                 checkpoint.write(self._folder / BEST, self._named, {"epoch": counters.epoch})
-        self._metrics.write(
-            "epoch",
-            counters.step,
-            counters.epoch,
-            train_loss=self._epoch_loss.item() / max(1, counters.epoch_examples),
-            dev_accuracy=dev.accuracy,
-            dev_loss=dev.loss,
-            train_seconds=counters.train_seconds,
-        )
+        if self._ranks.first:
+            self._metrics.write(
+                "epoch",
+                counters.step,
+                counters.epoch,
+                train_loss=self._epoch_loss.item() / max(1, counters.epoch_examples),
+                dev_accuracy=dev.accuracy,
+                dev_loss=dev.loss,
+                train_seconds=counters.train_seconds,
+            )
         self._epoch_loss.zero_()
         counters.epoch_examples = 0
         self._save()
@@ -295,17 +321,29 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        own = [checkpoint.random_tensors(self._device), self._counters.train_flop]
+        of_ranks = self._ranks.gather(own)
+        if not self._ranks.first:
+            return
         if not (self._folder / CONSTANTS).is_file():
             checkpoint.write(self._folder / CONSTANTS, self._model.constants(), {})
         self._counters.epoch_loss = self._epoch_loss.item()
         tensors = (
             self._named
             | checkpoint.optimizer_tensors(self._optimizer, self._names)
-            | checkpoint.random_tensors(self._device)
+            | {
+                f"{rank}/{name}": state
+                for rank, (states, _) in enumerate(of_ranks)
+                for name, state in states.items()
+            }
         )
-        meta = {"counters": asdict(self._counters), "scheduler": self._scheduler.state_dict()}
+        meta = {
+            "counters": asdict(self._counters),
+            "flop_of_ranks": [flop for _, flop in of_ranks],
+            "scheduler": self._scheduler.state_dict(),
+        }
         checkpoint.write(self._folder / LAST, tensors, meta)
-        self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         if not (self._folder / LAST).is_file():
@@ -316,7 +354,7 @@ class Trainer:
         tensors, meta = checkpoint.read(self._folder / LAST)
         self._load_parameters(tensors)
         checkpoint.load_optimizer(self._optimizer, self._names, tensors)
-        checkpoint.load_random(tensors, self._device)
+        checkpoint.load_random(tensors, self._device, f"{self._ranks.rank}/")
         self._scheduler.load_state_dict(meta["scheduler"])
         for group, rate in zip(
             self._optimizer.param_groups, meta["scheduler"]["_last_lr"], strict=True
@@ -324,6 +362,11 @@ class Trainer:
             group["lr"] = rate
         self._counters = Counters(**meta["counters"])
         self._counters.resumes += 1
+        flops = meta["flop_of_ranks"]
+        same = len(flops) == self._ranks.world
+        self._counters.train_flop = (
+            flops[self._ranks.rank] if same else (sum(flops) if self._ranks.first else 0.0)
+        )
         self._epoch_loss.fill_(self._counters.epoch_loss)
 
     @torch.no_grad()
