@@ -183,6 +183,22 @@ def method_name(stages: Iterable[str]) -> str:
     return METHOD_NAMES.get(kinds, "+".join(kinds))
 
 
+def run_name(number: int, stages: Iterable[str], epochs: int, rank: int, seed: int) -> str:
+    """The name of a run's folder in its sweep.
+
+    Args:
+        number: Hydra's number of the job, unique in the sweep.
+        stages: Stage kinds in training order.
+        epochs: The config's ``epochs``.
+        rank: The config's ``rank``.
+        seed: The config's ``seed``.
+
+    Returns:
+        For instance ``4-heft-e3-r8-s0``.
+    """
+    return f"{number}-{method_name(stages)}-e{epochs}-r{rank}-s{seed}"
+
+
 def config_dir() -> Path:
     """The folder of Hydra configs: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parent
@@ -193,12 +209,12 @@ def config_dir() -> Path:
 def register() -> None:
     """Put the schema into Hydra's ConfigStore and the resolvers that ``conf/`` uses into OmegaConf.
 
-    ``${method_name:LIST}`` is :func:`method_name`. ``${tiny_or:ID,A,B}`` is A for the model that
+    ``${run_name:...}`` is :func:`run_name`. ``${tiny_or:ID,A,B}`` is A for the model that
     ships with the package and B for any other: a model with under a million parameters wants
     far larger learning rates than the published ones.
     """
     ConfigStore.instance().store(name="heft_schema", node=HeftConfig, provider="heft_pipeline")
-    OmegaConf.register_new_resolver("method_name", method_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver(
         "tiny_or", lambda id, tiny, other: tiny if id == "builtin:tiny" else other, replace=True
     )

@@ -1,6 +1,6 @@
 """From configs to runs, and from runs to the unique stages that they stand on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from heft_pipeline.spec import (
     ReftSpec,
     StageSpec,
     TrainingSpec,
+    from_json,
     to_json,
 )
 
@@ -92,6 +93,30 @@ class Plan:
             "runs": [run.to_json() for run in self.runs],
             "stages": {key: to_json(stage) for key, stage in self.stages.items()},
         }
+
+
+def read_plan(data: Mapping[str, Any]) -> Plan:
+    """Read what ``plan.json`` holds.
+
+    Args:
+        data: The decoded JSON.
+
+    Returns:
+        The plan.
+    """
+    stages = {key: from_json(stage) for key, stage in data["stages"].items()}
+    return Plan(
+        tuple(
+            Run(
+                run["name"],
+                tuple(run["overrides"]),
+                run["method"],
+                run["epochs"],
+                tuple(stages[key] for key in run["stages"]),
+            )
+            for run in data["runs"]
+        )
+    )
 
 
 def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterable[str]) -> Run:

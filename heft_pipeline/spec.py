@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 #: Raised when a change of the code changes what a stage with the same spec computes.
@@ -174,7 +175,7 @@ class StageSpec:
     parent: "StageSpec | None"
     device: str = field(metadata=NOT_IDENTITY)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that equal specs share; see :func:`fingerprint`."""
         return fingerprint(self)

@@ -23,6 +23,7 @@ RESULT, STAGE, FAILURE, LOCK, OWNER = (
     ".lock",
     ".owner.json",
 )
+PROGRESS = "progress.json"
 
 
 class Store:
@@ -72,6 +73,25 @@ class Store:
         """What a stage's last try failed with, or None."""
         return _read(self.folder(fingerprint) / FAILURE)
 
+    def state(self, fingerprint: str) -> str:
+        """A stage's state as its files tell it.
+
+        Args:
+            fingerprint: The stage's.
+
+        Returns:
+            ``complete``, ``running`` (a process says it holds it), ``failed``, ``interrupted``
+            (there is a checkpoint) or ``to do``.
+        """
+        folder = self.folder(fingerprint)
+        if (folder / RESULT).is_file():
+            return "complete"
+        if self.owner(fingerprint):
+            return "running"
+        if (folder / FAILURE).is_file():
+            return "failed"
+        return "interrupted" if (folder / "checkpoint").is_dir() else "to do"
+
     def begin(self, stage: StageSpec) -> Path:
         """Make a stage's folder with its ``stage.json``.
 
@@ -96,6 +116,7 @@ class Store:
         """
         folder = self.folder(fingerprint)
         write_json(folder / RESULT, result)
+        (folder / PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
     def fail(self, fingerprint: str, failure: dict[str, Any]) -> None:
@@ -106,6 +127,39 @@ class Store:
             failure: JSON-ready; becomes ``failure.json``.
         """
         write_json(self.folder(fingerprint) / FAILURE, failure)
+
+    def note_progress(self, fingerprint: str, note: dict[str, Any]) -> None:
+        """Say how far a stage is, for whoever looks.
+
+        Args:
+            fingerprint: The stage's.
+            note: JSON-ready; becomes ``progress.json``.
+        """
+        write_json(self.folder(fingerprint) / PROGRESS, note, durable=False)
+
+    def progress(self, fingerprint: str) -> dict[str, Any] | None:
+        """What :meth:`note_progress` said last, or None."""
+        return _read(self.folder(fingerprint) / PROGRESS)
+
+    def owner(self, fingerprint: str) -> dict[str, Any] | None:
+        """Which process holds a stage: ``pid``, ``host``, ``since``, and under SLURM ``job_id``
+        and ``requeues``. None where none does.
+        """
+        folder = self.folder(fingerprint)
+        owner = _read(folder / OWNER)
+        if owner is None:
+            return None
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return owner
+        lock.release()  # its process ended without a word
+        return None
+
+    def forget_failure(self, fingerprint: str) -> None:
+        """Drop the note of a stage's failure."""
+        (self.folder(fingerprint) / FAILURE).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, fingerprint: str, on_wait: Callable[[str], None]) -> Iterator[None]:
@@ -129,29 +183,32 @@ class Store:
             on_wait(_owner(folder))
             lock.acquire()
         try:
-            write_json(
-                folder / OWNER,
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()},
-            )
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            if "SLURM_JOB_ID" in os.environ:
+                owner["job_id"] = os.environ["SLURM_JOB_ID"]
+                owner["requeues"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            write_json(folder / OWNER, owner)
             yield
         finally:
             (folder / OWNER).unlink(missing_ok=True)
             lock.release()
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, durable: bool = True) -> None:
     """Write JSON so that readers see the old file or the whole new one.
 
     Args:
         path: The file.
         data: JSON-ready data.
+        durable: Wait until the disk has it.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w") as stream:
         json.dump(data, stream, indent=2)
         stream.write("\n")
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     partial.replace(path)
 
 

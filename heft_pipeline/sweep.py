@@ -33,7 +33,7 @@ class Sweep:
         """The store that the sweep's stages are in."""
         return Store(self.folder.parent.parent)
 
-    def record(self, plan: Plan, command: str) -> None:
+    def record(self, plan: Plan, **notes: Any) -> None:
         """Add runs to ``plan.json``; a run of the same name is replaced.
 
         Several processes may do so at once. Which stages were complete when they were first
@@ -41,7 +41,7 @@ class Sweep:
 
         Args:
             plan: The runs.
-            command: The command line that asked for them.
+            **notes: JSON-ready; kept beside the runs, the newest of each.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".plan.lock"):
@@ -54,18 +54,37 @@ class Sweep:
             runs = {run["name"]: run for run in known.get("runs", []) + asked["runs"]}
             data = {
                 "sweep": self.name,
-                "command": command,
+                **{key: known[key] for key in known if key not in asked},
+                **notes,
                 "complete_before": complete,
                 "runs": list(runs.values()),
                 "stages": stages | asked["stages"],
             }
             write_json(self.folder / PLAN, data)
 
+    def accuracy(self, fingerprint: str) -> float:
+        """The accuracy of a complete stage.
+
+        Args:
+            fingerprint: The stage's.
+
+        Returns:
+            The share of evaluated examples that it answers rightly.
+
+        Raises:
+            UserError: It is not complete.
+        """
+        result = self.store.result(fingerprint)
+        if result is None:
+            raise UserError(f"stage {fingerprint} is not complete")
+        return float(result["accuracy"])
+
     def plan(self) -> dict[str, Any]:
         """What ``plan.json`` holds.
 
         Returns:
-            ``sweep``, ``command``, ``complete_before`` (fingerprints), ``runs`` and ``stages``.
+            ``sweep``, ``command``, ``launcher`` (its kind, settings and process),
+            ``complete_before`` (fingerprints), ``runs`` and ``stages``.
 
         Raises:
             UserError: The folder has no plan.

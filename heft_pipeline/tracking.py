@@ -26,7 +26,7 @@ def track_run(
     folder: Path,
     method: str,
     stages: Sequence[StageSpec],
-    config: Mapping[str, Any],
+    config: Mapping[Any, Any],
 ) -> str | None:
     """Send a complete run to W&B, or write it for ``wandb sync``.
 
@@ -62,7 +62,7 @@ def _send(
     folder: Path,
     method: str,
     stages: Sequence[StageSpec],
-    config: Mapping[str, Any],
+    config: Mapping[Any, Any],
 ) -> None:
     import wandb
 

@@ -10,27 +10,30 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from heft_pipeline.plan import Plan
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.store import Store
+from launch.job import ShowProgress
 
 
 class StageProgress:
-    """One progress bar for the stage at work, and a line for each finished one.
+    """A progress bar for each stage at work, and a line for each finished one.
 
     Args:
         console: Where to show it.
+        total: How many stages are to be made.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, total: int) -> None:
         self._console = console
+        self._total, self._begun = total, 0
         self._progress = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=16),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
         )
-        self._task: TaskID | None = None
-        self._label = ""
+        self._tasks: dict[str, TaskID] = {}
+        self._numbers: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -46,29 +49,32 @@ class StageProgress:
 
     def begin(self, stage: StageSpec) -> None:
         """Show a bar for a stage."""
-        self.end()
-        self._label = stage.label
-        self._task = self._progress.add_task(f"{self._label} load", total=1, note="")
+        self._begun += 1
+        self._numbers[stage.fingerprint] = f"{self._begun}/{self._total}"
+        self._tasks[stage.fingerprint] = self._progress.add_task("", total=1, note="")
+        self.of(stage)("load", 0, 1)
 
-    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Take a state; see :class:`heft_pipeline.training.loop.Progress`."""
-        if self._task is not None:
-            self._progress.update(
-                self._task,
-                description=f"{self._label} {phase}",
-                completed=done,
-                total=total,
-                note=note,
-            )
+    def of(self, stage: StageSpec) -> ShowProgress:
+        """What moves a stage's bar; see :class:`heft_pipeline.training.loop.Progress`."""
 
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+        def show(phase: str, done: int, total: int, note: str = "") -> None:
+            task = self._tasks.get(stage.fingerprint)
+            if task is not None:
+                text = f"{self._numbers[stage.fingerprint]} {stage.label} {phase}"
+                self._progress.update(
+                    task, description=text, completed=done, total=total, note=note
+                )
+
+        return show
+
+    def end(self, fingerprint: str) -> None:
+        """Take a stage's bar away."""
+        task = self._tasks.pop(fingerprint, None)
+        if task is not None:
+            self._progress.remove_task(task)
 
     def say(self, mark: str, text: str) -> None:
-        """Print a line above the bar.
+        """Print a line above the bars.
 
         Args:
             mark: One character of rich markup.

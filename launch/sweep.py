@@ -1,26 +1,32 @@
 """From Hydra's jobs to one plan, and back to one return value a job."""
 
-import copy
-import dataclasses
+import os
+import shlex
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
-from rich.markup import escape
 
-from heft_pipeline.config import typed
+from heft_pipeline.config import HeftConfig, run_name, typed
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan import Plan, Run, make_run
+from heft_pipeline.plan import Plan, make_run
 from heft_pipeline.sources import Sources
 from heft_pipeline.sweep import Sweep
-from heft_pipeline.tracking import track_run
+from launch.compose import Composer
+from launch.dry_run import show_plan
 from launch.execute import execute
+from launch.finish import finish_sweep
 
+_COMPLETED = JobStatus.COMPLETED
+#: How a run by itself is executed: in this process.
+_ALONE: dict[str, Any] = {"workers": 1, "gpus_per_stage": 1, "gpus": "auto"}
 _DIGESTS = Path(".cache") / "digests.json"
 
 
@@ -29,6 +35,8 @@ def launch_sweep(
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     initial_job_idx: int,
+    kind: str,
+    settings: dict[str, Any],
 ) -> Sequence[JobReturn]:
     """Execute a batch of Hydra jobs as one plan.
 
@@ -37,9 +45,11 @@ def launch_sweep(
         config: The sweep's own config.
         job_overrides: The overrides of each job.
         initial_job_idx: The number of the first job.
+        kind: ``local`` or ``slurm``.
+        settings: The launcher's own config.
 
     Returns:
-        One return value a job: its accuracy.
+        One return value a job: its accuracy, or None where its stages were not waited for.
 
     Raises:
         UserError: A job cannot work as configured (raised before anything is trained), or a
@@ -48,38 +58,49 @@ def launch_sweep(
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     console = Console()
-    jobs = []
-    for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-        job = hydra_context.config_loader.load_sweep_config(config, list(overrides))
-        with open_dict(job):
-            job.hydra.job.id = number
-            job.hydra.job.num = number
-        jobs.append(job)
-    sources = Sources(Path(config.output_dir) / _DIGESTS)
+    composer = Composer(hydra_context.config_loader, config)
+    numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+    configs = [composer.typed(overrides) for overrides in job_overrides]
     sweep = Sweep(Path(config.output_dir) / "sweeps" / config.sweep)
+    sources = Sources(Path(config.output_dir) / _DIGESTS)
+    runs = [
+        make_run(typed_config, sources, _name(number, typed_config), overrides)
+        for number, typed_config, overrides in zip(numbers, configs, job_overrides, strict=True)
+    ]
+    plan = Plan(tuple(runs))
+    if settings["dry_run"]:
+        show_plan(plan, sweep.store, kind, settings, console)
+        return [JobReturn(status=_COMPLETED) for _ in runs]
     sweep.store.require_writable()
-    plan = Plan(tuple(_run_of_job(job, sources) for job in jobs))
-    sweep.record(plan, command_line())
-    failures = execute(plan, sweep.store, console)
+    sweep.record(plan, command=command_line(), launcher=_launcher(kind, settings))
+    # Written first, so that whatever ends this process, the runs' own configs are there.
     returns = []
-    for job, run in zip(jobs, plan.runs, strict=True):
+    for number, overrides in zip(numbers, job_overrides, strict=True):
+        job = composer.job(overrides)
+        with open_dict(job):
+            job.hydra.job.id = job.hydra.job.num = number
         returns.append(
             run_job(
                 hydra_context=hydra_context,
-                task_function=_finished(sweep, run, failures, console),
+                task_function=_nothing,
                 config=job,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
         )
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    report(sweep, console)
-    failed = [run for run in plan.runs if any(s.fingerprint in failures for s in run.stages)]
+    failures = execute_plan(plan, sweep, kind, settings, console)
+    if failures is None:
+        return returns
+    finish_sweep(sweep, console)
+    failed = [run for run in runs if any(s.fingerprint in failures for s in run.stages)]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(plan.runs)} runs failed; the stages' logs are named above. "
+            f"{len(failed)} of {len(runs)} runs failed; the stages' logs are named above. "
             "Mend the cause and give the same command again: what is complete is kept"
         )
+    for run, returned in zip(runs, returns, strict=True):
+        returned.return_value = sweep.accuracy(run.last.fingerprint)
     return returns
 
 
@@ -103,67 +124,54 @@ def run_point(cfg: DictConfig) -> float:
     sources = Sources(Path(config.output_dir) / _DIGESTS)
     run = make_run(config, sources, Path(hydra.runtime.output_dir).name, hydra.overrides.task)
     plan = Plan((run,))
-    sweep.record(plan, command_line())
-    failures = execute(plan, sweep.store, console)
-    report(sweep, console)
-    return _finished(sweep, run, failures, console)(cfg)
+    sweep.record(plan, command=command_line(), launcher=_launcher("local", _ALONE))
+    failures = execute(plan, sweep.store, console, sweep.folder / "workers", _ALONE)
+    finish_sweep(sweep, console, only=run.name)
+    for stage in run.stages:
+        if stage.fingerprint in failures:
+            raise UserError(f"{stage.label} failed: {failures[stage.fingerprint]}")
+    return sweep.accuracy(run.last.fingerprint)
 
 
-def report(sweep: Sweep, console: Console) -> None:
-    """Write a sweep's ``results.csv`` and ``report.md`` and show the table.
+def execute_plan(
+    plan: Plan, sweep: Sweep, kind: str, settings: dict[str, Any], console: Console
+) -> dict[str, str] | None:
+    """Make a plan's stages complete, here or on SLURM.
 
     Args:
-        sweep: The sweep.
-        console: Where to show it.
-    """
-    from heft_pipeline.report import write_report  # imports pandas and matplotlib
+        plan: The plan.
+        sweep: The sweep that it belongs to.
+        kind: ``local`` or ``slurm``.
+        settings: The launcher's own config.
+        console: Where progress is shown.
 
-    with console.status("writing the report"):
-        table = write_report(sweep)
-    console.print(table)
-    console.print(f"{sweep.folder / 'report.md'}", highlight=False, soft_wrap=True)
+    Returns:
+        Why stages failed, by fingerprint; None where they are not waited for.
+
+    Raises:
+        UserError: A stage cannot work as configured, or SLURM refuses it.
+    """
+    if kind == "slurm":
+        from launch.slurm import run_on_slurm  # submitit
+
+        return run_on_slurm(plan, sweep, settings, console)
+    return execute(plan, sweep.store, console, sweep.folder / "workers", settings)
 
 
 def command_line() -> str:
     """The command that started this process, as one would type it."""
-    import shlex
-
     return "python -m heft_pipeline " + shlex.join(sys.argv[1:])
 
 
-def _run_of_job(job: DictConfig, sources: Sources) -> Run:
-    overrides = filter_overrides(list(job.hydra.overrides.task))
-    HydraConfig.instance().set_config(job)
-    name = Path(str(job.hydra.sweep.subdir)).name
-    cfg = copy.deepcopy(job)
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-    try:
-        return make_run(typed(cfg), sources, name, overrides)
-    except UserError as error:
-        raise UserError(f"{error}\n(in the run {' '.join(overrides)})") from error
+def _launcher(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What ``plan.json`` says of who executes the sweep."""
+    plain = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    return {"kind": kind, "settings": plain, "pid": os.getpid(), "host": socket.gethostname()}
 
 
-def _finished(
-    sweep: Sweep, run: Run, failures: dict[str, str], console: Console
-) -> Callable[[DictConfig], float]:
-    """A Hydra task function that tracks a run and returns what its stages came to."""
+def _name(number: int, config: HeftConfig) -> str:
+    return run_name(number, config.method.stages, config.epochs, config.rank, config.seed)
 
-    def accuracy(cfg: DictConfig) -> float:
-        for stage in run.stages:
-            if stage.fingerprint in failures:
-                raise UserError(
-                    f"run {run.name} failed: {stage.label}: {failures[stage.fingerprint]}"
-                )
-        result = sweep.store.result(run.last.fingerprint)
-        if result is None:
-            raise UserError(f"run {run.name} is not complete: {run.last.label}")
-        config = typed(cfg)
-        folder = sweep.folder / "runs" / run.name
-        resolved = dataclasses.asdict(config)
-        problem = track_run(config.tracking, sweep.store, folder, run.method, run.stages, resolved)
-        if problem:
-            console.print(f"[yellow]![/] {escape(problem)}", soft_wrap=True)
-        return float(result["accuracy"])
 
-    return accuracy
+def _nothing(_cfg: DictConfig) -> None:
+    """Hydra's task function while it writes a run's config; stages are executed by the plan."""

@@ -1,0 +1,190 @@
+"""Looking after sweeps from any terminal, on the files and SLURM alone.
+
+python -m launch status [SWEEP] [--watch]
+python -m launch logs STAGE [--follow]
+python -m launch cancel SWEEP
+python -m launch retry SWEEP
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan import read_plan
+from heft_pipeline.sweep import Sweep
+
+_WATCH_SECONDS = 2.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: Without the program's name; the process's own where None.
+
+    Returns:
+        The exit status.
+    """
+    given = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        return int(given.do(given, console))
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch", description="Look after sweeps, from any terminal."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, do, about in (
+        ("status", _status, "what runs and stages are doing"),
+        ("logs", _logs, "what a stage wrote"),
+        ("cancel", _cancel, "end a sweep's jobs and processes; finished stages stay"),
+        ("retry", _retry, "execute again what failed or got lost"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(do=do)
+        command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
+        if name == "logs":
+            command.add_argument("stage", help="a fingerprint, or its first digits")
+            command.add_argument("--follow", action="store_true", help="go on as it grows")
+        else:
+            optional = "?" if name == "status" else None
+            command.add_argument("sweep", nargs=optional, help="a sweep's name or folder")
+        if name == "status":
+            command.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
+    return parser
+
+
+def _find_sweep(given: argparse.Namespace) -> Sweep:
+    """The named sweep, or the newest."""
+    sweeps = given.output_dir / "sweeps"
+    if given.sweep is not None:
+        folder = Path(given.sweep) if Path(given.sweep).is_dir() else sweeps / given.sweep
+        sweep = Sweep(folder)
+        if (folder / "plan.json").is_file():
+            return sweep
+        names = sorted(p.parent.name for p in sweeps.glob("*/plan.json"))
+        raise UserError(
+            f"there is no sweep {given.sweep} in {sweeps}; "
+            + (f"there are {', '.join(names[-10:])}" if names else "set --output-dir")
+        )
+    plans = sorted(sweeps.glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise UserError(f"there is no sweep in {sweeps}; set --output-dir")
+    return Sweep(plans[-1].parent)
+
+
+def _status(given: argparse.Namespace, console: Console) -> int:
+    from launch.status import status_table
+
+    sweep = _find_sweep(given)
+    if not given.watch:
+        console.print(status_table(sweep))
+        return 0
+    with Live(status_table(sweep), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            live.update(status_table(sweep), refresh=True)
+
+
+def _logs(given: argparse.Namespace, console: Console) -> int:
+    from heft_pipeline.export import find_stage
+
+    stage, store = find_stage(given.stage, given.output_dir)
+    files = _log_files(store.folder(stage.fingerprint), given.output_dir)
+    if not files:
+        raise UserError(f"{stage.label} has written no log yet")
+    seen: dict[Path, int] = {}
+    while True:
+        for file in files:
+            with file.open(errors="replace") as stream:
+                stream.seek(seen.get(file, 0))
+                text = stream.read()
+                seen[file] = stream.tell()
+            if text:
+                console.print(f"==> {file} <==", markup=False, highlight=False, soft_wrap=True)
+                console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+        if not given.follow or store.is_complete(stage.fingerprint):
+            return 0
+        time.sleep(_WATCH_SECONDS)
+        files = _log_files(store.folder(stage.fingerprint), given.output_dir)
+
+
+def _log_files(folder: Path, output_dir: Path) -> list[Path]:
+    import json
+
+    files = [folder / "stage.log"]
+    if (folder / "job.json").is_file():
+        note = json.loads((folder / "job.json").read_text())
+        slurm = output_dir / "sweeps" / note["sweep"] / "slurm"
+        files += sorted(slurm.glob(f"{note['job_id']}_*_log.*"))
+    return [file for file in files if file.is_file() and file.stat().st_size]
+
+
+def _cancel(given: argparse.Namespace, console: Console) -> int:
+    from launch.slurm import cancel_jobs, job_states, read_job
+
+    sweep = _find_sweep(given)
+    plan, store = sweep.plan(), sweep.store
+    notes = [note for key in plan["stages"] if (note := read_job(store, key))]
+    mine = [note["job_id"] for note in notes if note["sweep"] == sweep.name]
+    report = plan.get("report_job")
+    jobs = sorted(job_states([*mine, *([report] if report else [])]))
+    cancel_jobs(jobs)
+    processes = list(_processes(sweep, set(plan["stages"])))
+    for pid in processes:
+        os.kill(pid, signal.SIGTERM)
+    console.print(
+        f"{len(jobs)} jobs cancelled, {len(processes)} processes on this machine told to stop; "
+        "stages at work write a checkpoint, finished ones stay",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
+    """The process on this machine that executes a sweep locally, if there is one."""
+    launcher = sweep.plan().get("launcher") or {}
+    pid = launcher.get("pid")
+    if launcher.get("host") != socket.gethostname() or not pid:
+        return
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.is_file() and b"heft_pipeline" in command.read_bytes():
+        yield int(pid)
+
+
+def _retry(given: argparse.Namespace, console: Console) -> int:
+    from launch.sweep import execute_plan
+
+    sweep = _find_sweep(given)
+    launcher = sweep.plan()["launcher"]
+    plan = read_plan(sweep.plan())
+    for key in plan.stages:
+        if sweep.store.failure(key):
+            sweep.store.forget_failure(key)
+    failures = execute_plan(plan, sweep, launcher["kind"], launcher["settings"], console)
+    if failures is not None:
+        from launch.finish import finish_sweep
+
+        finish_sweep(sweep, console)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
