@@ -137,7 +137,8 @@ def _log_files(folder: Path, output_dir: Path) -> list[Path]:
 
 
 def _cancel(given: argparse.Namespace, console: Console) -> int:
-    from launch.slurm import cancel_jobs, job_states, read_job
+    from launch.slurm import read_job
+    from launch.slurm_commands import cancel_jobs, job_states
 
     sweep = _find_sweep(given)
     plan, store = sweep.plan(), sweep.store

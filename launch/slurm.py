@@ -4,105 +4,35 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import submitit
 from filelock import FileLock
 from rich.console import Console
-from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan import Plan
-from heft_pipeline.sources import Sources
-from heft_pipeline.spec import StageSpec, from_json, to_json
+from heft_pipeline.spec import StageSpec, to_json
 from heft_pipeline.store import Store, write_json
 from heft_pipeline.sweep import Sweep
 from launch.execute import check_missing
-from launch.finish import finish_sweep
-from launch.job import StopRequest, attempt
+from launch.job import StopRequest
 from launch.progress import StageProgress, announce
+from launch.slurm_commands import (
+    accounted_state,
+    cancel_jobs,
+    job_states,
+    partition_limits,
+    seconds,
+)
+from launch.slurm_job import ReportJob, StageJob
 
 JOB = "job.json"
 #: A job that SLURM no longer lists is given this many looks to show its result (NFS is slow).
 _LOOKS_BEFORE_LOST = 3
-_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
-
-
-@dataclass
-class StageJob:
-    """What a SLURM job runs: one stage; with several tasks, all of them together.
-
-    Attributes:
-        stage: The stage as JSON-ready data.
-        output_dir: Where the store is, absolute.
-    """
-
-    stage: dict[str, Any]
-    output_dir: str
-
-    def __call__(self) -> str:
-        """Make the stage complete.
-
-        Returns:
-            Its accuracy and time, for people.
-
-        Raises:
-            RuntimeError: It failed; the reason is in the store. SLURM then cancels the jobs that
-                depend on this one.
-        """
-        stage, store = from_json(self.stage), Store(Path(self.output_dir))
-        environment = submitit.JobEnvironment()
-        if environment.num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: checkpoint, requeue, exit
-        stop = StopRequest(signal.SIGUSR2, signal.SIGTERM)
-        with stop.listening():
-            if environment.global_rank == 0:
-                refuse_changed_inputs(stage, store)
-            tried = attempt(stage, store, should_stop=stop)
-        if tried.status == "failed":
-            raise RuntimeError(tried.text)
-        if tried.status == "interrupted":
-            if stop.signal == signal.SIGTERM:
-                # Cancelled, or preempted by a SLURM that requeues by itself.
-                sys.exit(128 + signal.SIGTERM)
-            self._requeue(stage, store, requeue)
-        return tried.text
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit runs after requeueing: the same, which goes on from the checkpoint."""
-        return submitit.helpers.DelayedSubmission(self)
-
-    def _requeue(self, stage: StageSpec, store: Store, requeue: Any) -> None:
-        try:
-            requeue(signal.SIGUSR2, None)
-        except UncompletedJobError as error:
-            reason = (
-                "was preempted or ran out of time too often; its checkpoint is kept, so the same "
-                "command goes on; raise hydra.launcher.time or hydra.launcher.max_requeues"
-            )
-            store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
-            raise RuntimeError(reason) from error
-
-
-@dataclass
-class ReportJob:
-    """The last job of a sweep that is not waited for: tracks its runs and writes its report.
-
-    Attributes:
-        folder: The sweep's folder, absolute.
-    """
-
-    folder: str
-
-    def __call__(self) -> None:
-        """Make the report."""
-        finish_sweep(Sweep(Path(self.folder)), Console())
 
 
 def run_on_slurm(
@@ -166,7 +96,7 @@ def require_slurm(settings: Mapping[str, Any]) -> None:
         )
     if settings["gpus_per_stage"] < 1 or settings["max_parallel"] < 1:
         raise UserError("hydra.launcher.gpus_per_stage and max_parallel must be 1 or more")
-    limits = _partition_limits()
+    limits = partition_limits()
     name = settings["partition"]
     names = name.split(",") if name else [n for n, (_, default) in limits.items() if default]
     for one in names:
@@ -176,7 +106,7 @@ def require_slurm(settings: Mapping[str, Any]) -> None:
                 f"{', '.join(sorted(limits))}"
             )
     longest = max((limits[one][0] for one in names), default=float("inf"))
-    if _seconds(settings["time"]) > longest:
+    if seconds(settings["time"]) > longest:
         raise UserError(
             f"hydra.launcher.time={settings['time']} is past the limit of partition "
             f"{','.join(names)} ({longest / 60:.0f} minutes); a stage that needs longer is "
@@ -394,30 +324,6 @@ def _how_it_ended(
     return f"job {job_id} ended without a result" + (f" ({state})" if state else "")
 
 
-def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
-    """Refuse to train on other files than the stage was made from.
-
-    Args:
-        stage: The stage.
-        store: Where it is; the failure is noted there.
-
-    Raises:
-        RuntimeError: A local model or data folder has changed since submission.
-    """
-    sources = Sources(store.output_dir / ".cache" / "digests.json")
-    for key, spec, path, revision in (
-        ("model.id", stage.model.content, stage.model.id, stage.model.revision),
-        ("data.path", stage.data.content, stage.data.location, stage.data.revision),
-    ):
-        if revision is not None:
-            continue
-        now = sources.data(None, path, "") if key == "data.path" else sources.model(path, "main")
-        if now.content != spec:
-            reason = f"{key}={path} has changed since the job was submitted; submit again"
-            store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
-            raise RuntimeError(reason)
-
-
 def read_job(store: Store, fingerprint: str) -> dict[str, Any] | None:
     """The job that a stage was last submitted as.
 
@@ -433,86 +339,6 @@ def read_job(store: Store, fingerprint: str) -> dict[str, Any] | None:
         return None
     note: dict[str, Any] = json.loads(path.read_text())
     return note
-
-
-def job_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """The states of jobs that SLURM still works on, in one call of squeue.
-
-    Args:
-        job_ids: Jobs, elements of arrays as ``ARRAY_INDEX``.
-
-    Returns:
-        ``PENDING``, ``RUNNING`` and so on by job; jobs that have ended are absent.
-    """
-    wanted = set(job_ids)
-    if not wanted or shutil.which("squeue") is None:
-        return {}
-    # All of the user's jobs: asked for by id, one that is long gone is an error.
-    command = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    pairs = (line.split("|") for line in done.stdout.split())
-    return {job: state for job, state in pairs if job in wanted and state not in _ENDED}
-
-
-def accounted_state(job_id: str) -> str | None:
-    """How a job ended, where the cluster keeps accounts.
-
-    Args:
-        job_id: The job.
-
-    Returns:
-        SLURM's word, e.g. ``TIMEOUT`` or ``CANCELLED by 0``; None where sacct does not know.
-    """
-    if shutil.which("sacct") is None:
-        return None
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State"]
-    done = subprocess.run([*command, "--jobs", job_id], capture_output=True, text=True, check=False)
-    words = done.stdout.strip().splitlines()
-    return words[-1] if done.returncode == 0 and words else None
-
-
-def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs; those that have ended are left alone.
-
-    Args:
-        job_ids: The jobs.
-    """
-    if job_ids:
-        subprocess.run(["scancel", *job_ids], capture_output=True, check=False)
-
-
-def _partition_limits() -> dict[str, tuple[float, bool]]:
-    """Each partition's time limit in seconds, and whether it is the default."""
-    command = ["sinfo", "--noheader", "--format=%P|%l"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"SLURM does not answer: {done.stderr.strip() or 'sinfo failed'}")
-    limits = {}
-    for line in done.stdout.split():
-        name, limit = line.split("|")
-        limits[name.rstrip("*")] = (_seconds(limit), name.endswith("*"))
-    return limits
-
-
-def _seconds(limit: str) -> float:
-    """Read SLURM's notation of a time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
-    text = str(limit)
-    if text.lower() in ("infinite", "unlimited"):
-        return float("inf")
-    try:
-        days, _, rest = text.rpartition("-")
-        parts = [int(part) for part in rest.split(":")]
-        if days:
-            hours, minutes, seconds = (*parts, 0, 0)[:3]
-        elif len(parts) == 3:
-            hours, minutes, seconds = parts
-        else:
-            hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-        return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-    except ValueError:
-        raise UserError(
-            f"hydra.launcher.time={limit} is not a time; write minutes, H:MM:SS or D-HH:MM:SS"
-        ) from None
 
 
 def _slurms_words(error: Exception) -> str:

@@ -9,7 +9,8 @@ from rich.table import Table
 from heft_pipeline.metrics import read_metrics
 from heft_pipeline.spec import from_json
 from heft_pipeline.sweep import Sweep
-from launch.slurm import job_states, read_job
+from launch.slurm import read_job
+from launch.slurm_commands import job_states
 
 _MOST_ROWS = 60
 _COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "red"}

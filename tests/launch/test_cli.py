@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from tests.conftest import CliResult, make_rows, write_rows
 
@@ -307,3 +308,33 @@ def test_the_hub_cache_is_used_offline(
     stage = json.loads(next(tmp_path.glob("outputs/stages/*/stage.json")).read_text())
     assert stage["model"]["content"] == f"hub:someone/small@{commit}"
     assert stage["model"]["name"] == "small"
+
+
+def test_an_optuna_sweep_gets_the_accuracies(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no Optuna sweeper here")
+    asked = [*small, "-m", "method=lora", "epochs=1", "sweep=s", "hydra/sweeper=optuna"]
+    trials = ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "lora.rank=choice(2,4)"]
+    status, out, err = cli(*asked, *trials, "hydra.sweeper.direction=maximize")
+    assert status == 0, out + err
+    best = yaml.safe_load((tmp_path / "outputs/sweeps/s/optimization_results.yaml").read_text())
+    table = pd.read_csv(tmp_path / "outputs/sweeps/s/results.csv")
+    assert len(table) == 3
+    assert best["best_value"] == pytest.approx(table.accuracy.max())
+
+
+def test_hydras_submitit_launcher_gives_the_same_results(
+    cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="not installed here")
+    asked = [*small, "-m", "method=lora,heft", "epochs=1", "sweep=s"]
+    assert cli(*asked, output_dir=tmp_path / "ours")[0] == 0
+    command = [sys.executable, "-m", "heft_pipeline", *asked, "hydra/launcher=submitit_local"]
+    command = [command[0], *command[1:3], "-m", *(a for a in command[3:] if a != "-m")]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path / 'theirs'}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = (pd.read_csv(tmp_path / x / "sweeps/s/results.csv") for x in ("ours", "theirs"))
+    assert sorted(theirs.accuracy) == pytest.approx(sorted(ours.accuracy))
+    assert set(theirs.stages) == set(ours.stages)

@@ -17,7 +17,7 @@ import pytest
 from heft_pipeline.plan import Run
 from heft_pipeline.stage import run_stage
 from heft_pipeline.store import Store
-from launch import slurm
+from launch import slurm, slurm_commands
 from tests.launch.slurm_cluster import Cluster, missing_program
 
 ComposeRun = Callable[..., Run]
@@ -317,7 +317,7 @@ def test_cancel_ends_a_sweeps_jobs(cluster: Cluster, asked: list[str], tmp_path:
     done = launch("cancel", "s", "--output-dir", str(tmp_path / "out"))
     assert "3 jobs cancelled" in done.stdout, done.stdout + done.stderr
     jobs = [note["job_id"] for note in notes(Store(tmp_path / "out"), "job.json").values()]
-    wait_for(lambda: not slurm.job_states(jobs), "the jobs to end")
+    wait_for(lambda: not slurm_commands.job_states(jobs), "the jobs to end")
 
 
 def test_slurms_refusals_are_shown_and_leave_nothing_behind(
@@ -372,7 +372,7 @@ def test_two_hundred_stages_are_submitted_at_once(
     plan = Plan(tuple(runs))
     folder = Sweep(tmp_path / "out" / "sweeps" / "s")
     folder.store.require_writable()
-    settings = {
+    settings: dict[str, Any] = {
         "partition": None, "account": None, "qos": None, "gres": None, "constraint": None,
         "exclude": None, "nodelist": None, "gpus_per_stage": 1, "cpus_per_gpu": None, "mem": None,
         "time": "5", "setup": [], "sbatch": {"hold": True}, "max_parallel": 4, "max_requeues": 1,
@@ -381,8 +381,8 @@ def test_two_hundred_stages_are_submitted_at_once(
     jobs, submitted = slurm.submit(list(plan.stages.values()), folder, settings)
     try:
         assert (len(jobs), len(submitted), len(set(jobs.values()))) == (200, 200, 200)
-        assert len(slurm.job_states(jobs.values())) == 200
+        assert len(slurm_commands.job_states(jobs.values())) == 200
         again, more = slurm.submit(list(plan.stages.values()), folder, settings)
         assert (again, more) == (jobs, [])
     finally:
-        slurm.cancel_jobs(sorted({job.split("_")[0] for job in jobs.values()}))
+        slurm_commands.cancel_jobs(sorted({job.split("_")[0] for job in jobs.values()}))

@@ -1,0 +1,115 @@
+"""What runs inside SLURM's jobs; submitit pickles these by name."""
+
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from rich.console import Console
+from submitit.core.utils import UncompletedJobError
+
+from heft_pipeline.sources import Sources
+from heft_pipeline.spec import StageSpec, from_json
+from heft_pipeline.store import Store
+from heft_pipeline.sweep import Sweep
+from launch.finish import finish_sweep
+from launch.job import StopRequest, attempt
+
+
+@dataclass
+class StageJob:
+    """What a SLURM job runs: one stage; with several tasks, all of them together.
+
+    Attributes:
+        stage: The stage as JSON-ready data.
+        output_dir: Where the store is, absolute.
+    """
+
+    stage: dict[str, Any]
+    output_dir: str
+
+    def __call__(self) -> str:
+        """Make the stage complete.
+
+        Returns:
+            Its accuracy and time, for people.
+
+        Raises:
+            RuntimeError: It failed; the reason is in the store. SLURM then cancels the jobs that
+                depend on this one.
+        """
+        stage, store = from_json(self.stage), Store(Path(self.output_dir))
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: checkpoint, requeue, exit
+        stop = StopRequest(signal.SIGUSR2, signal.SIGTERM)
+        with stop.listening():
+            if environment.global_rank == 0:
+                refuse_changed_inputs(stage, store)
+            tried = attempt(stage, store, should_stop=stop)
+        if tried.status == "failed":
+            raise RuntimeError(tried.text)
+        if tried.status == "interrupted":
+            if stop.signal == signal.SIGTERM:
+                # Cancelled, or preempted by a SLURM that requeues by itself.
+                sys.exit(128 + signal.SIGTERM)
+            self._requeue(stage, store, requeue)
+        return tried.text
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit runs after requeueing: the same, which goes on from the checkpoint."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _requeue(self, stage: StageSpec, store: Store, requeue: Any) -> None:
+        try:
+            requeue(signal.SIGUSR2, None)
+        except UncompletedJobError as error:
+            reason = (
+                "was preempted or ran out of time too often; its checkpoint is kept, so the same "
+                "command goes on; raise hydra.launcher.time or hydra.launcher.max_requeues"
+            )
+            store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
+            raise RuntimeError(reason) from error
+
+
+@dataclass
+class ReportJob:
+    """The last job of a sweep that is not waited for: tracks its runs and writes its report.
+
+    Attributes:
+        folder: The sweep's folder, absolute.
+    """
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Make the report."""
+        finish_sweep(Sweep(Path(self.folder)), Console())
+
+
+def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
+    """Refuse to train on other files than the stage was made from.
+
+    Args:
+        stage: The stage.
+        store: Where it is; the failure is noted there.
+
+    Raises:
+        RuntimeError: A local model or data folder has changed since submission.
+    """
+    sources = Sources(store.output_dir / ".cache" / "digests.json")
+    for key, spec, path, revision in (
+        ("model.id", stage.model.content, stage.model.id, stage.model.revision),
+        ("data.path", stage.data.content, stage.data.location, stage.data.revision),
+    ):
+        if revision is not None:
+            continue
+        now = sources.data(None, path, "") if key == "data.path" else sources.model(path, "main")
+        if now.content != spec:
+            reason = f"{key}={path} has changed since the job was submitted; submit again"
+            store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
+            raise RuntimeError(reason)
