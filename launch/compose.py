@@ -16,8 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from heft_pipeline.config import HeftConfig, check, typed
+from heft_pipeline.config import HeftConfig
 from heft_pipeline.errors import UserError
+from heft_pipeline.validation import check, typed
 
 _REFERENCE = re.compile(r"\$\{\.*([A-Za-z_]\w*)")
 

@@ -7,10 +7,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from heft_pipeline.config import HeftConfig, register, typed
+from heft_pipeline.config import HeftConfig, register
 from heft_pipeline.spec import StageSpec, from_json
 from heft_pipeline.sweep import Sweep
 from heft_pipeline.tracking import track_run
+from heft_pipeline.validation import typed
 
 
 def report(sweep: Sweep, console: Console) -> None:

@@ -14,11 +14,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from heft_pipeline.config import HeftConfig, run_name, typed
+from heft_pipeline.config import HeftConfig, run_name
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan import Plan, make_run
 from heft_pipeline.sources import Sources
 from heft_pipeline.sweep import Sweep
+from heft_pipeline.validation import typed
 from launch.compose import Composer
 from launch.dry_run import show_plan
 from launch.execute import execute

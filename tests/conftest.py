@@ -14,10 +14,11 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from heft_pipeline.config import config_dir, register, typed
+from heft_pipeline.config import config_dir, register
 from heft_pipeline.plan import Run, make_run
 from heft_pipeline.sources import Sources
 from heft_pipeline.store import Store
+from heft_pipeline.validation import typed
 
 WORDS = [f"w{i}" for i in range(60)]
 CliResult = tuple[int, str, str]

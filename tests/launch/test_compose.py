@@ -12,8 +12,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from heft_pipeline.config import config_dir, register, typed
+from heft_pipeline.config import config_dir, register
 from heft_pipeline.errors import UserError
+from heft_pipeline.validation import typed
 from launch.compose import Composer, without_hydra
 
 
