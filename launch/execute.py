@@ -75,6 +75,11 @@ class Execution:
             mark = "[cyan]=[/]" if tried.status == "reused" else "[green]✓[/]"
             self._progress.say(mark, f"{stage.label}: {tried.text}{other}")
 
+    def died(self, stage: StageSpec, how: str) -> None:
+        """Note and show that a stage's process ended without a word, or said why in the store."""
+        noted = self._store.failure(stage.fingerprint)
+        self.take(stage, Attempt("failed", noted["reason"] if noted else how))
+
     def waits(self, stage: StageSpec, owner: str) -> None:
         """Show that another process is training a stage."""
         text = f"{stage.label}: being trained by {owner}; waiting for it"
@@ -203,9 +208,12 @@ def _take_event(
         execution.waits(stage, event["owner"])
     else:
         worker.stage = None
-        if kind == "died":
+        if kind == "died" or (kind == "failed" and len(worker.processes) > 1):
             pool.bury(worker)
-        execution.take(stage, Attempt("failed" if kind == "died" else kind, event["text"]))
+        if kind == "died":
+            execution.died(stage, event["text"])
+        else:
+            execution.take(stage, Attempt(kind, event["text"]))
 
 
 @contextlib.contextmanager

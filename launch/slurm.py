@@ -213,6 +213,7 @@ def _sbatch(
         job_name=f"heft-{sweep.name}",
         array_parallelism=settings["max_parallel"],
         setup=list(settings["setup"]) or None,
+        srun_args=["--kill-on-bad-exit=1"],  # tasks that train together wait for each other
     )
     output_dir = str(sweep.store.output_dir.resolve())
     with executor.batch():

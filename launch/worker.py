@@ -53,6 +53,8 @@ def main() -> None:
                 on_wait=lambda owner: send(event="waiting", owner=owner),
             )
             send(event=tried.status, text=tried.text)
+            if tried.status == "failed" and os.environ.get("WORLD_SIZE", "1") != "1":
+                sys.exit(1)  # the other processes wait for this one; the parent ends them
             if stop():
                 return
 

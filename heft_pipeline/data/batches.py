@@ -138,4 +138,4 @@ def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
         if i > start and longest * (i - start + 1) > max_tokens:
             slices.append(slice(start, i))
             start, longest = i, length
-    return [*slices, slice(start, len(lengths))]
+    return [*slices, slice(start, len(lengths))] if lengths else []

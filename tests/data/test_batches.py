@@ -78,3 +78,4 @@ def test_micro_batches_hold_at_most_the_asked_tokens() -> None:
         held = lengths[part]
         assert len(held) == 1 or max(held) * len(held) <= 100
     assert split_by_tokens(lengths, 10_000) == [slice(0, 8)]
+    assert split_by_tokens([], 10) == []

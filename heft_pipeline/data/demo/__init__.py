@@ -1,0 +1,40 @@
+"""The demo that ships with the package: a yes/no reading task and a tiny model that can learn it.
+
+``language`` is the generator of passages, statements and questions, ``task`` makes the three
+splits, ``corpus`` the text for pretraining, ``tokenizer`` and ``pretrain`` the model, ``build``
+the script that rebuilds all of it, bit for bit, from a seed. Importing this package needs none
+of their libraries; it names where the shipped files are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "dev", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+FILES = Path(__file__).parent / "files"
+"""The folder of the shipped splits and of the manifest."""
+
+MODEL = Path(__file__).parents[2] / "models" / "tiny"
+"""The folder of the shipped model and tokenizer; ``from_pretrained`` takes it."""
+
+MANIFEST = FILES / "manifest.json"
+"""The SHA-256 of every shipped file, and the versions of the libraries that built them."""
+
+SEED = 2509
+"""The seed of the shipped files."""
+
+TRUE_SHARE = 0.52
+"""The share of questions of each kind whose answer is yes: the majority class scores this."""
+
+
+def split_path(split: Split) -> Path:
+    """Return the path of a split's JSONL file.
+
+    Its columns are BoolQ's ``question``, ``passage`` and ``answer``, and ``kind``, the kind of
+    reading that the question needs (see ``language.KINDS``).
+    """
+    return FILES / f"{split}.jsonl"

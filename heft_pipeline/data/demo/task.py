@@ -1,0 +1,80 @@
+"""The demo task: train, dev and test splits of yes/no questions about passages.
+
+Each row is a passage and a question about it in the columns of BoolQ (``question``, ``passage``,
+``answer``), with the question's ``kind`` beside them. Within each kind and split
+the share of yes is the same, and every row has a passage of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+from . import SPLITS, TRUE_SHARE, Split
+from .language import KINDS, NAMES, Kind, make_claim, make_world, passage_key, shuffled, tell
+
+SIZES: dict[Split, int] = {"train": 800, "dev": 200, "test": 1000}
+"""Rows per split; a multiple of the number of kinds."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a split; the attributes are its columns."""
+
+    question: str
+    passage: str
+    answer: bool
+    kind: Kind
+
+
+def make_splits(seed: int) -> tuple[dict[Split, list[Example]], frozenset[str]]:
+    """Draw the splits.
+
+    Args:
+        seed: decides every row.
+
+    Returns:
+        The rows of each split, and the keys of their passages (``language.passage_key``), none
+        of which occurs twice.
+    """
+    rng = Random(f"{seed} task")
+    seen: set[str] = set()
+    splits = {split: _make_split(rng, SIZES[split], seen) for split in SPLITS}
+    return splits, frozenset(seen)
+
+
+def write_splits(splits: dict[Split, list[Example]], folder: Path) -> None:
+    """Write each split as ``<split>.jsonl`` into ``folder``, a row a line."""
+    for split, examples in splits.items():
+        lines = [json.dumps(asdict(example)) + "\n" for example in examples]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _make_split(rng: Random, size: int, seen: set[str]) -> list[Example]:
+    per_kind = size // len(KINDS)
+    n_true = round(TRUE_SHARE * per_kind)
+    wanted = [(kind, i < n_true) for kind in KINDS for i in range(per_kind)]
+    return [_make_example(rng, kind, truth, seen) for kind, truth in shuffled(rng, wanted)]
+
+
+def _make_example(rng: Random, kind: Kind, truth: bool, seen: set[str]) -> Example:
+    while True:
+        world = make_world(rng)
+        sentences = tell(rng, world)
+        key = passage_key(sentences)
+        if key not in seen:
+            seen.add(key)
+            break
+    claim = make_claim(rng, world, kind, truth)
+    passage = " ".join(f"{_with_names(sentence, start=True)}." for sentence in sentences)
+    return Example(_with_names(claim.question), passage, truth, kind)
+
+
+def _with_names(text: str, start: bool = False) -> str:
+    """Write names, and the first word if it starts a sentence, with a capital."""
+    words = [word.capitalize() if word.strip(",") in NAMES else word for word in text.split()]
+    if start:
+        words[0] = words[0].capitalize()
+    return " ".join(words)
