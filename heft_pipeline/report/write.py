@@ -45,15 +45,14 @@ def terminal_table(sweep: Sweep, runs: pd.DataFrame, groups: pd.DataFrame) -> Ta
     table = Table(title=f"{sweep.name}", title_justify="left", caption_justify="left")
     table.caption = _caption(runs, groups)
     table.add_column("method", no_wrap=True)
-    for heading in ("epochs", "rank", "accuracy", "95 % interval", "params", "train s", "TFLOP"):
+    for heading in ("epochs", "rank", "accuracy (95 %)", "params", "train s", "TFLOP"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in groups.itertuples():
         table.add_row(
             str(row.method),
             _epochs(row),
             _rank(row),
-            f"{row.accuracy:.1%}",
-            f"{row.low:.1%} to {row.high:.1%}".replace("%", ""),
+            f"{row.accuracy:.1%} ({100 * row.low:.1f}-{100 * row.high:.1f})",
             _short(row.trainable_params),
             f"{row.train_seconds:.1f}",
             f"{row.train_tflop:.3g}",
