@@ -52,7 +52,7 @@ def terminal_table(sweep: Sweep, runs: pd.DataFrame, groups: pd.DataFrame) -> Ta
             str(row.method),
             _epochs(row),
             _rank(row),
-            f"{row.accuracy:.1%} ({100 * row.low:.1f}-{100 * row.high:.1f})",
+            _accuracy(row),
             _short(row.trainable_params),
             f"{row.train_seconds:.1f}",
             f"{row.train_tflop:.3g}",
@@ -133,6 +133,10 @@ def _markdown(
         "Every run: [results.csv](results.csv).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _accuracy(row: Any) -> str:
+    return f"{row.accuracy:.1%} ({100 * row.low:.1f}-{100 * row.high:.1f})"
 
 
 def _epochs(row: Any) -> str:

@@ -34,6 +34,8 @@ HEAD_DIM = HIDDEN_SIZE // N_HEADS
 INTERMEDIATE_SIZE = 256
 ROPE_THETA = 10000.0
 LOOKUP_GAIN = 1.0
+"""How sharply the heads that look words up start out; larger is nearer to one word."""
+
 PAD, BOS, EOS = (VOCABULARY.index(token) for token in ("[PAD]", "[BOS]", "[EOS]"))
 
 
