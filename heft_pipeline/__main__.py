@@ -50,7 +50,8 @@ def main() -> None:
     """Run Hydra; errors that the user can mend are one message and exit status 1."""
     register()
     # Set, Hydra lets exceptions through, so that they are shown here and in one way.
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR", "0")
+    show_traceback = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Forked data loaders are not used, and tokenizers warn about forks of any kind.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +68,8 @@ def main() -> None:
             "output_dir=DIR",
             show_traceback,
         )
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = asked
 
 
 def _fail(message: str, show_traceback: bool) -> None:

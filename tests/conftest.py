@@ -145,8 +145,6 @@ def cli(
             main()
         except SystemExit as stop:
             status = int(stop.code or 0)
-        finally:
-            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         return status, *capfd.readouterr()
 
     return called
