@@ -29,11 +29,10 @@ class Execution:
     """
 
     def __init__(self, plan: Plan, store: Store, progress: StageProgress) -> None:
-        self._plan, self._store, self._progress = plan, store, progress
+        self._store, self._progress = store, progress
         self._waiting = dict(plan.stages)
         self._done: set[str] = set()
         self.failures: dict[str, str] = {}
-        self.interrupted: list[str] = []
 
     def next_stage(self) -> StageSpec | None:
         """Take a stage whose parent is complete; those that need no work are passed over.
@@ -62,7 +61,6 @@ class Execution:
         key = stage.fingerprint
         self._progress.end(key)
         if tried.status == "interrupted":
-            self.interrupted.append(key)
             text = f"{tried.text}; the same command goes on from there"
             self._progress.say("[yellow]■[/]", text)
         elif tried.status == "failed":
