@@ -148,6 +148,14 @@ class TrackingConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What the report compares."""
+
+    claims: list[str] = field(default_factory=list)
+    base_model: bool = True
+
+
+@dataclass
 class HeftConfig:
     """Everything a run is made from."""
 
@@ -160,6 +168,7 @@ class HeftConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     epochs: int = 3
     rank: int = 8
     seed: int = 0

@@ -1,5 +1,6 @@
 """From configs to runs, and from runs to the unique stages that they stand on."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,17 +70,18 @@ class Plan:
 
     Attributes:
         runs: The sweep's runs, in the order they were asked for.
+        baselines: Evaluations of the untouched models, for the report; see :func:`untouched`.
     """
 
     runs: tuple[Run, ...]
+    baselines: tuple[StageSpec, ...] = ()
 
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
         """Each unique stage once, by fingerprint, parents before children."""
         found: dict[str, StageSpec] = {}
-        for run in self.runs:
-            for stage in run.stages:
-                found.setdefault(stage.fingerprint, stage)
+        for stage in (*(s for run in self.runs for s in run.stages), *self.baselines):
+            found.setdefault(stage.fingerprint, stage)
         return dict(sorted(found.items(), key=lambda item: len(item[1].chain)))
 
     @property
@@ -87,10 +89,16 @@ class Plan:
         """How many stages the runs ask for, counted with repeats."""
         return sum(len(run.stages) for run in self.runs)
 
+    @property
+    def unique(self) -> int:
+        """How many of :attr:`stages` the runs need; the others are baselines alone."""
+        return len({stage.fingerprint for run in self.runs for stage in run.stages})
+
     def to_json(self) -> dict[str, Any]:
         """The plan as it stands in ``plan.json``."""
         return {
             "runs": [run.to_json() for run in self.runs],
+            "baselines": [stage.fingerprint for stage in self.baselines],
             "stages": {key: to_json(stage) for key, stage in self.stages.items()},
         }
 
@@ -115,8 +123,28 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
                 tuple(stages[key] for key in run["stages"]),
             )
             for run in data["runs"]
-        )
+        ),
+        tuple(stages[key] for key in data["baselines"]),
     )
+
+
+def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
+    """The evaluations of the models before any training that runs are to be compared with.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        One ``base`` stage for each model and evaluation among them. Nothing is trained, so the
+        seed says nothing; it is 0, for all sweeps to share the stage.
+    """
+    found: dict[str, StageSpec] = {}
+    for run in runs:
+        base = dataclasses.replace(
+            run.stages[0], kind="base", lora=None, reft=None, training=None, seed=0
+        )
+        found.setdefault(base.fingerprint, base)
+    return tuple(found.values())
 
 
 def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterable[str]) -> Run:

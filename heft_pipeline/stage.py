@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.evaluation import Scores, score
 from heft_pipeline.models.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base, load_tokenizer, resolve_device
+from heft_pipeline.models.edits import edit_sizes
 from heft_pipeline.parallel import Ranks, start_ranks
 from heft_pipeline.spec import DataSpec, ModelSpec, StageSpec
 from heft_pipeline.store import Store
@@ -24,6 +26,10 @@ from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.loop import Counters, Progress, Trainer
 from heft_pipeline.training.memory import peak_mb, reset_peak
 
+#: The sizes of a stage's ReFT edits, by layer and position.
+EDITS = "reft_edits.csv"
+#: Enough for a mean of norms.
+_EDIT_EXAMPLES = 128
 _VERSIONS = ("torch", "transformers", "peft", "pyreft", "pyvene", "accelerate")
 
 
@@ -107,6 +113,8 @@ def _train_and_evaluate(
         evaluated = time.perf_counter()
         scores = _evaluate(stage, model, task, progress, ranks)
         eval_seconds = time.perf_counter() - evaluated
+        if ranks.first:
+            _write_edits(folder / EDITS, stage, model, task)
     if ranks.first:
         _write_predictions(folder / "predictions.parquet", task, scores)
     return {
@@ -176,6 +184,15 @@ def _write_predictions(path: Path, task: Task, scores: Scores) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     table.to_parquet(partial, index=False)
     partial.replace(path)
+
+
+def _write_edits(path: Path, stage: StageSpec, model: AdaptedModel, task: Task) -> None:
+    """Columns as :func:`~heft_pipeline.models.edits.edit_sizes` gives; dev examples are read."""
+    answer = task.choices[0][:1]  # an edit of the prompt does not see the answer
+    sequences = [AnsweredPrompt(e.prompt, answer) for e in task.dev[:_EDIT_EXAMPLES]]
+    sizes = edit_sizes(model, sequences, stage.evaluation.batch_size)
+    if sizes is not None:
+        sizes.to_csv(path, index=False)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Sweep:
                 **notes,
                 "complete_before": complete,
                 "runs": list(runs.values()),
+                "baselines": sorted({*known.get("baselines", []), *asked["baselines"]}),
                 "stages": stages | asked["stages"],
             }
             write_json(self.folder / PLAN, data)
@@ -84,7 +85,7 @@ class Sweep:
 
         Returns:
             ``sweep``, ``command``, ``launcher`` (its kind, settings and process),
-            ``complete_before`` (fingerprints), ``runs`` and ``stages``.
+            ``complete_before`` and ``baselines`` (fingerprints), ``runs`` and ``stages``.
 
         Raises:
             UserError: The folder has no plan.

@@ -27,15 +27,17 @@ def show_plan(
     """
     states = {key: store.state(key) for key in plan.stages}
     to_do = [stage for key, stage in plan.stages.items() if states[key] != "complete"]
-    saved = plan.asked - len(plan.stages)
+    baselines = len(plan.stages) - plan.unique
     tree = Tree(f"[bold]{len(plan.runs)} runs[/] (dry run: nothing is trained)")
     by_method = tree.add(f"runs: {_counts([run.method for run in plan.runs])}")
     for run in plan.runs[:_MOST_LINES]:
         by_method.add(escape(f"{run.name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
     _more(by_method, len(plan.runs))
     branch = tree.add(
-        f"unique stages: {len(plan.stages)} of {plan.asked} asked for, {saved} saved by sharing; "
-        f"{_counts(list(states.values()))}"
+        f"unique stages: {plan.unique} of {plan.asked} asked for, "
+        f"{plan.asked - plan.unique} saved by sharing"
+        + (f"; besides, {baselines} of untouched models" if baselines else "")
+        + f"; {_counts(list(states.values()))}"
     )
     for key, stage in list(plan.stages.items())[:_MOST_LINES]:
         branch.add(escape(f"{key[:8]} {stage.label}: {states[key]}"))

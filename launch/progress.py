@@ -92,11 +92,12 @@ def announce(console: Console, plan: Plan, store: Store) -> None:
         store: Where stages are.
     """
     complete = sum(store.is_complete(key) for key in plan.stages)
-    stages = len(plan.stages)
+    stages, baselines = plan.unique, len(plan.stages) - plan.unique
     instead = f", not {plan.asked} (equal ones are shared)" if plan.asked > stages else ""
     console.print(
-        f"[bold]{_count(len(plan.runs), 'run')}[/], {_count(stages, 'unique stage')}{instead}: "
-        f"{complete} complete",
+        f"[bold]{_count(len(plan.runs), 'run')}[/], {_count(stages, 'unique stage')}{instead}"
+        + (f" and {_count(baselines, 'untouched model')}" if baselines else "")
+        + f": {complete} complete",
         highlight=False,
     )
 

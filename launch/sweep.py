@@ -16,7 +16,7 @@ from rich.console import Console
 
 from heft_pipeline.config import HeftConfig, run_name
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan import Plan, make_run
+from heft_pipeline.plan import Plan, make_run, untouched
 from heft_pipeline.sources import Sources
 from heft_pipeline.sweep import Sweep
 from heft_pipeline.validation import typed
@@ -68,7 +68,7 @@ def launch_sweep(
         make_run(typed_config, sources, _name(number, typed_config), overrides)
         for number, typed_config, overrides in zip(numbers, configs, job_overrides, strict=True)
     ]
-    plan = Plan(tuple(runs))
+    plan = Plan(tuple(runs), untouched(runs) if configs[0].report.base_model else ())
     if settings["dry_run"]:
         show_plan(plan, sweep.store, kind, settings, console)
         return [JobReturn(status=_COMPLETED) for _ in runs]
@@ -124,7 +124,7 @@ def run_point(cfg: DictConfig) -> float:
     sweep.store.require_writable()
     sources = Sources(Path(config.output_dir) / _DIGESTS)
     run = make_run(config, sources, Path(hydra.runtime.output_dir).name, hydra.overrides.task)
-    plan = Plan((run,))
+    plan = Plan((run,), untouched([run]) if config.report.base_model else ())
     sweep.record(plan, command=command_line(), launcher=_launcher("local", _ALONE))
     failures = execute(plan, sweep.store, console, sweep.folder / "workers", _ALONE)
     finish_sweep(sweep, console, only=run.name)

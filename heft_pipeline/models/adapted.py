@@ -151,6 +151,11 @@ class AdaptedModel:
             "reft": dict(reft.named_parameters()) if reft is not None else {},
         }
 
+    @property
+    def trained_reft(self) -> ReftAdapter | None:
+        """The ReFT adapter of the stage's own, where its hooks make the edits."""
+        return None if self._pyreft else self._trained_reft
+
     def trainable_count(self) -> int:
         """How many numbers are trained, as papers count them: R of rank r and width d is d x r."""
         lora = sum(p.numel() for p in self._lora_parameters().values())

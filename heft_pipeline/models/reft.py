@@ -7,7 +7,7 @@ gathers, edits and scatters with one index tensor a batch.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,21 @@ def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
     return {"first": heads, "last": tails, "both": torch.cat([heads, tails], dim=1)}[end]
 
 
+def position_names(positions: str, end: str) -> list[str]:
+    """What the columns of :func:`prompt_positions` are called.
+
+    Args:
+        positions: A position string such as ``f7+l7``.
+        end: ``both``, ``first`` or ``last``.
+
+    Returns:
+        ``f1`` for the prompt's first token to ``l1`` for its last, P names.
+    """
+    first, last = parse_positions(positions)
+    heads, tails = [f"f{i + 1}" for i in range(first)], [f"l{i}" for i in range(last, 0, -1)]
+    return {"first": heads, "last": tails, "both": heads + tails}[end]
+
+
 class ReftAdapter(nn.Module):
     """The interventions of one ReFT adapter.
 
@@ -112,6 +127,7 @@ class ReftAdapter(nn.Module):
         )
         self._columns: dict[str, torch.Tensor] = {}
         self._width = 0
+        self._observe: Callable[[Unit, torch.Tensor, torch.Tensor], None] | None = None
         self.float()
         if frozen:
             self.freeze()
@@ -157,6 +173,25 @@ class ReftAdapter(nn.Module):
         finally:
             self._columns = {}
 
+    @contextmanager
+    def observed(
+        self, observe: Callable[[Unit, torch.Tensor, torch.Tensor], None]
+    ) -> Iterator[None]:
+        """Look at each edit in the forward passes inside.
+
+        Args:
+            observe: Called with the unit and the hidden states before and after its edit,
+                [B, P, hidden] float32 in the order of :func:`prompt_positions`.
+
+        Yields:
+            Nothing.
+        """
+        self._observe = observe
+        try:
+            yield
+        finally:
+            self._observe = None
+
     def _each(self) -> dict[str, Any]:
         """The interventions by unit key; pyreft's classes carry no types."""
         return dict(self.interventions.items())
@@ -171,8 +206,11 @@ class ReftAdapter(nn.Module):
             columns = self._columns[unit.end]
             index = columns[:, :, None].expand(-1, -1, hidden.shape[-1])
             # The edit is computed in float32, whatever the frozen base is kept in.
-            edited = intervention(hidden.gather(1, index).float()).to(hidden.dtype)
-            hidden = hidden.scatter(1, index, edited)
+            before = hidden.gather(1, index).float()
+            after = intervention(before)
+            if self._observe is not None:
+                self._observe(unit, before, after)
+            hidden = hidden.scatter(1, index, after.to(hidden.dtype))
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return edit

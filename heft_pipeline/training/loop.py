@@ -26,6 +26,7 @@ from heft_pipeline.parallel import Ranks
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.training import checkpoint
 from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.memory import peak_mb
 
 LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 
@@ -261,6 +262,7 @@ class Trainer:
                 dev_accuracy=dev.accuracy,
                 dev_loss=dev.loss,
                 train_seconds=counters.train_seconds,
+                peak_memory_mb=peak_mb(self._device),
             )
         self._epoch_loss.zero_()
         counters.epoch_examples = 0
