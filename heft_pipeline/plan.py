@@ -124,7 +124,7 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
             )
             for run in data["runs"]
         ),
-        tuple(stages[key] for key in data["baselines"]),
+        tuple(stages[key] for key in data.get("baselines", [])),
     )
 
 

@@ -95,3 +95,32 @@ class Sweep:
             raise UserError(f"{self.folder} is not a sweep: it has no {PLAN}")
         data: dict[str, Any] = json.loads(path.read_text())
         return data
+
+
+def find_sweep(name: str | None, output_dir: Path) -> Sweep:
+    """A sweep by its name.
+
+    Args:
+        name: The name or the folder; None for the newest.
+        output_dir: Where sweeps are looked for.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        UserError: There is none; the text names those that there are.
+    """
+    sweeps = output_dir / "sweeps"
+    if name is not None:
+        folder = Path(name) if Path(name).is_dir() else sweeps / name
+        if (folder / PLAN).is_file():
+            return Sweep(folder.resolve())
+        names = sorted(p.parent.name for p in sweeps.glob(f"*/{PLAN}"))
+        raise UserError(
+            f"there is no sweep {name} in {sweeps}; "
+            + (f"there are {', '.join(names[-10:])}" if names else "set --output-dir")
+        )
+    plans = sorted(sweeps.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise UserError(f"there is no sweep in {sweeps}; set --output-dir")
+    return Sweep(plans[-1].parent)

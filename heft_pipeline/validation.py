@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from heft_pipeline.claims import parse_claim
 from heft_pipeline.config import (
     DTYPES,
     INTERVENTIONS,
@@ -57,6 +58,8 @@ def check(config: HeftConfig) -> None:
     _check_words(config)
     _check_adapters(config)
     _check_data(config.data)
+    for claim in config.report.claims:
+        parse_claim(claim)
 
 
 def _check_method(config: HeftConfig) -> None:

@@ -20,7 +20,7 @@ from rich.live import Live
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan import read_plan
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.sweep import Sweep, find_sweep
 
 _WATCH_SECONDS = 2.0
 
@@ -70,29 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _find_sweep(given: argparse.Namespace) -> Sweep:
-    """The named sweep, or the newest."""
-    sweeps = given.output_dir / "sweeps"
-    if given.sweep is not None:
-        folder = Path(given.sweep) if Path(given.sweep).is_dir() else sweeps / given.sweep
-        sweep = Sweep(folder)
-        if (folder / "plan.json").is_file():
-            return sweep
-        names = sorted(p.parent.name for p in sweeps.glob("*/plan.json"))
-        raise UserError(
-            f"there is no sweep {given.sweep} in {sweeps}; "
-            + (f"there are {', '.join(names[-10:])}" if names else "set --output-dir")
-        )
-    plans = sorted(sweeps.glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
-    if not plans:
-        raise UserError(f"there is no sweep in {sweeps}; set --output-dir")
-    return Sweep(plans[-1].parent)
-
-
 def _status(given: argparse.Namespace, console: Console) -> int:
     from launch.status import status_table
 
-    sweep = _find_sweep(given)
+    sweep = find_sweep(given.sweep, given.output_dir)
     if not given.watch:
         console.print(status_table(sweep))
         return 0
@@ -140,7 +121,7 @@ def _cancel(given: argparse.Namespace, console: Console) -> int:
     from launch.slurm import read_job
     from launch.slurm_commands import cancel_jobs, job_states
 
-    sweep = _find_sweep(given)
+    sweep = find_sweep(given.sweep, given.output_dir)
     plan, store = sweep.plan(), sweep.store
     notes = [note for key in plan["stages"] if (note := read_job(store, key))]
     mine = [note["job_id"] for note in notes if note["sweep"] == sweep.name]
@@ -173,7 +154,7 @@ def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
 def _retry(given: argparse.Namespace, console: Console) -> int:
     from launch.sweep import execute_plan
 
-    sweep = _find_sweep(given)
+    sweep = find_sweep(given.sweep, given.output_dir)
     launcher = sweep.plan()["launcher"]
     plan = read_plan(sweep.plan())
     for key in plan.stages:

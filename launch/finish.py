@@ -15,7 +15,7 @@ from heft_pipeline.validation import typed
 
 
 def report(sweep: Sweep, console: Console) -> None:
-    """Write a sweep's ``results.csv`` and ``report.md`` and show the table.
+    """Write a sweep's report and show the comparison.
 
     Args:
         sweep: The sweep.
@@ -24,9 +24,9 @@ def report(sweep: Sweep, console: Console) -> None:
     from heft_pipeline.report import write_report  # imports pandas and matplotlib
 
     with console.status("writing the report"):
-        table = write_report(sweep)
-    console.print(table)
-    console.print(f"{sweep.folder / 'report.md'}", highlight=False, soft_wrap=True)
+        shown = write_report([sweep], sweep.folder)
+    console.print(shown)
+    console.print(f"{sweep.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def finish_sweep(sweep: Sweep, console: Console, only: str | None = None) -> None:

@@ -73,7 +73,12 @@ def launch_sweep(
         show_plan(plan, sweep.store, kind, settings, console)
         return [JobReturn(status=_COMPLETED) for _ in runs]
     sweep.store.require_writable()
-    sweep.record(plan, command=command_line(), launcher=_launcher(kind, settings))
+    sweep.record(
+        plan,
+        command=command_line(),
+        launcher=_launcher(kind, settings),
+        claims=list(dict.fromkeys(text for c in configs for text in c.report.claims)),
+    )
     # Written first, so that whatever ends this process, the runs' own configs are there.
     returns = []
     for number, overrides in zip(numbers, job_overrides, strict=True):
@@ -125,7 +130,12 @@ def run_point(cfg: DictConfig) -> float:
     sources = Sources(Path(config.output_dir) / _DIGESTS)
     run = make_run(config, sources, Path(hydra.runtime.output_dir).name, hydra.overrides.task)
     plan = Plan((run,), untouched([run]) if config.report.base_model else ())
-    sweep.record(plan, command=command_line(), launcher=_launcher("local", _ALONE))
+    sweep.record(
+        plan,
+        command=command_line(),
+        launcher=_launcher("local", _ALONE),
+        claims=config.report.claims,
+    )
     failures = execute(plan, sweep.store, console, sweep.folder / "workers", _ALONE)
     finish_sweep(sweep, console, only=run.name)
     for stage in run.stages:

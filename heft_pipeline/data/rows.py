@@ -35,8 +35,22 @@ def read_splits(data: DataSpec, seed: int) -> dict[str, list[tuple[str, Row]]]:
         dev = _read(data, "dev_split", data.dev_split)
     else:
         train, dev = hold_out(train, data.dev_size, seed)
-    evaluated = _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
-    return {"train": train, "dev": dev, "eval": evaluated}
+    return {"train": train, "dev": dev, "eval": read_eval(data)}
+
+
+def read_eval(data: DataSpec) -> list[tuple[str, Row]]:
+    """Read the rows that are reported.
+
+    Args:
+        data: The task.
+
+    Returns:
+        Pairs of id and row, as in :func:`read_splits`.
+
+    Raises:
+        UserError: The split or a column is missing, or the split is empty.
+    """
+    return _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
 
 
 def hold_out(

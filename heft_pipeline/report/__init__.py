@@ -1,4 +1,4 @@
-"""What a sweep's numbers say: results.csv, report.md, its figures, and the terminal's table.
+"""What sweeps' numbers say: report.html, report.md, results.csv, figures, the terminal's table.
 
 Reads the store's files only; knows nothing of torch.
 """

@@ -1,162 +1,234 @@
-"""Writing a sweep's report, and its table for the terminal."""
+"""Writing a report: the page, Markdown, results.csv, and the terminal's table."""
 
+import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from filelock import FileLock
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Group
+from rich.markup import escape as escape_rich
 from rich.table import Table
+from rich.text import Text
 
-from heft_pipeline.report.figures import accuracy_over
-from heft_pipeline.report.table import COLUMNS, groups_table, runs_table
+from heft_pipeline.claims import Claim
+from heft_pipeline.report import words
+from heft_pipeline.report.content import Report, make_report, open_runs
+from heft_pipeline.report.figures import Figure
+from heft_pipeline.report.runs import results_table
+from heft_pipeline.report.sections import Section, Setting
+from heft_pipeline.report.statistics import ALPHA
+from heft_pipeline.report.verdicts import (
+    CONTRADICTED,
+    MISSING,
+    OPEN,
+    SUPPORTED,
+    UNFINISHED,
+    Verdict,
+)
 from heft_pipeline.sweep import Sweep
 
+_MARKS = {
+    SUPPORTED: "\N{CHECK MARK}",
+    CONTRADICTED: "\N{BALLOT X}",
+    OPEN: "?",
+    MISSING: "\N{EN DASH}",
+    UNFINISHED: "\N{HORIZONTAL ELLIPSIS}",
+}
+_CLASSES = {
+    SUPPORTED: "supported",
+    CONTRADICTED: "contradicted",
+    OPEN: "undecided",
+    MISSING: "missing",
+    UNFINISHED: "missing",
+}
+_COLOURS = {
+    SUPPORTED: "green",
+    CONTRADICTED: "red",
+    OPEN: "yellow",
+    MISSING: "dim",
+    UNFINISHED: "dim",
+}
+_MOST_ROWS = 60
 
-def write_report(sweep: Sweep) -> Table:
-    """Write ``results.csv``, ``report.md`` and ``figures/``.
+
+def write_report(
+    sweeps: Sequence[Sweep], folder: Path, claims: Sequence[Claim] | None = None
+) -> Group:
+    """Write ``report.html``, ``report.md``, ``results.csv`` and ``figures/``.
 
     Args:
-        sweep: The sweep; runs that are not complete are marked.
+        sweeps: One or more; runs that are not complete are marked.
+        folder: Where to; a sweep's own folder, or one for several together.
+        claims: What to test; None for what the sweeps were given.
 
     Returns:
-        The table for the terminal.
+        The comparison for a terminal of 80 columns.
     """
-    runs = runs_table(sweep)
-    groups = groups_table(runs, sweep.store)
-    with FileLock(sweep.folder / ".report.lock"):
-        _replace(sweep.folder / "results.csv", runs[COLUMNS].to_csv(index=False))
-        figures = _figures(sweep, groups) if len(groups) else []
-        _replace(sweep.folder / "report.md", _markdown(sweep, runs, groups, figures))
-    return terminal_table(sweep, runs, groups)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".report.lock"):
+        report = make_report(sweeps, folder / "figures", claims)
+        _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
+        _replace(folder / "report.md", _rendered("report.md.j2", report, folder))
+        _replace(folder / "report.html", _rendered("report.html.j2", report, folder))
+    return terminal(report)
 
 
-def terminal_table(sweep: Sweep, runs: pd.DataFrame, groups: pd.DataFrame) -> Table:
-    """The comparison as a table of at most 80 columns.
+def terminal(report: Report) -> Group:
+    """The comparison and the verdicts in at most 80 columns.
 
     Args:
-        sweep: The sweep.
-        runs: What :func:`~heft_pipeline.report.table.runs_table` gives.
-        groups: What :func:`~heft_pipeline.report.table.groups_table` gives.
+        report: The report.
 
     Returns:
-        A rich table.
+        Something that rich prints.
     """
-    table = Table(title=f"{sweep.name}", title_justify="left", caption_justify="left")
-    table.caption = _caption(runs, groups)
+    shown: list[Any] = []
+    for content in report.sections:
+        section = content.section
+        shown.append(_terminal_table(report.title, section))
+        if section.apart:
+            shown.append(Text(f"kept apart: {section.apart}", style="yellow"))
+        shown += [_terminal_verdict(verdict) for verdict in content.verdicts]
+    if report.state:
+        shown.append(Text(report.state, style="yellow"))
+    return Group(*shown)
+
+
+def _rendered(template: str, report: Report, folder: Path) -> str:
+    environment = Environment(
+        loader=PackageLoader("heft_pipeline.report"),
+        autoescape=lambda name: bool(name and ".html" in name),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(template).render(
+        report=report,
+        words=words,
+        alpha=ALPHA,
+        marks=_MARKS,
+        classes=_CLASSES,
+        picture=_picture,
+        notes=notes,
+        relative=lambda path: path.relative_to(folder).as_posix(),
+    )
+
+
+def notes(section: Section) -> str:
+    """How a section's table is to be read.
+
+    Args:
+        section: The section.
+
+    Returns:
+        A paragraph.
+    """
+    how = (
+        "Intervals are Wilson's; with one seed they say nothing of how much another would differ."
+        if section.seeds <= 1
+        else "Accuracy is the mean over seeds; its interval counts seeds and examples as drawn "
+        "at random (Wilson's for one seed)."
+    )
+    return (
+        f"{how} Epochs are of each stage, their sum in brackets. Parameters, seconds, operations "
+        "and examples are those of all stages that a run stands on, reused ones included. "
+        "Stages shared: how many of the stages that these runs stand on were complete already or "
+        "trained for another run as well."
+    )
+
+
+def _picture(figure: Figure, kind: str) -> Markup:
+    image, data = (
+        base64.b64encode(path.read_bytes()).decode() for path in (figure.svg, figure.csv)
+    )
+    return Markup(
+        '<figure class="{kind}"><h3>{title}</h3>'
+        '<img alt="{title}. {caption}" src="data:image/svg+xml;base64,{image}">'
+        "<figcaption>{caption} "
+        '<a class="download" download="{name}" href="data:text/csv;base64,{data}">Data (CSV)</a>'
+        "</figcaption></figure>"
+    ).format(
+        kind=kind,
+        title=figure.title,
+        caption=figure.caption,
+        name=figure.csv.name,
+        image=image,
+        data=data,
+    )
+
+
+def _terminal_table(title: str, section: Section) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = _caption(section)
     table.add_column("method", no_wrap=True)
     for heading in ("epochs", "rank", "accuracy (95 %)", "params", "train s", "TFLOP"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in groups.itertuples():
+    if section.variants:
+        table.add_column("setting", overflow="fold")
+    unfinished = open_runs(section)
+    if section.base:
+        table.add_row("untouched", "", "", _accuracy(section.base), style="dim")
+    for setting in section.settings[:_MOST_ROWS]:
+        costs = setting.costs
         table.add_row(
-            str(row.method),
-            _epochs(row),
-            _rank(row),
-            _accuracy(row),
-            _short(row.trainable_params),
-            f"{row.train_seconds:.1f}",
-            f"{row.train_tflop:.3g}",
+            setting.method,
+            words.epochs(setting.epochs),
+            words.ranks(setting),
+            _accuracy(setting),
+            words.short(costs["trainable_params"]),
+            f"{costs['train_seconds']:.1f}",
+            f"{costs['train_tflop']:.3g}",
+            *([words.variant(setting)] if section.variants else []),
         )
-    for row in runs[runs.status != "complete"].itertuples():
-        table.add_row(str(row.method), _epochs(row), _rank(row), f"[red]{row.status}[/]")
+    for runs in unfinished[:_MOST_ROWS]:
+        first = runs[0]
+        what = f"[red]{len(runs)} {first.status}[/]" if len(runs) > 1 else f"[red]{first.status}[/]"
+        table.add_row(
+            first.method, words.epochs(first.stage_epochs), words.joined(first.ranks), what
+        )
     return table
 
 
-def _caption(runs: pd.DataFrame, groups: pd.DataFrame) -> str:
-    parts = []
-    for (model, data), group in (
-        groups.groupby(["model", "data"], sort=False) if len(groups) else ()
-    ):
-        majority = group.majority.iloc[0]
-        seeds = f", {group.seeds.max()} seeds" if group.seeds.max() > 1 else ""
-        parts.append(
-            f"{model} on {data}: {group.n_eval.iloc[0]} examples{seeds}; "
-            f"always the majority class {majority:.1%}"
+def _caption(section: Section) -> str:
+    seeds = f", {section.seeds} seeds" if section.seeds > 1 else ""
+    hidden = max(0, len(section.settings) - _MOST_ROWS)
+    lines = []
+    if section.gold:
+        answer, majority = section.majority
+        lines.append(
+            f"{section.title}: {len(section.ids):,} examples{seeds}; "
+            f"always {escape_rich(answer)!r} {words.share(majority)}"
         )
-    unfinished = (runs.status != "complete").sum()
-    if unfinished:
-        parts.append(f"{unfinished} of {len(runs)} runs are not complete")
-    return "\n".join(parts)
+    if hidden:
+        lines.append(f"and {hidden} more rows in report.html")
+    return "\n".join(lines)
 
 
-def _figures(sweep: Sweep, groups: pd.DataFrame) -> list[tuple[str, Path]]:
-    folder = sweep.folder / "figures"
-    drawn = [
-        ("epochs", "epochs of each stage", "Accuracy over epochs", "accuracy_over_epochs"),
-        (
-            "train_tflop",
-            "training compute of all stages (TFLOP)",
-            "Accuracy over compute",
-            "accuracy_over_compute",
-        ),
-    ]
-    figures = []
-    for column, label, title, name in drawn:
-        if (groups[column] > 0).any():
-            png, _, _ = accuracy_over(groups, column, label, title, folder / name)
-            figures.append((title, png))
-    return figures
+def _accuracy(setting: Setting) -> str:
+    return f"{words.share(setting.accuracy)} ({words.interval(*setting.interval)})"
 
 
-def _markdown(
-    sweep: Sweep, runs: pd.DataFrame, groups: pd.DataFrame, figures: list[tuple[str, Path]]
-) -> str:
-    lines = [f"# {sweep.name}", "", f"Made by `{sweep.plan()['command']}`.", ""]
-    lines += [line for part in _caption(runs, groups).splitlines() for line in (part + ".", "")]
-    header = [
-        "method", "epochs", "rank", "seeds", "accuracy", "95 % interval", "trainable parameters",
-        "train seconds", "train TFLOP", "peak memory (MiB)",
-    ]  # fmt: skip
-    lines += ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    for row in groups.itertuples():
-        cells = [
-            row.method, _epochs(row), _rank(row), row.seeds, f"{row.accuracy:.2%}",
-            f"{row.low:.2%} to {row.high:.2%}", f"{row.trainable_params:,}",
-            f"{row.train_seconds:.1f}", f"{row.train_tflop:.4g}", f"{row.peak_memory_mb:.0f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    for row in runs[runs.status != "complete"].itertuples():
-        cells = [row.method, _epochs(row), _rank(row), "", row.status, *[""] * 5]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += [
-        "",
-        "Epochs are of each stage (their sum in brackets). Parameters, seconds and operations are "
-        "those of all stages that a run stands on, reused ones included. The interval is "
-        "Wilson's for one seed, and a bootstrap over seeds and examples for more.",
-    ]
-    for title, path in figures:
-        lines += ["", f"![{title}]({path.relative_to(sweep.folder)})"]
-    reused, asked = int(runs.stages_reused.sum()), int(runs.stages.str.count(r"\+").add(1).sum())
-    lines += [
-        "",
-        f"Of {asked} stages asked for, {reused} were complete already or shared with another run. "
-        "Every run: [results.csv](results.csv).",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _accuracy(row: Any) -> str:
-    return f"{row.accuracy:.1%} ({100 * row.low:.1f}-{100 * row.high:.1f})"
-
-
-def _epochs(row: Any) -> str:
-    epochs, total = int(row.epochs), int(row.total_epochs)
-    return f"{epochs}" if epochs == total else f"{epochs} ({total})"
-
-
-def _rank(row: Any) -> str:
-    ranks = [row.lora_rank, row.reft_rank]
-    return "/".join(dict.fromkeys(str(rank) for rank in ranks if not pd.isna(rank)))
-
-
-def _short(number: Any) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"
+def _terminal_verdict(verdict: Verdict) -> Text:
+    found = verdict.comparison
+    text = Text()
+    text.append(f"{_MARKS[verdict.verdict]} {verdict.what}: ", style="bold")
+    text.append(verdict.verdict, style=_COLOURS[verdict.verdict])
+    if found is not None:
+        one = ", for this one seed" if found.seeds == 1 and verdict.verdict != OPEN else ""
+        text.append(
+            f"{one} ({words.points(found.difference)} points, "
+            f"{words.points(found.low)} to {words.points(found.high)})"
+        )
+    else:
+        text.append(f" ({verdict.why})")
+    return text
 
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -1,0 +1,74 @@
+"""The report of one or more sweeps, at any time.
+
+python -m heft_pipeline.report [SWEEP...] [--to DIR] [--claim CLAIM]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from heft_pipeline.claims import parse_claim
+from heft_pipeline.errors import UserError
+from heft_pipeline.sweep import find_sweep
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: Without the program's name; the process's own where None.
+
+    Returns:
+        The exit status.
+    """
+    given = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        claims = [parse_claim(text) for text in given.claim] if given.claim else None
+        sweeps = [find_sweep(name, given.output_dir) for name in given.sweep or [None]]
+        sweeps = list({sweep.folder: sweep for sweep in sweeps}.values())
+        several = "+".join(sweep.name for sweep in sweeps)
+        own = sweeps[0].folder
+        folder = given.to or (own if len(sweeps) == 1 else own.parent.parent / "reports" / several)
+        from heft_pipeline.report import write_report  # imports pandas and matplotlib
+
+        with console.status("writing the report"):
+            shown = write_report(sweeps, folder, claims)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Error: {error.filename}: {error.strerror}; choose --to DIR", file=sys.stderr)
+        return 1
+    console.print(shown)
+    console.print(f"{folder / 'report.html'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m heft_pipeline.report",
+        description="Write report.html, report.md, results.csv and figures/ of sweeps, also of "
+        "those that are still running. Several make one report.",
+    )
+    parser.add_argument("sweep", nargs="*", help="a sweep's name or folder; the newest by default")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="by default the sweep's own folder, or one below reports/ for several",
+    )
+    parser.add_argument(
+        "--claim",
+        action="append",
+        metavar="CLAIM",
+        help="test 'heft@3 > lora@20' instead of the sweep's own claims; may be repeated",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""What a report says, before it becomes a page, a Markdown file or a terminal's table."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heft_pipeline.claims import Claim, parse_claim
+from heft_pipeline.report import words
+from heft_pipeline.report.curves import training_curves
+from heft_pipeline.report.disagreement import Disagreement, disagreement
+from heft_pipeline.report.edits import reft_edits
+from heft_pipeline.report.figures import (
+    Figure,
+    accuracy_against_compute,
+    accuracy_over_epochs,
+    accuracy_over_rank,
+)
+from heft_pipeline.report.forest import effects
+from heft_pipeline.report.paper import SOURCE, paper_accuracy
+from heft_pipeline.report.provenance import Fact, provenance
+from heft_pipeline.report.runs import RunRecord, read_runs
+from heft_pipeline.report.sections import Section, Setting, sections
+from heft_pipeline.report.verdicts import Verdict, judge
+from heft_pipeline.sweep import Sweep
+
+#: Heading of a table's column, and whether its cells are numbers.
+Column = tuple[str, bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the comparison.
+
+    Attributes:
+        cells: One a column.
+        kind: ``reference`` (majority class, untouched model), ``setting``, or ``open`` (a run
+            that is not complete).
+    """
+
+    cells: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class SectionContent:
+    """A section as it is shown.
+
+    Attributes:
+        section: The compared runs.
+        verdicts: What they say of the claims.
+        columns: The table's columns.
+        rows: The table's rows.
+        effects: The figure of the claims' effects, where one could be tested.
+        figures: The other figures.
+        disagreement: Where HEFT and LoRA disagree.
+    """
+
+    section: Section
+    verdicts: tuple[Verdict, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    effects: Figure | None
+    figures: tuple[Figure, ...]
+    disagreement: Disagreement | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of one or more sweeps.
+
+    Attributes:
+        title: The sweeps' names.
+        made: When, local time.
+        state: What is not complete, in a sentence; empty where all is.
+        sections: Runs that may be compared with each other, a section each.
+        facts: How it was made.
+        records: All runs read.
+    """
+
+    title: str
+    made: str
+    state: str
+    sections: tuple[SectionContent, ...]
+    facts: tuple[Fact, ...]
+    records: tuple[RunRecord, ...]
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether any setting has more than one seed."""
+        return any(content.section.seeds > 1 for content in self.sections)
+
+
+def make_report(sweeps: Sequence[Sweep], figures: Path, claims: Sequence[Claim] | None) -> Report:
+    """Read sweeps, compare their runs, and draw the figures.
+
+    Args:
+        sweeps: At least one.
+        figures: The folder for figures.
+        claims: What to test; None for what the sweeps were given.
+
+    Returns:
+        The report.
+    """
+    records = [record for sweep in sweeps for record in read_runs(sweep)]
+    if claims is None:
+        claims = _claims_of(sweeps)
+    parts = sections(records)
+    judged = judge(claims, parts)
+    contents = [
+        _content(part, verdicts, figures, f"-{number}" if number > 1 else "")
+        for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1)
+    ]
+    return Report(
+        title=", ".join(sweep.name for sweep in sweeps),
+        made=time.strftime("%Y-%m-%d %H:%M %Z"),
+        state=_state([r for part in parts for r in part.open], records),
+        sections=tuple(contents),
+        facts=tuple(provenance(sweeps, records)),
+        records=tuple(records),
+    )
+
+
+def _claims_of(sweeps: Sequence[Sweep]) -> list[Claim]:
+    texts = [text for sweep in sweeps for text in sweep.plan().get("claims", [])]
+    return [parse_claim(text) for text in dict.fromkeys(texts)]
+
+
+def _state(unfinished: Sequence[RunRecord], records: Sequence[RunRecord]) -> str:
+    runs = [record for record in unfinished if record.name != "base"]
+    if not runs:
+        return ""
+    total = sum(record.name != "base" for record in records)
+    counts = {status: sum(r.status == status for r in runs) for status in ("running", "failed")}
+    counts["damaged"] = sum(r.status == "damaged" for r in runs)
+    others = len(runs) - sum(counts.values())
+    parts = [f"{count} {status}" for status, count in counts.items() if count]
+    parts += [f"{others} not begun or interrupted"] if others else []
+    running = "This sweep is still running: " if counts["running"] else ""
+    return f"{running}{total - len(runs)} of {total} runs are complete ({', '.join(parts)})."
+
+
+def _content(
+    section: Section, verdicts: Sequence[Verdict], folder: Path, suffix: str
+) -> SectionContent:
+    drawn = [
+        draw(section, folder / f"{name}{suffix}")
+        for name, draw in (
+            ("accuracy_over_epochs", accuracy_over_epochs),
+            ("accuracy_over_rank", accuracy_over_rank),
+            ("accuracy_against_compute", accuracy_against_compute),
+            ("training_curves", training_curves),
+            ("reft_edits", reft_edits),
+        )
+    ]
+    columns, rows = _table(section)
+    return SectionContent(
+        section=section,
+        verdicts=tuple(verdicts),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        effects=effects(verdicts, folder / f"effects{suffix}"),
+        figures=tuple(figure for figure in drawn if figure is not None),
+        disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
+    )
+
+
+def _table(section: Section) -> tuple[list[Column], list[Row]]:
+    papers = [paper_accuracy(section, setting) for setting in section.settings]
+    columns: list[Column] = [("method", False), ("epochs", True), ("rank", True)]
+    columns += [("setting", False)] if section.variants else []
+    columns += [("seeds", True)] if section.seeds > 1 else []
+    columns += [("accuracy", True), ("95 % interval", True)]
+    columns += [(f"{SOURCE} (its number)", True)] if any(papers) else []
+    costs = ["trainable parameters", "train seconds", "train TFLOP", "examples/s", "peak MiB"]
+    columns += [(name, True) for name in costs] + [("stages shared", True)]
+
+    def row(kind: str, known: Iterable[tuple[str, str]]) -> Row:
+        cells = dict(known)
+        return Row(tuple(cells.get(heading, "") for heading, _ in columns), kind)
+
+    rows = []
+    if section.gold:
+        answer, majority = section.majority
+        rows.append(
+            row(
+                "reference",
+                {
+                    "method": f"always \N{LEFT DOUBLE QUOTATION MARK}{answer}"
+                    "\N{RIGHT DOUBLE QUOTATION MARK}",
+                    "accuracy": words.share(majority),
+                    "95 % interval": words.interval(*section.majority_interval),
+                }.items(),
+            )
+        )
+    if section.base:
+        rows.append(row("reference", _measured(section.base).items()))
+    for setting, paper in zip(section.settings, papers, strict=True):
+        known = _measured(setting) | _costs(setting)
+        if paper is not None:
+            known[f"{SOURCE} (its number)"] = f"{paper:.2%}"
+        rows.append(row("setting", known.items()))
+    for runs in open_runs(section):
+        first = runs[0]
+        known = {
+            "method": first.method,
+            "epochs": words.epochs(first.stage_epochs),
+            "rank": words.joined(first.ranks),
+            "seeds": str(len(runs)),
+            "accuracy": first.status,
+        }
+        rows.append(row("open", known.items()))
+    return columns, rows
+
+
+def open_runs(section: Section) -> list[list[RunRecord]]:
+    """The runs of a section that are not complete, those alike but for their seed together.
+
+    Args:
+        section: The section.
+
+    Returns:
+        Lists of runs with one method, epochs, rank and status.
+    """
+    groups: dict[object, list[RunRecord]] = {}
+    for run in section.open:
+        key = (run.method, run.stage_epochs, run.ranks, run.status)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _measured(setting: Setting) -> dict[str, str]:
+    return {
+        "method": "untouched model" if setting.method == "base" else setting.method,
+        "epochs": words.epochs(setting.epochs),
+        "rank": words.ranks(setting),
+        "setting": words.variant(setting),
+        "seeds": str(len(setting.seeds)) if setting.epochs else "",
+        "accuracy": words.share(setting.accuracy),
+        "95 % interval": words.interval(*setting.interval),
+    }
+
+
+def _costs(setting: Setting) -> dict[str, str]:
+    costs = setting.costs
+    asked = sum(len(run.stages) for run in setting.runs)
+    return {
+        "trainable parameters": f"{costs['trainable_params']:,.0f}",
+        "train seconds": f"{costs['train_seconds']:,.1f}",
+        "train TFLOP": f"{costs['train_tflop']:,.3g}",
+        "examples/s": f"{costs['examples_per_second']:,.3g}",
+        "peak MiB": f"{costs['peak_memory_mb']:,.0f}",
+        "stages shared": f"{sum(run.reused for run in setting.runs)} of {asked}",
+    }

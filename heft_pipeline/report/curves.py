@@ -1,0 +1,107 @@
+"""The report's training curves by stage."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from heft_pipeline.metrics import read_metrics
+from heft_pipeline.report.figures import SIZE, Figure, save, tidy
+from heft_pipeline.report.sections import Section
+from heft_pipeline.spec import StageSpec
+
+_LINES = ["-", "--", "-.", ":"]
+_SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"]
+
+
+def training_curves(section: Section, path: Path) -> Figure | None:
+    """Draw training loss and dev accuracy by epoch, a column a kind of stage.
+
+    Args:
+        section: What is compared.
+        path: The files' path without an ending.
+
+    Returns:
+        The figure; None where no stage has ended an epoch.
+    """
+    data = _curves(section)
+    if data.empty:
+        return None
+    kinds = list(dict.fromkeys(data.stage))
+    drawing, grid = plt.subplots(
+        2,
+        len(kinds),
+        figsize=(max(SIZE[0], 2.1 * len(kinds)), 4.4),
+        layout="constrained",
+        squeeze=False,
+        sharex="col",
+        sharey="row",
+    )
+    for column, kind in enumerate(kinds):
+        lines = data[data.stage == kind].groupby(["epochs", "rank"], dropna=False)
+        for number, ((epochs, rank), group) in enumerate(lines):
+            mean = group.groupby("epoch")[["train_loss", "dev_accuracy"]].mean()
+            # With many settings the legend names the first few; the CSV has them all.
+            name = f"{epochs} epochs" + (f", r{rank}" if data["rank"].nunique() > 1 else "")
+            for row, value in enumerate(mean.columns):
+                grid[row][column].plot(
+                    mean.index,
+                    mean[value],
+                    color=_SHADES[number % len(_SHADES)],
+                    linestyle=_LINES[number % len(_LINES)],
+                    marker="o" if len(mean) < 8 else None,
+                    markersize=3,
+                    label=name if number < 6 else None,
+                )
+        grid[0][column].set_title(kind, loc="left", fontsize=10)
+        grid[1][column].set_xlabel("epoch")
+        grid[1][column].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        grid[0][column].legend(frameon=False, fontsize=7)
+    grid[0][0].set_ylabel("training loss (nats)")
+    grid[1][0].set_ylabel("dev accuracy")
+    grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in grid.flat:
+        tidy(axes)
+    seeds = "Means over seeds. " if section.seeds > 1 else ""
+    return save(
+        drawing,
+        path,
+        data,
+        "Training curves by stage",
+        f"{seeds}Top: loss of the answer tokens; bottom: accuracy on the dev split, which chooses "
+        "the epoch that is kept. HEFT's second stage starts from its finished LoRA stage.",
+    )
+
+
+def _curves(section: Section) -> pd.DataFrame:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for setting in section.settings:
+        for run in setting.runs:
+            for stage in run.stages:
+                if stage.training is None or stage.fingerprint in found:
+                    continue
+                file = run.store.folder(stage.fingerprint) / "metrics.jsonl"
+                found[stage.fingerprint] = [
+                    {
+                        "stage": _kind(stage.chain),
+                        "epochs": stage.training.epochs,
+                        "rank": next(a.rank for a in (stage.lora, stage.reft) if a),
+                        "seed": stage.seed,
+                        "fingerprint": stage.fingerprint,
+                        "epoch": line["epoch"],
+                        "train_loss": line["train_loss"],
+                        "dev_accuracy": line["dev_accuracy"],
+                    }
+                    for line in read_metrics(file)
+                    if line.get("event") == "epoch"
+                ]
+    return pd.DataFrame([row for rows in found.values() for row in rows])
+
+
+def _kind(chain: Sequence[StageSpec]) -> str:
+    names = {"lora": "LoRA", "reft": "ReFT", "joint": "LoRA and ReFT at once"}
+    *parents, own = [names.get(stage.kind, stage.kind) for stage in chain]
+    return f"{own} on {' + '.join(reversed(parents))}" if parents else own

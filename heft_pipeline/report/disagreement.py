@@ -1,0 +1,189 @@
+"""Where two settings disagree: a 2 x 2 of right and wrong answers, with examples to read."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from heft_pipeline.data.prompts import render
+from heft_pipeline.data.rows import read_eval
+from heft_pipeline.errors import UserError
+from heft_pipeline.report.figures import Figure, save
+from heft_pipeline.report.sections import Section, Setting
+from heft_pipeline.report.verdicts import Verdict
+
+log = logging.getLogger(__name__)
+_EXAMPLES, _MOST_TEXT = 3, 900
+
+
+@dataclass(frozen=True)
+class DisputedExample:
+    """An evaluated example that one of two settings answers rightly.
+
+    Attributes:
+        id: Its id.
+        gold: The right answer.
+        right: The setting that gives it.
+        wrong: The other one.
+        seeds: In how many of the compared seeds it is so, of how many.
+        text: The prompt, its middle cut where long; empty where the data is not at hand.
+    """
+
+    id: str
+    gold: str
+    right: str
+    wrong: str
+    seeds: tuple[int, int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Two settings' answers to the same examples.
+
+    Attributes:
+        figure: The 2 x 2.
+        first: The first setting's name.
+        second: The second's.
+        counts: Examples both answer rightly, only the first, only the second, neither: means
+            over seeds.
+        examples: Some that only the first answers rightly, then some that only the second does.
+    """
+
+    figure: Figure
+    first: str
+    second: str
+    counts: tuple[float, float, float, float]
+    examples: tuple[DisputedExample, ...]
+
+
+def disagreement(section: Section, verdicts: Sequence[Verdict], path: Path) -> Disagreement | None:
+    """Compare HEFT's answers with LoRA's.
+
+    Args:
+        section: What is compared.
+        verdicts: The claims; the first on HEFT and LoRA chooses the settings. Without one, each
+            at the most epochs, and without those methods the first two settings.
+        path: The figure's path without an ending.
+
+    Returns:
+        The comparison; None where there are not two settings with a seed in common.
+    """
+    pair = _pair(section, verdicts)
+    if pair is None:
+        return None
+    one, two = pair
+    seeds = sorted({*one.seeds} & {*two.seeds})
+    if not seeds:
+        return None
+    first = one.right[[one.seeds.index(seed) for seed in seeds]]
+    second = two.right[[two.seeds.index(seed) for seed in seeds]]
+    cells = [first & second, first & ~second, ~first & second, ~first & ~second]
+    both, only_first, only_second, neither = (float(c.sum() / len(seeds)) for c in cells)
+    names = [_name(s, other=o) for s, o in ((one, two), (two, one))]
+    data = pd.DataFrame(
+        {
+            "id": section.ids,
+            "gold": section.gold,
+            f"{names[0]} right": first.mean(axis=0),
+            f"{names[1]} right": second.mean(axis=0),
+        }
+    )
+    counts = (both, only_first, only_second, neither)
+    figure = _draw(names, counts, len(seeds), data, path)
+    texts = _texts(section)
+    examples = [
+        DisputedExample(
+            id=section.ids[index],
+            gold=section.gold[index],
+            right=names[0] if cell is cells[1] else names[1],
+            wrong=names[1] if cell is cells[1] else names[0],
+            seeds=(int(cell[:, index].sum()), len(seeds)),
+            text=texts.get(section.ids[index], ""),
+        )
+        for cell in cells[1:3]
+        for index in np.argsort(-cell.sum(axis=0), kind="stable")[:_EXAMPLES]
+        if cell[:, index].any()
+    ]
+    return Disagreement(figure, names[0], names[1], counts, tuple(examples))
+
+
+def _pair(section: Section, verdicts: Sequence[Verdict]) -> tuple[Setting, Setting] | None:
+    for verdict in verdicts:
+        one, two = verdict.pair
+        if one is not None and two is not None and {one.method, two.method} == {"heft", "lora"}:
+            return (one, two) if one.method == "heft" else (two, one)
+    longest = {
+        method: max(found, key=lambda setting: setting.total_epochs)
+        for method in ("heft", "lora")
+        if (found := [s for s in section.settings if s.method == method])
+    }
+    if len(longest) == 2:
+        return longest["heft"], longest["lora"]
+    return (section.settings[0], section.settings[1]) if len(section.settings) > 1 else None
+
+
+def _name(setting: Setting, other: Setting) -> str:
+    if setting.short != other.short:
+        return setting.short
+    details = [f"r{'/'.join(map(str, setting.ranks))}"] if setting.ranks != other.ranks else []
+    details += [f"{k}={v}" for k, v in setting.variant.items() if other.variant.get(k) != v]
+    return " ".join([setting.short, *details])
+
+
+def _draw(
+    names: Sequence[str],
+    counts: tuple[float, float, float, float],
+    seeds: int,
+    data: pd.DataFrame,
+    path: Path,
+) -> Figure:
+    both, only_first, only_second, neither = counts
+    table = np.array([[both, only_first], [only_second, neither]])
+    drawing, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+    axes.imshow(table, cmap="Greys", vmin=0, vmax=table.max() * 1.6, aspect="auto")
+    for row in range(2):
+        for column in range(2):
+            value = table[row, column]
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}\n{value / table.sum():.1%}",
+                ha="center",
+                va="center",
+                fontsize=12,
+            )
+    axes.set_xticks([0, 1], [f"{names[1]} right", f"{names[1]} wrong"])
+    axes.set_yticks([0, 1], [f"{names[0]} right", f"{names[0]} wrong"], rotation=90, va="center")
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return save(
+        drawing,
+        path,
+        data,
+        f"Where {names[0]} and {names[1]} disagree",
+        "Evaluated examples by who answers them rightly"
+        + (f", means over {seeds} seeds." if seeds > 1 else ".")
+        + " A paired test looks only at the two cells in which they differ.",
+    )
+
+
+def _texts(section: Section) -> dict[str, str]:
+    """The prompts by id; empty where the data is not where the sweep found it."""
+    data = section.spec.data
+    try:
+        return {id: _cut(render(data, row)) for id, row in read_eval(data)}
+    except (UserError, OSError, ValueError, KeyError) as error:  # the hub's are OSErrors
+        log.warning("the evaluated examples of %s cannot be read: %s", data.name, error)
+        return {}
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_TEXT:
+        return text
+    return f"{text[: _MOST_TEXT // 2]} [...] {text[-_MOST_TEXT // 2 :]}"

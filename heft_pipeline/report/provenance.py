@@ -1,0 +1,165 @@
+"""How a report's numbers were made: what is needed to trust and to repeat them."""
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from heft_pipeline.report import words
+from heft_pipeline.report.runs import RunRecord
+from heft_pipeline.spec import StageSpec
+from heft_pipeline.sweep import Sweep
+
+_VERSIONS = (
+    "heft_pipeline",
+    "torch",
+    "transformers",
+    "peft",
+    "pyreft",
+    "pyvene",
+    "accelerate",
+    "python",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to know.
+
+    Attributes:
+        name: What it is.
+        values: Its value, or several where stages differ.
+        code: Whether it is to be typed or compared letter by letter.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    code: bool = False
+
+
+def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fact]:
+    """Collect how runs were made from their sweeps' and stages' files.
+
+    Args:
+        sweeps: The sweeps.
+        records: Their runs.
+
+    Returns:
+        The facts, those that cannot be known left out.
+    """
+    stages, results = _unique(records)
+    specs = list(stages.values())
+    facts = [
+        Fact("Command", _each(sweep.plan().get("command", "") for sweep in sweeps), code=True),
+        Fact("Model", _each(_model(s) for s in specs)),
+        Fact("Data", _each(_data(s) for s in specs)),
+        Fact("Prompt", _each(s.data.prompt for s in specs), code=True),
+        Fact("Answer choices", _each(_choices(s) for s in specs), code=True),
+        Fact("Examples", _each(_examples(r) for r in results)),
+        Fact("Training", _each(_training(s) for s in specs if s.training)),
+        Fact("Device", _each(_device(r) for r in results)),
+        Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
+        Fact("Time", (_time(results),) if results else ()),
+        Fact("Commit", _each(r["machine"].get("commit") or "not recorded" for r in results), True),
+        Fact("Versions", _each(_versions(r) for r in results)),
+        Fact("Report", (f"heft_pipeline {version('heft-pipeline')} on {platform.node()}",)),
+    ]
+    return [fact for fact in facts if fact.values]
+
+
+def _unique(
+    records: Sequence[RunRecord],
+) -> tuple[dict[str, StageSpec], list[dict[str, Any]]]:
+    stages: dict[str, StageSpec] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for number, stage in enumerate(record.stages):
+            stages[stage.fingerprint] = stage
+            if record.complete:
+                results[stage.fingerprint] = record.results[number]
+    return stages, list(results.values())
+
+
+def _each(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value for value in values if value))
+
+
+def _model(stage: StageSpec) -> str:
+    return f"{stage.model.name} ({_content(stage.model.content)})"
+
+
+def _data(stage: StageSpec) -> str:
+    data = stage.data
+    dev = data.dev_split or f"{data.dev_size:g} of train"
+    return (
+        f"{data.name} ({_content(data.content)}): train {data.train_split}, dev {dev}, "
+        f"reported {data.eval_split}"
+    )
+
+
+def _content(content: str) -> str:
+    return content if content.startswith("hub:") else content[: len("sha256:") + 12]
+
+
+def _choices(stage: StageSpec) -> str:
+    return ", ".join(f"{label}: {text!r}" for label, text in stage.data.choices)
+
+
+def _examples(result: dict[str, Any]) -> str:
+    cut = result.get("truncated_prompts", 0)
+    return (
+        f"{result.get('n_train', 0):,} trained on, {result.get('n_dev', 0):,} to choose the epoch, "
+        f"{result['n_eval']:,} reported" + (f"; {cut:,} prompts were cut" if cut else "")
+    )
+
+
+def _training(stage: StageSpec) -> str:
+    training = stage.training
+    assert training is not None
+    parts = []
+    if stage.lora:
+        modules = stage.lora.target_modules
+        where = modules if isinstance(modules, str) else ", ".join(modules)
+        parts.append(
+            f"LoRA on {where}: alpha {stage.lora.alpha:g} at rank {stage.lora.rank}, dropout "
+            f"{stage.lora.dropout:g}, learning rate {stage.lora.learning_rate:g}"
+        )
+    if stage.reft:
+        layers = stage.reft.layers
+        where = layers if isinstance(layers, str) else ", ".join(map(str, layers))
+        parts.append(
+            f"ReFT ({stage.reft.intervention}) at {stage.reft.positions}, layers {where}, rank "
+            f"{stage.reft.rank}, learning rate {stage.reft.learning_rate:g}"
+        )
+    return (
+        "; ".join(parts) + f"; batch {training.batch_size}, {training.lr_scheduler} after "
+        f"{training.warmup_ratio:.0%} warm-up, the epoch kept: {training.selection}"
+    )
+
+
+def _device(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    processes = result.get("processes", 1)
+    threads = f", {machine['threads']} threads" if "threads" in machine else ""
+    each = f", {processes} processes" if processes > 1 else ""
+    return f"{machine.get('device', 'unknown')} on {machine.get('host', 'unknown')}{threads}{each}"
+
+
+def _time(results: Sequence[dict[str, Any]]) -> str:
+    def total(key: str) -> str:
+        return words.seconds(sum(result.get(key, 0.0) for result in results))
+
+    resumed = sum(result.get("resumes", 0) for result in results)
+    finished = [text for result in results if (text := result.get("finished"))]
+    span = f", finished {min(finished)[:16]} to {max(finished)[:16]}" if finished else ""
+    return (
+        f"{len(results)} stages: {total('train_seconds')} of training, "
+        f"{total('dev_seconds')} on dev, {total('eval_seconds')} on the reported split, "
+        f"{total('wall_seconds')} in all{span}" + (f"; resumed {resumed} times" if resumed else "")
+    )
+
+
+def _versions(result: dict[str, Any]) -> str:
+    machine: Callable[[str], Any] = result["machine"].get
+    return ", ".join(f"{name} {machine(name)}" for name in _VERSIONS if machine(name))

@@ -1,0 +1,293 @@
+"""Which runs may be compared with each other, and which differ by their seed alone."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from heft_pipeline.report.runs import RunRecord, damaged
+from heft_pipeline.report.statistics import Right, seeds_interval, wilson_interval
+from heft_pipeline.spec import StageSpec, identity
+
+#: What of the data decides which examples are evaluated, and how they read.
+_EVALUATED = (
+    "content", "subset", "eval_split", "max_eval_rows", "prompt", "answer_column", "choices",
+    "id_column", "truncate_column", "max_prompt_tokens",
+)  # fmt: skip
+_MODEL = ("content", "dtype", "attn_implementation")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Complete runs that differ by their seed alone.
+
+    Attributes:
+        runs: One a seed, by seed.
+        variant: What else tells it from the section's other settings, by config key.
+        right: [seeds, examples], whether each answer was right, in the section's order.
+    """
+
+    runs: tuple[RunRecord, ...]
+    variant: dict[str, str]
+    right: Right
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.runs[0].method
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, rising."""
+        return tuple(run.last.seed for run in self.runs)
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs of each stage."""
+        return self.runs[0].stage_epochs
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs of all stages."""
+        return sum(self.epochs)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the LoRA and the ReFT adapter, equal ones once."""
+        return self.runs[0].ranks
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds, a share."""
+        return float(self.right.mean())
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval; see
+        :func:`~heft_pipeline.report.statistics.seeds_interval`.
+        """
+        return seeds_interval(self.right)
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """Means over seeds of :attr:`RunRecord.costs`, the largest ``peak_memory_mb``, and
+        ``examples_per_second`` of training.
+        """
+        table = pd.DataFrame([run.costs for run in self.runs])
+        costs = {str(key): float(value) for key, value in table.mean().items()}
+        seconds = costs["train_seconds"]
+        return costs | {
+            "peak_memory_mb": float(table.peak_memory_mb.max()),
+            "examples_per_second": costs["train_examples"] / seconds if seconds else 0.0,
+        }
+
+    @property
+    def short(self) -> str:
+        """Its name in claims, e.g. ``heft@3``."""
+        if not self.epochs:
+            return self.method
+        same = len(set(self.epochs)) == 1
+        return f"{self.method}@{self.epochs[0] if same else '+'.join(map(str, self.epochs))}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that were evaluated on the same examples, prompts and model.
+
+    Attributes:
+        title: For instance ``tiny on demo``.
+        apart: Why it is kept apart from the first section; empty for that one.
+        settings: In the order they were asked for; the untouched model is not among them.
+        base: The untouched model, where it was evaluated.
+        open: Runs that are not complete.
+        ids: The examples' ids.
+        gold: Their right answers.
+    """
+
+    title: str
+    apart: str
+    settings: tuple[Setting, ...]
+    base: Setting | None
+    open: tuple[RunRecord, ...]
+    ids: tuple[str, ...]
+    gold: tuple[str, ...]
+
+    @cached_property
+    def majority(self) -> tuple[str, float]:
+        """The most frequent answer and its share; ("", 0) where nothing is complete."""
+        counts = pd.Series(self.gold).value_counts(normalize=True)
+        return (str(counts.index[0]), float(counts.iloc[0])) if len(counts) else ("", 0.0)
+
+    @cached_property
+    def majority_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the majority's share (Wilson)."""
+        return wilson_interval(round(self.majority[1] * len(self.gold)), len(self.gold))
+
+    @property
+    def spec(self) -> StageSpec:
+        """A stage of the section; its model and data are those of all."""
+        records = [run for setting in self.settings for run in setting.runs]
+        return [*records, *(self.base.runs if self.base else ()), *self.open][0].last
+
+    @property
+    def seeds(self) -> int:
+        """The most seeds of a setting."""
+        return max((len(setting.seeds) for setting in self.settings), default=0)
+
+    @property
+    def variants(self) -> bool:
+        """Whether settings differ by more than method, epochs and rank."""
+        return any(setting.variant for setting in self.settings)
+
+
+def sections(records: Sequence[RunRecord]) -> list[Section]:
+    """Group runs by what they were evaluated on.
+
+    A run that several sweeps share counts once. A run whose predictions are of other examples
+    than those of its section, though its spec says the same, is marked as damaged.
+
+    Args:
+        records: The runs of one or more sweeps.
+
+    Returns:
+        The sections in the order they first appear; each says why it is kept apart.
+    """
+    unique: dict[str, RunRecord] = {}
+    for record in records:
+        known = unique.get(record.last.fingerprint)
+        if known is None or (record.complete and not known.complete):
+            unique[record.last.fingerprint] = record
+    groups: dict[str, list[RunRecord]] = {}
+    for record in unique.values():
+        groups.setdefault(repr(_evaluation(record.last)), []).append(record)
+    # A section that holds a baseline alone has nothing to compare with it.
+    kept = [group for group in groups.values() if any(r.name != "base" for r in group)] or [
+        *groups.values()
+    ]
+    first = kept[0][0].last if kept else None
+    return [_section(group, first) for group in kept]
+
+
+def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
+    records, ids, gold = _same_examples(records)
+    complete = [record for record in records if record.complete]
+    by_setting: dict[str, list[RunRecord]] = {}
+    for record in complete:
+        by_setting.setdefault(repr(_without_seed(record.last)), []).append(record)
+    own = [runs for runs in by_setting.values() if runs[0].method != "base"]
+    base = [runs for runs in by_setting.values() if runs[0].method == "base"]
+    variants = _variants([runs[0] for runs in own])
+    last = records[0].last
+    return Section(
+        title=f"{last.model.name} on {last.data.name}",
+        apart=_difference(first, last) if first is not None else "",
+        settings=tuple(
+            _setting(runs, variant, ids) for runs, variant in zip(own, variants, strict=True)
+        ),
+        # Nothing is trained, so its seeds are the same run.
+        base=_setting(base[0][:1], {}, ids) if base else None,
+        open=tuple(record for record in records if not record.complete),
+        ids=tuple(ids),
+        gold=tuple(map(str, gold)),
+    )
+
+
+def _same_examples(
+    records: list[RunRecord],
+) -> tuple[list[RunRecord], list[str], list[str]]:
+    """Mark runs as damaged whose predictions are not of the examples of most."""
+    keys = {
+        record.last.fingerprint: tuple(
+            sorted(zip(record.predictions.id, record.predictions.gold, strict=True))
+        )
+        for record in records
+        if record.predictions is not None
+    }
+    if not keys:
+        return records, [], []
+    counts = pd.Series([hash(key) for key in keys.values()]).value_counts()
+    usual = next(key for key in keys.values() if hash(key) == counts.index[0])
+    checked = [
+        record
+        if record.predictions is None or keys[record.last.fingerprint] == usual
+        else damaged(record, "its predictions.parquet is of other examples than the others'")
+        for record in records
+    ]
+    reference = next(r.predictions for r in checked if r.predictions is not None)
+    return checked, list(reference.id), list(reference.gold)
+
+
+def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str]) -> Setting:
+    ordered = sorted(runs, key=lambda run: run.last.seed)
+    rows = []
+    for run in ordered:
+        assert run.predictions is not None  # only complete runs come here
+        answers = run.predictions.set_index("id").loc[list(ids)]
+        rows.append((answers.prediction == answers.gold).to_numpy(dtype=bool))
+    return Setting(tuple(ordered), variant, np.stack(rows))
+
+
+def _evaluation(stage: StageSpec) -> dict[str, Any]:
+    """What decides whether two runs answer the same question with the same model, by config key."""
+    return (
+        {f"model.{key}": getattr(stage.model, key) for key in _MODEL}
+        | {f"data.{key}": getattr(stage.data, key) for key in _EVALUATED}
+        | {"evaluation.mode": stage.evaluation.mode}
+    )
+
+
+def _difference(first: StageSpec, other: StageSpec) -> str:
+    """Why runs of the second are not compared with runs of the first."""
+    one, two = _evaluation(first), _evaluation(other)
+    return "; ".join(
+        f"{key} is {_cut(two[key])} here and {_cut(one[key])} above"
+        for key in one
+        if one[key] != two[key]
+    )
+
+
+def _cut(value: Any, most: int = 60) -> str:
+    text = repr(dict(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _without_seed(stage: StageSpec) -> Any:
+    """What runs that differ by their seed alone have in common."""
+    fields = [
+        (f.name, identity(getattr(stage, f.name)))
+        for f in dataclasses.fields(stage)
+        if f.name not in ("seed", "parent", "device")
+    ]
+    return [*fields, ("parent", _without_seed(stage.parent) if stage.parent else None)]
+
+
+def _variants(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
+    """For each run, the config values (ranks and epochs aside) that not all runs share."""
+    settings = [_settings(run) for run in runs]
+    values: dict[str, set[str]] = {}
+    for one in settings:
+        for key, value in one.items():
+            values.setdefault(key, set()).add(value)
+    varying = {key for key, found in values.items() if len(found) > 1}
+    return [{k: v for k, v in one.items() if k in varying} for one in settings]
+
+
+def _settings(run: RunRecord) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for stage in run.stages:
+        for name, part in (("data", stage.data), ("lora", stage.lora), ("reft", stage.reft)):
+            if part is not None:
+                values = identity(part)
+                found |= {f"{name}.{key}": repr(value) for key, value in values.items()}
+        if stage.lora:
+            found["lora.alpha"] = f"{stage.lora.alpha / stage.lora.rank:g} x rank"
+        if stage.training is not None:
+            for key, value in identity(stage.training).items():
+                of_kind = key in ("batch_size", "warmup_ratio")
+                found[f"{stage.kind if of_kind else 'training'}.{key}"] = repr(value)
+    unwanted = ("lora.rank", "reft.rank", "training.epochs")
+    return {key: value for key, value in found.items() if key not in unwanted}

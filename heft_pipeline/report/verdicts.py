@@ -1,0 +1,171 @@
+"""What a section's runs say of each claim."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from heft_pipeline.claims import Claim, Side
+from heft_pipeline.report.runs import RunRecord
+from heft_pipeline.report.sections import Section, Setting
+from heft_pipeline.report.statistics import ALPHA, Comparison, Right, compare, holm
+
+SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not decided by this data"
+MISSING, UNFINISHED = "not in this sweep", "not complete yet"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what the data says of it.
+
+    Attributes:
+        claim: The claim.
+        what: The claim with what tells its settings from others that it fits, for people.
+        verdict: ``supported``, ``contradicted``, ``not decided by this data``, ``not in this
+            sweep`` or ``not complete yet``.
+        comparison: None where the sweep has not what the claim names.
+        adjusted: Holm's p-value over all claims of the report that could be tested.
+        why: Where something is missing, what, and how to add it.
+        budgets: Training operations of both sides in TFLOP; 0 for what is not trained.
+        pair: The settings compared; None for a constant answer or what is missing.
+    """
+
+    claim: Claim
+    what: str
+    verdict: str
+    comparison: Comparison | None = None
+    adjusted: float | None = None
+    why: str = ""
+    budgets: tuple[float, float] = (0.0, 0.0)
+    pair: tuple[Setting | None, Setting | None] = (None, None)
+
+
+def judge(claims: Sequence[Claim], section_list: Sequence[Section]) -> list[list[Verdict]]:
+    """Test claims on each section.
+
+    A claim that fits several pairs of settings (ranks, learning rates) is tested on each pair
+    that agrees in them, and each test counts in the correction.
+
+    Args:
+        claims: The claims.
+        section_list: The sections.
+
+    Returns:
+        The verdicts, a list a section. p-values are adjusted over all of them together.
+    """
+    found = [[v for claim in claims for v in _judge(claim, s)] for s in section_list]
+    tested = [v.comparison.p_value for verdicts in found for v in verdicts if v.comparison]
+    adjusted = iter(holm(tested))
+    return [
+        [_decide(v, next(adjusted)) if v.comparison else v for v in verdicts] for verdicts in found
+    ]
+
+
+def _decide(verdict: Verdict, adjusted: float) -> Verdict:
+    assert verdict.comparison is not None
+    word = OPEN
+    if adjusted < ALPHA:
+        word = SUPPORTED if verdict.comparison.difference > 0 else CONTRADICTED
+    return replace(verdict, verdict=word, adjusted=adjusted)
+
+
+def _judge(claim: Claim, section: Section) -> list[Verdict]:
+    sides = [claim.better, claim.worse]
+    found = [_candidates(side, section) for side in sides]
+    missing = [side for side, candidates in zip(sides, found, strict=True) if not candidates]
+    if missing:
+        return [_missing(claim, missing, section)]
+    pairs = [(one, two) for one in found[0] for two in found[1] if _agree(one, two)]
+    if not pairs and len(found[0]) == len(found[1]) == 1:
+        pairs = [(found[0][0], found[1][0])]
+    if not pairs:
+        why = "no two of the settings that it fits agree in rank and configuration; name a rank"
+        return [Verdict(claim, str(claim), MISSING, why=why)]
+    return [_compared(claim, pair, section, several=len(pairs) > 1) for pair in pairs]
+
+
+def _candidates(side: Side, section: Section) -> list[Setting | None]:
+    """The settings that a side names; [None] is the constant answer."""
+    if side.method == "majority":
+        return [None] if section.gold else []
+    if side.method == "base":
+        return [section.base] if section.base else []
+    return [
+        setting
+        for setting in section.settings
+        if setting.method == side.method
+        and setting.epochs
+        == (side.epochs * len(setting.epochs) if len(side.epochs) == 1 else side.epochs)
+        and (side.rank is None or side.rank in setting.ranks)
+    ]
+
+
+def _agree(one: Setting | None, two: Setting | None) -> bool:
+    if one is None or two is None or not one.ranks or not two.ranks:
+        return True
+    shared = one.variant.keys() & two.variant.keys()
+    return bool({*one.ranks} & {*two.ranks}) and all(
+        one.variant[key] == two.variant[key] for key in shared
+    )
+
+
+def _missing(claim: Claim, missing: Sequence[Side], section: Section) -> Verdict:
+    text = f"no complete run of {' or '.join(map(str, missing))}"
+    unfinished = sorted({f"{r.method} {r.status}" for r in section.open if _named(r, missing)})
+    if unfinished:
+        return Verdict(claim, str(claim), UNFINISHED, why=f"{text}: {', '.join(unfinished)}")
+    if all(len(side.epochs) == 1 for side in missing):
+        methods = ",".join(dict.fromkeys(side.method for side in missing))
+        epochs = ",".join(dict.fromkeys(str(side.epochs[0]) for side in missing))
+        text += f"; method={methods} epochs={epochs} would add it"
+    return Verdict(claim, str(claim), MISSING, why=text)
+
+
+def _named(run: RunRecord, sides: Sequence[Side]) -> bool:
+    return any(
+        run.method == side.method
+        and (len(side.epochs) != 1 or run.stage_epochs == side.epochs * len(run.stage_epochs))
+        for side in sides
+    )
+
+
+def _compared(
+    claim: Claim, pair: tuple[Setting | None, Setting | None], section: Section, several: bool
+) -> Verdict:
+    first, second = _paired(pair, section)
+    details = ""
+    if several:
+        named = [setting for setting in pair if setting is not None]
+        ranks = "/".join(dict.fromkeys(str(r) for s in named for r in s.ranks))
+        variants = {k: v for s in named for k, v in s.variant.items()}
+        details = " ".join(
+            [f"r{ranks}" if ranks else "", *(f"{k}={v}" for k, v in variants.items())]
+        )
+    return Verdict(
+        claim,
+        f"{claim} {details}".strip(),
+        OPEN,
+        comparison=compare(first, second),
+        budgets=tuple(s.costs["train_tflop"] if s else 0.0 for s in pair),  # type: ignore[arg-type]
+        pair=pair,
+    )
+
+
+def _paired(pair: tuple[Setting | None, Setting | None], section: Section) -> tuple[Right, Right]:
+    """Both sides' right answers, seed by seed: equal seeds, or else in the seeds' order.
+
+    What is not trained has no seeds and stands for each of the other side's.
+    """
+    trained = [setting for setting in pair if setting is not None and setting.epochs]
+    if len(trained) == 2:
+        common = sorted({*trained[0].seeds} & {*trained[1].seeds})
+        few = min(len(setting.seeds) for setting in trained)
+        rows = [
+            [setting.seeds.index(seed) for seed in common] if common else list(range(few))
+            for setting in trained
+        ]
+        return trained[0].right[rows[0]], trained[1].right[rows[1]]
+    seeds = len(trained[0].seeds) if trained else 1
+    constant = np.array([answer == section.majority[0] for answer in section.gold])[None]
+    sides = [constant if setting is None else setting.right for setting in pair]
+    return tuple(np.repeat(s, seeds, axis=0) if len(s) < seeds else s for s in sides)  # type: ignore[return-value]
