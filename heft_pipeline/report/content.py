@@ -20,7 +20,7 @@ from heft_pipeline.report.forest import effects
 from heft_pipeline.report.paper import SOURCE, paper_accuracy
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.runs import RunRecord, read_runs
-from heft_pipeline.report.sections import Section, Setting, sections
+from heft_pipeline.report.sections import Section, Setting, check_examples, sections
 from heft_pipeline.report.verdicts import Verdict, judge
 from heft_pipeline.sweep import Sweep
 
@@ -91,18 +91,20 @@ class Report:
         return any(content.section.seeds > 1 for content in self.sections)
 
 
-def make_report(sweeps: Sequence[Sweep], figures: Path, claims: Sequence[Claim] | None) -> Report:
+def make_report(
+    sweeps: Sequence[Sweep], claims: Sequence[Claim] | None, figures: Path | None
+) -> Report:
     """Read sweeps, compare their runs, and draw the figures.
 
     Args:
         sweeps: At least one.
-        figures: The folder for figures.
         claims: What to test; None for what the sweeps were given.
+        figures: The folder for figures; None to draw none.
 
     Returns:
         The report.
     """
-    records = [record for sweep in sweeps for record in read_runs(sweep)]
+    records = check_examples([record for sweep in sweeps for record in read_runs(sweep)])
     if claims is None:
         claims = _claims_of(sweeps)
     parts = sections(records)
@@ -141,8 +143,12 @@ def _state(unfinished: Sequence[RunRecord], records: Sequence[RunRecord]) -> str
 
 
 def _content(
-    section: Section, verdicts: Sequence[Verdict], folder: Path, suffix: str
+    section: Section, verdicts: Sequence[Verdict], folder: Path | None, suffix: str
 ) -> SectionContent:
+    columns, rows = _table(section)
+    told = (section, tuple(verdicts), tuple(columns), tuple(rows))
+    if folder is None:
+        return SectionContent(*told, effects=None, figures=(), disagreement=None)
     drawn = [
         draw(section, folder / f"{name}{suffix}")
         for name, draw in (
@@ -153,12 +159,8 @@ def _content(
             ("reft_edits", reft_edits),
         )
     ]
-    columns, rows = _table(section)
     return SectionContent(
-        section=section,
-        verdicts=tuple(verdicts),
-        columns=tuple(columns),
-        rows=tuple(rows),
+        *told,
         effects=effects(verdicts, folder / f"effects{suffix}"),
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),

@@ -77,6 +77,7 @@ def effects(verdicts: Sequence[Verdict], path: Path) -> Figure | None:
         path,
         data,
         "Effects",
-        "Right of the line the claim's first side is more accurate. Filled marks are decided after "
-        f"correction for all claims of the report, open ones are not; bars are not corrected.{more}",
+        "Right of the line the claim's first side is more accurate. Filled marks are decided "
+        "after correction for all claims of the report, open ones are not; bars are not "
+        f"corrected.{more}",
     )

@@ -1,6 +1,7 @@
 """Which runs may be compared with each other, and which differ by their seed alone."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,14 +145,37 @@ class Section:
         return any(setting.variant for setting in self.settings)
 
 
-def sections(records: Sequence[RunRecord]) -> list[Section]:
-    """Group runs by what they were evaluated on.
-
-    A run that several sweeps share counts once. A run whose predictions are of other examples
-    than those of its section, though its spec says the same, is marked as damaged.
+def check_examples(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Mark runs whose predictions are of other examples than their specs say.
 
     Args:
         records: The runs of one or more sweeps.
+
+    Returns:
+        The runs; damaged where most runs of an equal evaluation hold other examples.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.complete:
+            groups.setdefault(repr(_evaluation(record.last)), []).append(record)
+    strays = set()
+    for group in groups.values():
+        held = [_examples(record) for record in group]
+        usual = Counter(held).most_common(1)[0][0]
+        strays |= {r.last.fingerprint for r, e in zip(group, held, strict=True) if e != usual}
+    return [
+        damaged(record, "its predictions.parquet is of other examples than the others'")
+        if record.complete and record.last.fingerprint in strays
+        else record
+        for record in records
+    ]
+
+
+def sections(records: Sequence[RunRecord]) -> list[Section]:
+    """Group runs by what they were evaluated on; a run that several sweeps share counts once.
+
+    Args:
+        records: The runs of one or more sweeps, checked by :func:`check_examples`.
 
     Returns:
         The sections in the order they first appear; each says why it is kept apart.
@@ -173,11 +197,13 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
 
 
 def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
-    records, ids, gold = _same_examples(records)
     complete = [record for record in records if record.complete]
     by_setting: dict[str, list[RunRecord]] = {}
     for record in complete:
         by_setting.setdefault(repr(_without_seed(record.last)), []).append(record)
+    predictions = complete[0].predictions if complete else None
+    ids = [] if predictions is None else list(predictions.id)
+    gold = [] if predictions is None else list(predictions.gold)
     own = [runs for runs in by_setting.values() if runs[0].method != "base"]
     base = [runs for runs in by_setting.values() if runs[0].method == "base"]
     variants = _variants([runs[0] for runs in own])
@@ -196,29 +222,10 @@ def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
     )
 
 
-def _same_examples(
-    records: list[RunRecord],
-) -> tuple[list[RunRecord], list[str], list[str]]:
-    """Mark runs as damaged whose predictions are not of the examples of most."""
-    keys = {
-        record.last.fingerprint: tuple(
-            sorted(zip(record.predictions.id, record.predictions.gold, strict=True))
-        )
-        for record in records
-        if record.predictions is not None
-    }
-    if not keys:
-        return records, [], []
-    counts = pd.Series([hash(key) for key in keys.values()]).value_counts()
-    usual = next(key for key in keys.values() if hash(key) == counts.index[0])
-    checked = [
-        record
-        if record.predictions is None or keys[record.last.fingerprint] == usual
-        else damaged(record, "its predictions.parquet is of other examples than the others'")
-        for record in records
-    ]
-    reference = next(r.predictions for r in checked if r.predictions is not None)
-    return checked, list(reference.id), list(reference.gold)
+def _examples(record: RunRecord) -> int:
+    assert record.predictions is not None
+    pairs = zip(record.predictions.id, record.predictions.gold, strict=True)
+    return hash(tuple(sorted(pairs)))
 
 
 def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str]) -> Setting:

@@ -75,7 +75,7 @@ def _judge(claim: Claim, section: Section) -> list[Verdict]:
     missing = [side for side, candidates in zip(sides, found, strict=True) if not candidates]
     if missing:
         return [_missing(claim, missing, section)]
-    pairs = [(one, two) for one in found[0] for two in found[1] if _agree(one, two)]
+    pairs = [(one, two) for one in found[0] for two in found[1] if _agree(one, two, claim)]
     if not pairs and len(found[0]) == len(found[1]) == 1:
         pairs = [(found[0][0], found[1][0])]
     if not pairs:
@@ -100,11 +100,13 @@ def _candidates(side: Side, section: Section) -> list[Setting | None]:
     ]
 
 
-def _agree(one: Setting | None, two: Setting | None) -> bool:
+def _agree(one: Setting | None, two: Setting | None, claim: Claim) -> bool:
+    """Whether two settings differ in nothing but what the claim is about."""
     if one is None or two is None or not one.ranks or not two.ranks:
         return True
+    ranks_are_named = claim.better.rank is not None or claim.worse.rank is not None
     shared = one.variant.keys() & two.variant.keys()
-    return bool({*one.ranks} & {*two.ranks}) and all(
+    return (ranks_are_named or bool({*one.ranks} & {*two.ranks})) and all(
         one.variant[key] == two.variant[key] for key in shared
     )
 

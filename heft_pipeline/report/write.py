@@ -70,7 +70,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".report.lock"):
-        report = make_report(sweeps, folder / "figures", claims)
+        report = make_report(sweeps, claims, folder / "figures")
         _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
         _replace(folder / "report.md", _rendered("report.md.j2", report, folder))
         _replace(folder / "report.html", _rendered("report.html.j2", report, folder))

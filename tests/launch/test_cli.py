@@ -49,8 +49,14 @@ def test_a_sweep_ends_in_a_table_and_a_report(cli: Cli, small: list[str], tmp_pa
     assert figures
     for figure in figures:
         assert (folder / figure).read_bytes()[:4] == b"\x89PNG"
-        assert len((folder / figure).with_suffix(".csv").read_text().splitlines()) == 7
-    assert "heft" in text
+    drawn = pd.read_csv(folder / "figures" / "accuracy_over_epochs.csv")
+    assert len(drawn) == 6
+    assert "untouched model" in text
+    assert "heft@3 > lora@20: not in this sweep" in text
+    assert "not in this sweep" in (folder / "report.html").read_text()
+    assert "not in this sweep" in out
+    edits = pd.read_csv(folder / "figures" / "reft_edits.csv")
+    assert set(edits.setting) == {"reft@2", "heft@2 (on LoRA)"}
     plan = json.loads((folder / "plan.json").read_text())
     assert [len(run["stages"]) for run in plan["runs"]] == [1, 1, 1, 1, 2, 2]
     for run in plan["runs"]:
@@ -93,7 +99,7 @@ def test_one_run_without_multirun_returns_the_same_result(
     status, out, _ = cli(*small, "-m", "method=heft", "epochs=1", "sweep=many")
     again = pd.read_csv(tmp_path / "outputs" / "sweeps" / "many" / "results.csv")
     assert again.accuracy.tolist() == table.accuracy.tolist()
-    assert "2 complete" in out
+    assert "3 complete" in out
 
 
 def test_hydras_basic_launcher_gives_the_same_results(
@@ -145,6 +151,8 @@ def bad(key: str, *overrides: str) -> object:
 
 
 BAD_CONFIG = [
+    bad("report.claims", "report.claims=['heft beats lora']"),
+    bad("needs @EPOCHS", "report.claims=['heft > lora@3']"),
     bad("lora.rnak", "lora.rnak=3"),
     bad("epochs", "epochs=three"),
     bad("lora.rank", "lora.rank=0"),

@@ -1,0 +1,106 @@
+"""Sweeps whose results are made up, to be reported."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from heft_pipeline.data.rows import read_eval
+from heft_pipeline.plan import Plan, Run, untouched
+from heft_pipeline.spec import StageSpec
+from heft_pipeline.store import Store
+from heft_pipeline.sweep import Sweep
+from tests.conftest import composed_run
+
+PAPER = ["heft@3 > lora@20", "heft@3 > reft@20"]
+
+
+def make_sweep(
+    output_dir: Path,
+    runs: Sequence[tuple[str, float]],
+    *,
+    name: str = "made",
+    claims: Sequence[str] = PAPER,
+    extra: Sequence[str] = (),
+) -> Sweep:
+    """A complete sweep of the shipped model on the shipped task.
+
+    Args:
+        output_dir: Where to.
+        runs: Overrides, separated by blanks, and the accuracy that is made up.
+        name: The sweep's name.
+        claims: The report's claims.
+        extra: Overrides of all runs.
+
+    Returns:
+        The sweep.
+    """
+    made = []
+    for number, (overrides, _) in enumerate(runs):
+        run = composed_run(*overrides.split(), *extra)
+        made.append(
+            Run(f"{number}-{run.method}", run.overrides, run.method, run.epochs, run.stages)
+        )
+    plan = Plan(tuple(made), untouched(made))
+    sweep = Sweep(output_dir / "sweeps" / name)
+    sweep.record(plan, command="python -m heft_pipeline -m made=up", claims=list(claims))
+    for run, (_, accuracy) in zip(made, runs, strict=True):
+        for stage in run.stages:
+            if not sweep.store.is_complete(stage.fingerprint):
+                complete(sweep.store, stage, accuracy)
+    for base in plan.baselines:
+        complete(sweep.store, base, 0.5)
+    return sweep
+
+
+def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
+    """Write a stage's files, with answers of an accuracy."""
+    folder = store.begin(stage)
+    ids, gold = _examples(stage)
+    # Easy examples are easy for all, so that answers are as alike as real ones.
+    random = np.random.default_rng(int(stage.fingerprint, 16))
+    ease = np.random.default_rng(0).random(len(ids)) + 0.3 * random.random(len(ids))
+    right = ease < np.quantile(ease, accuracy)
+    prediction = np.where(right, gold, np.where(np.array(gold) == "true", "false", "true"))
+    table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction})
+    table.to_parquet(folder / "predictions.parquet", index=False)
+    epochs = stage.training.epochs if stage.training else 0
+    with (folder / "metrics.jsonl").open("w") as file:
+        for epoch in range(1, epochs + 1):
+            values = {"train_loss": 1 / epoch, "dev_accuracy": accuracy}
+            file.write(
+                json.dumps({"event": "epoch", "step": epoch, "epoch": epoch} | values) + "\n"
+            )
+    if stage.reft:
+        rows = [
+            (layer, position, 0.1 * (layer + 1)) for layer in range(4) for position in ("f1", "l1")
+        ]
+        edits = pd.DataFrame(rows, columns=["layer", "position", "relative_edit"])
+        edits.assign(edit_norm=1.0, hidden_norm=2.0).to_csv(folder / "reft_edits.csv", index=False)
+    store.complete(stage.fingerprint, _result(right, epochs))
+
+
+def _result(right: Any, epochs: int) -> dict[str, Any]:
+    return {
+        "accuracy": float(right.mean()),
+        "n_eval": len(right),
+        "n_train": 800,
+        "n_dev": 100,
+        "trainable_params": 1000 if epochs else 0,
+        "train_seconds": 2.0 * epochs,
+        "train_tflop": 0.1 * epochs,
+        "train_examples": 800 * epochs,
+        "peak_memory_mb": 500.0,
+        "wall_seconds": 3.0 * epochs + 1,
+        "machine": {"host": "node7", "device": "cpu", "threads": 2, "torch": "2.13.0"},
+    }
+
+
+@cache
+def _examples(stage: StageSpec) -> tuple[list[str], list[str]]:
+    rows = read_eval(stage.data)
+    return [id for id, _ in rows], [str(row["answer"]).lower() for _, row in rows]

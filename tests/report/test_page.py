@@ -1,0 +1,102 @@
+"""The page in a real browser: headless Chromium, at the width of a desktop and of a phone."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heft_pipeline.report import write_report
+from tests.report.made_sweeps import make_sweep
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+#: Reports into the page what a reader would see: the widths, images without a picture, and
+#: elements that reach past the right edge.
+LOOK = """
+<script>addEventListener("load", () => {
+  const wide = document.documentElement.clientWidth;
+  const past = [...document.body.querySelectorAll("*")].filter(
+    e => e.getBoundingClientRect().right > wide + 1 && getComputedStyle(e).display !== "none");
+  const clipped = [...document.querySelectorAll("td, th, dd, pre")].filter(
+    e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "none");
+  parent.postMessage(JSON.stringify({
+    wide, scroll: document.documentElement.scrollWidth,
+    images: document.images.length,
+    broken: [...document.images].filter(i => !i.complete || i.naturalWidth < 50).map(i => i.alt),
+    past: past.map(e => e.outerHTML.slice(0, 120)),
+    clipped: clipped.map(e => e.outerHTML.slice(0, 120)),
+    small: [...document.querySelectorAll("p, td, li, dd")].filter(
+      e => parseFloat(getComputedStyle(e).fontSize) < 11).length,
+    head: getComputedStyle(document.querySelector("thead")).display,
+  }), "*");
+});</script>
+"""
+#: Chromium's window is never as narrow as a phone; a frame is.
+FRAME = """<!doctype html><body><pre id="told"></pre><script>
+addEventListener("message", e => { document.getElementById("told").textContent = e.data; });
+</script><iframe src="SOURCE" style="border:0;width:WIDTHpx;height:900px"></iframe></body>"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    runs = [
+        (f"method={method} epochs={epochs} rank={rank} seed={seed}", accuracy)
+        for method, accuracy in (("lora", 0.7), ("reft", 0.6), ("heft", 0.71))
+        for epochs in (3, 20)
+        for rank in (8, 16)
+        for seed in (0, 1)
+    ]
+    long = "data.prompt='{passage}\\nQuestion: {question}? " + "x" * 300 + "\\nAnswer:'"
+    sweep = make_sweep(folder, [*runs, ("method=lora lora.learning_rate=0.01", 0.5)], extra=[long])
+    write_report([sweep], folder)
+    return folder / "report.html"
+
+
+def look(page: Path, width: int) -> dict[str, Any]:
+    seen = page.with_name(f"seen{width}.html")
+    seen.write_text(page.read_text().replace("</body>", f"{LOOK}</body>"))
+    frame = page.with_name(f"frame{width}.html")
+    frame.write_text(FRAME.replace("SOURCE", seen.name).replace("WIDTH", str(width)))
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         "--hide-scrollbars", f"--user-data-dir={page.parent / 'profile'}",
+         "--window-size=1400,1000", "--virtual-time-budget=5000", frame.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert told, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(unescape(told.group(1)))
+    return found
+
+
+@pytest.mark.parametrize(("width", "head"), [(1280, "table-header-group"), (390, "none")])
+def test_nothing_overflows_and_every_image_is_there(page: Path, width: int, head: str) -> None:
+    seen = look(page, width)
+    assert seen["wide"] == width
+    assert seen["scroll"] <= width
+    assert seen["past"] == []
+    assert seen["clipped"] == []
+    assert seen["images"] == 7
+    assert seen["broken"] == []
+    assert seen["small"] == 0
+    assert seen["head"] == head, "a phone shows each row as a card"
+
+
+def test_the_page_prints(page: Path) -> None:
+    printed = page.with_name("page.pdf")
+    subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu",
+         f"--user-data-dir={page.parent / 'profile'}", f"--print-to-pdf={printed}", page.as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert printed.read_bytes()[:5] == b"%PDF-"
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 12

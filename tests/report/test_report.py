@@ -1,0 +1,334 @@
+"""Reports of sweeps whose results are known."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from heft_pipeline.claims import parse_claim
+from heft_pipeline.report import write_report
+from heft_pipeline.report.__main__ import main
+from heft_pipeline.report.content import Report, make_report
+from heft_pipeline.report.paper import paper_accuracy
+from heft_pipeline.report.runs import COLUMNS
+from heft_pipeline.report.statistics import holm
+from heft_pipeline.store import Store
+from heft_pipeline.sweep import Sweep
+from tests.report.made_sweeps import complete, make_sweep
+
+TABLE = [
+    (f"method={method} epochs={epochs} seed={seed}", accuracy + 0.004 * seed)
+    for method, epochs, accuracy in (
+        ("lora", 3, 0.6),
+        ("lora", 20, 0.7),
+        ("reft", 20, 0.55),
+        ("heft", 3, 0.64),
+    )
+    for seed in (0, 1, 2)
+]
+
+
+def reported(sweep: Sweep, *claims: str, figures: Path | None = None) -> Report:
+    return make_report([sweep], [parse_claim(c) for c in claims] if claims else None, figures)
+
+
+def shown(sweep: Sweep, tmp_path: Path) -> str:
+    console = Console(width=80, record=True, file=(tmp_path / "terminal").open("w"))
+    console.print(write_report([sweep], tmp_path / "report"))
+    return console.export_text()
+
+
+def test_verdicts_say_what_the_data_supports_and_contradicts(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    (content,) = reported(sweep, "heft@3 > lora@20", "heft@3 > reft@20").sections
+    lora, reft = content.verdicts
+    assert (lora.verdict, reft.verdict) == ("contradicted", "supported")
+    assert lora.comparison is not None
+    assert lora.comparison.difference == pytest.approx(-0.06, abs=0.002)
+    assert (lora.comparison.seeds, lora.comparison.examples) == (3, 1000)
+    assert lora.adjusted is not None
+    assert lora.adjusted >= lora.comparison.p_value
+    assert lora.budgets == pytest.approx((0.6, 2.0))
+
+
+def test_the_papers_margin_is_not_decided_by_as_many_examples(tmp_path: Path) -> None:
+    """A tenth of a point on a thousand examples: the report must not call it better."""
+    sweep = make_sweep(tmp_path, [("method=heft epochs=3", 0.701), ("method=lora epochs=20", 0.7)])
+    (content,) = reported(sweep).sections
+    margin, missing = content.verdicts
+    assert margin.verdict == "not decided by this data"
+    assert margin.comparison is not None
+    assert margin.comparison.needed_examples is not None
+    assert margin.comparison.needed_examples > 10_000
+    assert missing.verdict == "not in this sweep"
+    assert "method=reft epochs=20 would add it" in missing.why
+    text = shown(sweep, tmp_path)
+    assert "? heft@3 > lora@20: not decided by this data (+0.10 points" in text
+    assert "not in this sweep" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_one_seeds_verdict_is_said_to_be_of_that_seed_alone(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("method=heft epochs=3", 0.8), ("method=lora epochs=20", 0.6)])
+    assert "supported, for this one seed" in shown(sweep, tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "supported, for this one seed" in text
+        assert "One seed says nothing of how much another would differ" in text
+
+
+def test_the_untouched_model_and_the_majority_can_be_claimed_against(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    claims = ["lora@3 > base", "lora@3 > majority", "base > lora@3"]
+    (content,) = reported(sweep, *claims).sections
+    assert [v.verdict for v in content.verdicts] == ["supported", "supported", "contradicted"]
+
+
+def test_the_table_has_the_references_and_what_each_setting_cost(tmp_path: Path) -> None:
+    report = reported(make_sweep(tmp_path, TABLE))
+    (content,) = report.sections
+    headings = [heading for heading, _ in content.columns]
+    rows = [dict(zip(headings, row.cells, strict=True)) for row in content.rows]
+    assert [row["method"] for row in rows[:2]] == ["always “true”", "untouched model"]
+    heft = rows[-1]
+    assert (heft["epochs"], heft["rank"], heft["seeds"]) == ("3 (6)", "8", "3")
+    assert (heft["accuracy"], heft["train TFLOP"], heft["train seconds"]) == (
+        "64.4%",
+        "0.6",
+        "12.0",
+    )
+    assert heft["examples/s"] == "400"
+    assert heft["stages shared"] == "3 of 6"
+    low, high = map(float, heft["95 % interval"].split("-"))
+    assert low < 64.4 < high
+
+
+def test_the_files_are_there_and_each_figure_has_its_data(tmp_path: Path) -> None:
+    runs = [*TABLE, ("method=lora epochs=3 rank=16", 0.62)]
+    sweep = make_sweep(tmp_path, runs)
+    shown(sweep, tmp_path)
+    folder = tmp_path / "report"
+    names = {
+        "accuracy_over_epochs", "accuracy_over_rank", "accuracy_against_compute",
+        "training_curves", "reft_edits", "disagreement", "effects",
+    }  # fmt: skip
+    for name in names:
+        assert (folder / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (folder / f"figures/{name}.svg").read_text()
+        assert len(pd.read_csv(folder / f"figures/{name}.csv")) >= 1
+    assert {f.stem for f in (folder / "figures").iterdir()} == names
+    table = pd.read_csv(folder / "results.csv")
+    assert list(table.columns) == COLUMNS
+    assert len(table) == len(runs)
+    page = (folder / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page needs no other file"
+    markdown = (folder / "report.md").read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", markdown):
+        assert (folder / link).is_file(), link
+
+
+def test_the_pareto_front_holds_what_nothing_cheaper_beats(tmp_path: Path) -> None:
+    reported(make_sweep(tmp_path, TABLE), figures=tmp_path / "figures")
+    table = pd.read_csv(tmp_path / "figures/accuracy_against_compute.csv")
+    front = {f"{r.method}@{r.stage_epochs}" for r in table[table.pareto].itertuples()}
+    assert front == {"lora@3", "heft@3+3", "lora@20"}
+
+
+def test_disagreement_counts_and_shows_examples_with_their_text(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    (content,) = reported(sweep, figures=tmp_path / "figures").sections
+    found = content.disagreement
+    assert found is not None
+    assert (found.first, found.second) == ("heft@3", "lora@20")
+    assert sum(found.counts) == pytest.approx(1000)
+    (verdict, _) = content.verdicts
+    assert verdict.comparison is not None
+    assert found.counts[1:3] == (verdict.comparison.wins, verdict.comparison.losses)
+    assert {example.right for example in found.examples} == {"heft@3", "lora@20"}
+    assert all("Question:" in example.text for example in found.examples)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("data.prompt='{passage} {question}'", "data.prompt"),
+        ("data.eval_split=dev", "data.eval_split"),
+        ("data.max_eval_rows=500", "data.max_eval_rows"),
+        ("evaluation.mode=generate", "evaluation.mode"),
+    ],
+)
+def test_what_was_evaluated_on_something_else_is_kept_apart(
+    override: str, key: str, tmp_path: Path
+) -> None:
+    sweep = make_sweep(tmp_path, [("method=heft epochs=3", 0.8)])
+    make_sweep(tmp_path, [("method=lora epochs=20", 0.6)], name="other", extra=[override])
+    other = Sweep(tmp_path / "sweeps" / "other")
+    report = make_report([sweep, other], None, None)
+    first, second = report.sections
+    assert first.section.apart == ""
+    assert key in second.section.apart
+    for content in report.sections:
+        assert {v.verdict for v in content.verdicts} == {"not in this sweep"}
+        assert content.section.base is not None
+
+
+def test_several_sweeps_make_one_report_and_share_no_run_twice(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    make_sweep(tmp_path, [*TABLE[:3], ("method=lora epochs=6", 0.65)], name="other")
+    other = Sweep(tmp_path / "sweeps" / "other")
+    report = make_report([sweep, other], None, None)
+    (content,) = report.sections
+    counts = {setting.short: len(setting.seeds) for setting in content.section.settings}
+    assert counts == {"lora@3": 3, "lora@20": 3, "reft@20": 3, "heft@3": 3, "lora@6": 1}
+    assert report.title == "made, other"
+
+
+def test_ranks_and_settings_are_compared_with_their_like(tmp_path: Path) -> None:
+    sweep = make_sweep(
+        tmp_path,
+        [
+            (f"method={method} rank={rank} lora.learning_rate={rate}", accuracy)
+            for method, accuracy in (("lora", 0.6), ("heft", 0.7))
+            for rank in (4, 8)
+            for rate in (0.001, 0.002)
+        ],
+    )
+    (content,) = reported(sweep, "heft@3 > lora@3", "heft@3 r4 > lora@3 r8").sections
+    whats = [verdict.what for verdict in content.verdicts]
+    assert [w for w in whats if "r4 > " not in w] == [
+        f"heft@3 > lora@3 r{rank} lora.learning_rate={rate}"
+        for rank in (4, 8)
+        for rate in (0.001, 0.002)
+    ]
+    p_values = [v.comparison.p_value for v in content.verdicts if v.comparison]
+    adjusted = [v.adjusted for v in content.verdicts if v.comparison]
+    assert len(p_values) == 6
+    assert adjusted == holm(p_values), "corrected for all together"
+    assert {s.variant["lora.learning_rate"] for s in content.section.settings} == {"0.001", "0.002"}
+
+
+def _break(sweep: Sweep, how: str) -> None:
+    store, key = sweep.store, sweep.plan()["runs"][0]["stages"][-1]
+    folder = store.folder(key)
+    if how == "half-written predictions":
+        file = folder / "predictions.parquet"
+        file.write_bytes(file.read_bytes()[:100])
+    elif how == "no predictions":
+        (folder / "predictions.parquet").unlink()
+    elif how == "half-written result":
+        (folder / "result.json").write_text('{"accuracy": 0.')
+    elif how == "empty result":
+        (folder / "result.json").write_text("{}")
+    elif how == "other examples":
+        table = pd.read_parquet(folder / "predictions.parquet")
+        table[:500].to_parquet(folder / "predictions.parquet")
+    elif how == "failed":
+        (folder / "result.json").unlink()
+        store.fail(key, {"reason": "the loss was NaN"})
+    elif how == "gone":
+        for file in folder.iterdir():
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("half-written predictions", "damaged"),
+        ("no predictions", "damaged"),
+        ("half-written result", "damaged"),
+        ("empty result", "damaged"),
+        ("other examples", "damaged"),
+        ("failed", "failed"),
+        ("gone", "incomplete"),
+    ],
+)
+def test_a_sweep_with_broken_stages_is_reported_with_them_marked(
+    how: str, status: str, tmp_path: Path
+) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[9], TABLE[3], TABLE[6]])
+    _break(sweep, how)
+    text = shown(sweep, tmp_path)
+    assert status in text
+    assert "2 of 3 runs are complete" in text
+    assert "heft@3 > lora@20: not complete yet" in text
+    table = pd.read_csv(tmp_path / "report/results.csv")
+    assert list(table.status) == [status, "complete", "complete"]
+    page = (tmp_path / "report/report.html").read_text()
+    assert status in page
+    assert ("the loss was NaN" in page) == (how == "failed")
+
+
+def test_a_sweep_of_which_nothing_is_complete_is_reported(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[0]])
+    _break(sweep, "gone")
+    assert "0 of 1 runs are complete" in shown(sweep, tmp_path)
+
+
+def test_a_running_sweep_says_so(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[0], TABLE[3]])
+    _break(sweep, "gone")
+    with sweep.store.lock(sweep.plan()["runs"][0]["stages"][0], lambda _: None):
+        text = shown(sweep, tmp_path)
+    assert "This sweep is still running: 1 of 2 runs are complete (1 running)" in text
+
+
+def test_the_papers_numbers_stand_beside_the_same_model_and_data(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[9]])
+    (content,) = reported(sweep).sections
+    assert paper_accuracy(content.section, content.section.settings[0]) is None
+    path = sweep.folder / "plan.json"
+    plan = path.read_text().replace('"demo"', '"boolq"')
+    data = json.loads(plan)
+    store = Store(tmp_path)
+    for key in data["stages"]:
+        stage = data["stages"][key]
+        while stage:
+            stage["model"]["id"], stage["model"]["name"] = "meta-llama/Llama-2-7b-hf", "llama2_7b"
+            stage["data"]["location"] = "google/boolq"
+            stage = stage["parent"]
+        predictions = pd.read_parquet(store.folder(key) / "predictions.parquet")
+        many = pd.concat([predictions] * 4, ignore_index=True)[:3270]
+        many["id"] = [f"validation/{n}" for n in range(3270)]
+        many.to_parquet(store.folder(key) / "predictions.parquet")
+    path.write_text(json.dumps(data))
+    # Identity is not in what was renamed, so the fingerprints still fit.
+    (content,) = reported(sweep).sections
+    assert paper_accuracy(content.section, content.section.settings[0]) == 0.8517
+    assert "85.17%" in content.rows[-1].cells
+
+
+def test_the_command_line_reports_sweeps_by_name_and_checks_claims(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    where = ["--output-dir", str(tmp_path)]
+    assert main(["made", *where, "--claim", "heft@3 > lora@3"]) == 0
+    assert "heft@3 > lora@3" in capsys.readouterr().out
+    assert (sweep.folder / "report.html").is_file()
+    make_sweep(tmp_path, [("method=lora epochs=6", 0.65)], name="other")
+    assert main(["made", "other", *where]) == 0
+    assert (tmp_path / "reports/made+other/report.html").is_file()
+    assert main(["nothing", *where]) == 1
+    assert "there is no sweep nothing" in capsys.readouterr().err
+    assert main(["made", *where, "--claim", "better"]) == 1
+    assert "'better' is not a claim" in capsys.readouterr().err
+
+
+def test_text_of_examples_is_escaped(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[9]], extra=['data.name="<script>x</script>"'])
+    shown(sweep, tmp_path)
+    assert "<script>" not in (tmp_path / "report/report.html").read_text()
+
+
+def test_complete_counts_a_damaged_runs_other_seeds(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    _break(sweep, "no predictions")
+    (content,) = reported(sweep).sections
+    (lora,) = [s for s in content.section.settings if s.short == "lora@3"]
+    assert lora.seeds == (1, 2)
+    complete(sweep.store, content.section.open[0].last, 0.6)
+    (content,) = reported(sweep).sections
+    assert not content.section.open
