@@ -1,6 +1,7 @@
 """What a report says, before it becomes a page, a Markdown file or a terminal's table."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,15 @@ from heft_pipeline.report.paper import SOURCE, paper_accuracy
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.runs import RunRecord, read_runs
 from heft_pipeline.report.sections import Section, Setting, check_examples, sections
-from heft_pipeline.report.verdicts import Verdict, judge
+from heft_pipeline.report.verdicts import (
+    CONTRADICTED,
+    MISSING,
+    OPEN,
+    SUPPORTED,
+    UNFINISHED,
+    Verdict,
+    judge,
+)
 from heft_pipeline.sweep import Sweep
 
 #: Heading of a table's column, and whether its cells are numbers.
@@ -86,9 +95,17 @@ class Report:
     records: tuple[RunRecord, ...]
 
     @property
-    def several_seeds(self) -> bool:
-        """Whether any setting has more than one seed."""
-        return any(content.section.seeds > 1 for content in self.sections)
+    def summary(self) -> str:
+        """What became of the claims, in a sentence; empty where there are none."""
+        verdicts = [v for content in self.sections for v in content.verdicts]
+        if not verdicts:
+            return ""
+        counts = Counter(verdict.verdict for verdict in verdicts)
+        order = (SUPPORTED, CONTRADICTED, OPEN, UNFINISHED, MISSING)
+        parts = [f"{counts[word] or 'none'} {word}" for word in order[:2]]
+        parts += [f"{counts[word]} {word}" for word in order[2:] if counts[word]]
+        claims = f"{len(verdicts)} claim{'s' if len(verdicts) > 1 else ''}"
+        return f"Of {claims}: {', '.join(parts)}."
 
 
 def make_report(

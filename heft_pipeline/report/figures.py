@@ -323,7 +323,10 @@ def _finish_axes(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel=label, ylabel="accuracy (95 % interval)")
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    # Above the axes, where it hides nothing.
+    axes.legend(
+        frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0
+    )
 
 
 def _table(settings: Sequence[Setting], column: str, x: Callable[[Setting], float]) -> pd.DataFrame:

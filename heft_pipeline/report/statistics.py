@@ -151,8 +151,8 @@ def compare(first: Right, second: Right) -> Comparison:
         losses=losses,
         seeds=seeds,
         examples=examples,
-        needed_examples=_needed(table, table.of_examples, table.of_seeds, seeds),
-        needed_seeds=_needed(table, table.of_seeds, table.of_examples, examples),
+        needed_examples=_needed_examples(table, seeds),
+        needed_seeds=_needed_seeds(table, examples),
     )
 
 
@@ -235,11 +235,28 @@ def _two_way(cells: NDArray[np.float64]) -> _TwoWay:
     )
 
 
-def _needed(table: _TwoWay, own: float, other: float, others: int) -> int | None:
+def _needed_examples(table: _TwoWay, seeds: int) -> int | None:
+    """How many examples would show the mean, the seeds as they are."""
+    return _needed(table, table.freedom, table.of_examples, table.of_seeds, seeds)
+
+
+def _needed_seeds(table: _TwoWay, examples: int) -> int | None:
+    """How many seeds would show the mean; more seeds also tell better how much they differ."""
+    found: int | None = None
+    freedom = table.freedom
+    for _ in range(20):  # it settles within a few rounds
+        now = _needed(table, freedom, table.of_seeds, table.of_examples, examples)
+        if now is None or now == found:
+            return now
+        found, freedom = now, max(table.freedom, now - 1)
+    return found
+
+
+def _needed(table: _TwoWay, freedom: float, own: float, other: float, others: int) -> int | None:
     """How many of one factor's levels would show the mean, given how many the other has."""
     if not table.mean:
         return None
-    quantile = float(t.ppf(1 - ALPHA / 2, table.freedom) + t.ppf(POWER, table.freedom))
+    quantile = float(t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom))
     left = (table.mean / quantile) ** 2 - other / others
     if left <= 0:
         return None

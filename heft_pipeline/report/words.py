@@ -66,7 +66,7 @@ def variant(setting: Setting) -> str:
 
 def p_value(value: float) -> str:
     """A p-value, e.g. ``p = 0.034`` or ``p < 0.001``."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+    return "p < 0.001" if value < 0.001 else f"p = {value:#.2g}"
 
 
 def effect(verdict: Verdict) -> str:

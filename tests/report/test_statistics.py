@@ -148,6 +148,19 @@ def test_where_seeds_differ_more_than_methods_no_number_of_examples_is_named() -
     assert found.needed_seeds is None or found.needed_seeds > 3
 
 
+def test_the_number_of_seeds_that_is_named_gives_about_the_power_that_is_named() -> None:
+    """The seeds' own spread is large and known from many, so that only the formula is tested."""
+    random = np.random.default_rng(0)
+    pilot = compare(*_draw(random, 400, examples=400, seed_effect=0.5, gain=0.4))
+    assert pilot.needed_seeds is not None
+    assert 5 < pilot.needed_seeds < 200
+    found = [
+        compare(*_draw(random, pilot.needed_seeds, 400, seed_effect=0.5, gain=0.4))
+        for _ in range(200)
+    ]
+    assert 0.6 < np.mean([c.p_value < 0.05 for c in found]) < 0.95
+
+
 def test_seeds_that_never_differ_leave_some_doubt() -> None:
     right = np.ones((3, 100), dtype=bool)
     found = compare(right, right)
