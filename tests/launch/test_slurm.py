@@ -65,6 +65,7 @@ def asked(small: list[str], tmp_path: Path) -> list[str]:
         "hydra/launcher=slurm",
         "hydra.launcher.poll_seconds=0.5",
         "hydra.launcher.time=5",
+        "report.base_model=false",  # most tests follow one job
         f"output_dir={tmp_path}/out",
     ]
 
@@ -112,19 +113,19 @@ def notes(store: Store, name: str) -> dict[str, Any]:
 
 
 def test_a_six_run_sweep(cluster: Cluster, asked: list[str], tmp_path: Path) -> None:
-    """Six stages: one array of four, and two fine stages each after its own coarse stage."""
-    overrides = ["method=lora,reft,heft", "epochs=1,2", "sweep=s"]
+    """One array of four stages and the untouched model; two fine stages, each after its coarse one."""
+    overrides = ["method=lora,reft,heft", "epochs=1,2", "sweep=s", "report.base_model=true"]
     dry = sweep(*asked, *overrides, "hydra.launcher.dry_run=true")
     assert dry.returncode == 0, dry.stderr
-    assert "would submit 6 jobs in 3 calls of sbatch" in dry.stdout
-    assert "array of 4" in dry.stdout
+    assert "would submit 7 jobs in 3 calls of sbatch" in dry.stdout
+    assert "array of 5" in dry.stdout
     assert not (tmp_path / "out" / "stages").exists()
     done = sweep(*asked, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "out" / "sweeps" / "s" / "results.csv")
     assert (len(table), set(table.status)) == (6, {"complete"})
     jobs = {key: note["job_id"] for key, note in notes(Store(tmp_path / "out"), "job.json").items()}
-    assert len(set(jobs.values())) == 6
+    assert len(set(jobs.values())) == 7
     arrays = {job.split("_")[0] for job in jobs.values() if "_" in job}
     assert len(arrays) == 1
     plan = json.loads((tmp_path / "out" / "sweeps" / "s" / "plan.json").read_text())
