@@ -98,6 +98,8 @@ class ReftConfig:
     dropout: float = 0.0
     add_bias: bool = False
     engine: str = "hooks"
+    reuse: str = "auto"
+    reuse_budget_gib: float = 16.0
     init_from: str | None = None
     epochs: int = 3
     batch_size: int = 32

@@ -247,6 +247,8 @@ def _reft(reft: ReftConfig, sources: Sources) -> ReftSpec:
         dropout=reft.dropout,
         add_bias=reft.add_bias,
         engine=reft.engine,
+        reuse=reft.reuse,
+        reuse_budget_gib=reft.reuse_budget_gib,
         init_from=reft.init_from,
         init_content=sources.adapter("reft.init_from", reft.init_from),
         learning_rate=reft.learning_rate,

@@ -103,6 +103,8 @@ class ReftSpec:
 
     Attributes:
         layers: ``all`` or layer numbers from 0.
+        reuse: ``auto`` or ``off``; with ``reuse_budget_gib`` it decides which activations are
+            computed together, and with that their rounding.
         init_content: ``sha256:...`` of the folder that training starts from, or None.
     """
 
@@ -114,6 +116,8 @@ class ReftSpec:
     dropout: float
     add_bias: bool
     engine: str
+    reuse: str
+    reuse_budget_gib: float
     init_from: str | None = field(metadata=NOT_IDENTITY)
     init_content: str | None
     learning_rate: float

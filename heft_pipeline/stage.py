@@ -101,13 +101,13 @@ def _train_and_evaluate(
     flops = FlopCounter(base.model, base.layers)
     parents = [(parent, store.adapter(parent)) for parent in stage.chain[:-1]]
     with adapted(base, parents) as model:
-        counters, trainable = Counters(), 0
+        counters, trainable, reuse = Counters(), 0, ""
         if stage.training is not None:
             torch.manual_seed(stage.seed)
             model.add_trainable(stage)
             trainable = model.trainable_count()
             trainer = Trainer(stage, model, task, flops, folder, should_stop, progress, ranks)
-            counters = trainer.run()
+            counters, reuse = trainer.run(), trainer.reuse
             model.finish()
             if ranks.first:
                 model.save(stage, folder / "adapter")
@@ -135,6 +135,8 @@ def _train_and_evaluate(
         "steps": counters.step,
         "trainable_params": trainable,
         "train_seconds": counters.train_seconds,
+        "reuse_seconds": counters.reuse_seconds,
+        "reuse": reuse,
         "dev_seconds": counters.dev_seconds,
         "eval_seconds": eval_seconds,
         "wall_seconds": time.perf_counter() - started,

@@ -84,6 +84,7 @@ def _check_numbers(config: HeftConfig) -> None:
         "lora.rank": config.lora.rank,
         "lora.alpha": config.lora.alpha,
         "reft.rank": config.reft.rank,
+        "reft.reuse_budget_gib": config.reft.reuse_budget_gib,
     }
     for name, stage in (("lora", config.lora), ("reft", config.reft), ("joint", config.joint)):
         positive[f"{name}.epochs"] = stage.epochs
@@ -108,6 +109,7 @@ def _check_words(config: HeftConfig) -> None:
     _one_of("model.dtype", config.model.dtype, DTYPES)
     _one_of("reft.intervention", config.reft.intervention, INTERVENTIONS)
     _one_of("reft.engine", config.reft.engine, ("hooks", "pyreft"))
+    _one_of("reft.reuse", config.reft.reuse, ("auto", "off"))
     _one_of("training.selection", config.training.selection, ("best", "last"))
     _one_of("training.lr_scheduler", config.training.lr_scheduler, ("linear", "cosine", "constant"))
     _one_of("evaluation.mode", config.evaluation.mode, ("logprob", "generate"))

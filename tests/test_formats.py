@@ -170,6 +170,6 @@ def test_nothing_in_a_stages_folder_is_a_pickle(
     stage = trained(compose_run(*small, "method=joint", "epochs=1"), store)
     files = [p for p in store.folder(stage.fingerprint).rglob("*") if p.is_file()]
     assert {p.suffix for p in files if not p.name.startswith(".")} <= {
-        ".json", ".jsonl", ".parquet", ".safetensors", ".log", ".md",
+        ".json", ".jsonl", ".csv", ".parquet", ".safetensors", ".log", ".md",
     }  # fmt: skip
     assert json.loads((store.folder(stage.fingerprint) / "result.json").read_text())["accuracy"]

@@ -36,6 +36,7 @@ class Batch:
         labels: [B, K] int64, the answers aligned right; ``IGNORED_LABEL`` where shorter.
         prompt_start: [B] int64, the column of each prompt's first token.
         prompt_length: [B] int64, tokens of each prompt.
+        sequences: What the rows hold.
     """
 
     input_ids: torch.Tensor
@@ -44,6 +45,7 @@ class Batch:
     labels: torch.Tensor
     prompt_start: torch.Tensor
     prompt_length: torch.Tensor
+    sequences: tuple[AnsweredPrompt, ...]
 
     @property
     def answer_tokens(self) -> int:
@@ -52,7 +54,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        tensors = {k: v for k, v in vars(self).items() if k != "sequences"}
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return Batch(**moved, sequences=self.sequences)
 
 
 def collate(
@@ -89,6 +93,7 @@ def collate(
         labels=torch.from_numpy(labels),
         prompt_start=torch.from_numpy(starts),
         prompt_length=torch.tensor([len(s.prompt) for s in sequences]),
+        sequences=tuple(sequences),
     )
 
 

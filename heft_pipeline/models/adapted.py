@@ -1,6 +1,6 @@
 """A frozen base model with a stage's parents on it and one adapter in training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from heft_pipeline.data.batches import Batch
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models import lora as lora_module
 from heft_pipeline.models.base import Base, answer_logits, model_inputs
 from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
 from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
+from heft_pipeline.models.reuse import FrozenPrompts, choose, differs, suffix_batch, unsupported
 from heft_pipeline.spec import StageSpec
 
 
@@ -33,6 +34,7 @@ class AdaptedModel:
         self._trained_reft: ReftAdapter | None = None
         self._handles: list[Any] = []
         self._pyreft: tuple[Any, ReftAdapter] | None = None
+        self._frozen: FrozenPrompts | None = None
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
         """Put a finished stage's adapter on the model, frozen.
@@ -96,6 +98,8 @@ class AdaptedModel:
         Returns:
             [B, K, V] in the model's dtype.
         """
+        if self._frozen is not None:
+            return self._suffix_logits(batch, self._frozen)
         with self.editing(batch):
             if self._pyreft is None:
                 return answer_logits(self.base.model, batch)
@@ -107,6 +111,76 @@ class AdaptedModel:
             inputs = model_inputs(self.base.model, batch)
             _, output = reft_model(inputs, unit_locations={"sources->base": (None, columns)})
             return output.logits[:, -batch.answer_tokens :]
+
+    def _suffix_logits(self, batch: Batch, frozen: FrozenPrompts) -> torch.Tensor:
+        short = suffix_batch(batch, frozen.suffix, self.base.pad_token_id)
+        cache, mask = frozen.cache([s.prompt for s in batch.sequences])
+        inputs = model_inputs(self.base.model, short) | {
+            "attention_mask": torch.cat([mask, short.attention_mask], dim=1),
+            "position_ids": short.position_ids + mask.sum(dim=1, keepdim=True),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        with self.editing(short):
+            return self.base.model(**inputs).logits[:, -batch.answer_tokens :]
+
+    def reuse_prompts(
+        self,
+        stage: StageSpec,
+        prompts: Sequence[tuple[int, ...]],
+        folder: Path,
+        *,
+        advance: Callable[[int, int], None],
+        on_pass: Callable[[int, int], None],
+    ) -> str:
+        """Compute the frozen part of prompts once, where the stage allows it.
+
+        Args:
+            stage: The stage whose adapter is trained.
+            prompts: What training and the dev split read.
+            folder: Where activations go that memory has no room for.
+            advance: Told how many prompts are done, and of how many.
+            on_pass: Told the rows and padded tokens of each forward pass that computes them.
+
+        Returns:
+            What is reused, or why nothing is.
+        """
+        choice = choose(stage)
+        if not choice.suffix or not prompts:
+            return f"everything is recomputed: {choice.why}"
+        if reason := unsupported(self.base):
+            return f"everything is recomputed: {reason}"
+        assert stage.reft is not None and stage.training is not None
+        budget = stage.reft.reuse_budget_gib * 2**30
+        frozen = FrozenPrompts(self.base, choice.suffix, budget, folder, on_pass)
+        probe = [AnsweredPrompt(p, (0,)) for p in sorted(set(prompts), key=len)[-2:]]
+        batch = collate(probe, self.base.pad_token_id).to(self.base.device)
+        with torch.no_grad(), self.editing(batch):
+            recomputed = answer_logits(self.base.model, batch)
+        with torch.no_grad():
+            reused = self._suffix_logits(batch, frozen)
+        if differs(reused, recomputed):
+            return "everything is recomputed: reused keys and values change this model's logits"
+        self._frozen = frozen
+        frozen.prepare(prompts, stage.training.micro_batch_tokens, advance)
+        share = f"{len(frozen)} of {len(set(prompts))} prompts"
+        return f"{share} kept in {frozen.bytes_kept / 2**30:.2f} GiB: {choice.why}"
+
+    @property
+    def reused_tokens(self) -> int | None:
+        """How many prompt tokens a pass computes where earlier ones are reused, else None."""
+        return self._frozen.suffix if self._frozen is not None else None
+
+    @contextmanager
+    def rotations(self) -> Iterator[None]:
+        """Compute ReFT's projections R once for all passes inside, between two optimiser steps.
+
+        Yields:
+            Nothing.
+        """
+        reft = self._trained_reft
+        with reft.rotations() if reft is not None else nullcontext():
+            yield
 
     @contextmanager
     def editing(self, batch: Batch) -> Iterator[None]:
@@ -121,7 +195,7 @@ class AdaptedModel:
         with ExitStack() as stack:
             for reft in self._refts:
                 stack.enter_context(reft.at(batch))
-            # pyreft computes R = orthogonalise(...) at each of its uses; here once a pass.
+            # R is computed once a pass, or once for all passes inside rotations().
             stack.enter_context(parametrize.cached() if self._trained_reft else nullcontext())
             yield
 
@@ -191,6 +265,7 @@ class AdaptedModel:
         """End training: ReFT's projections become plain matrices, and nothing has a gradient."""
         if self._trained_reft is not None:
             self._trained_reft.freeze()
+        self._frozen = None
         self.base.model.requires_grad_(False)
         self.training(False)
 

@@ -7,7 +7,7 @@ gathers, edits and scatters with one index tensor a batch.
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from heft_pipeline.config import parse_positions
@@ -142,6 +143,34 @@ class ReftAdapter(nn.Module):
                 rotate.weight.data = intervention.rotate_layer.weight.detach().clone()
                 intervention.rotate_layer = rotate
         self.requires_grad_(False).eval()
+
+    @contextmanager
+    def rotations(self) -> Iterator[None]:
+        """Compute the projection R of every unit at once, for the forward passes inside.
+
+        pyreft computes ``R = orthogonalise(...)`` at each of its uses, twice a layer and pass.
+        Here all of them are one batched product of Householder reflections, in the compact WY
+        form (Joffrain et al. 2006), which is torch's own parametrisation to rounding. Inside,
+        gradients gather at R; on leaving, one backward pass takes them to the parameters.
+
+        Yields:
+            Nothing.
+        """
+        rotated = [i.rotate_layer for i in self._each().values() if hasattr(i, "rotate_layer")]
+        rotated = [r for r in rotated if hasattr(r, "parametrizations") and _is_householder(r)]
+        with parametrize.cached():
+            if not rotated:
+                yield
+                return
+            weights = _orthogonal([r.parametrizations.weight for r in rotated])
+            grad = weights.requires_grad and torch.is_grad_enabled()
+            leaves = [w.detach().requires_grad_(grad) for w in weights]
+            for rotate, leaf in zip(rotated, leaves, strict=True):
+                # What the first use would put there.
+                parametrize._cache[(id(rotate), "weight")] = leaf
+            yield
+        if grad and leaves[0].grad is not None:
+            weights.backward(torch.stack([leaf.grad for leaf in leaves]))
 
     def attach(self, layers: nn.ModuleList) -> list[RemovableHandle]:
         """Hook the interventions to decoder layers.
@@ -275,6 +304,27 @@ class ReftAdapter(nn.Module):
             "units": [{"layer": u.layer, "end": u.end, "key": u.key} for u in self.units],
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _is_householder(rotate: Any) -> bool:
+    """Whether torch orthogonalises by reflections; a square R goes by the matrix exponential."""
+    hidden, rank = rotate.parametrizations.weight.original.shape
+    parametrization = rotate.parametrizations.weight[0]
+    return rank < hidden and parametrization.orthogonal_map.name == "householder"
+
+
+def _orthogonal(parametrized: Sequence[Any]) -> torch.Tensor:
+    """[units, hidden, rank]: what torch's Householder parametrisation makes of each weight."""
+    raw = torch.stack([p.original for p in parametrized])
+    base = torch.stack([p[0].base for p in parametrized])
+    rank = raw.shape[-1]
+    unit = torch.eye(raw.shape[1], rank, dtype=raw.dtype, device=raw.device)
+    vectors = raw.tril(-1) + unit
+    inverse = (vectors.mT @ vectors).triu(1) + torch.diag_embed((vectors**2).sum(dim=-2) / 2)
+    # Q = E - V T V' E, for the first rank columns E of the identity.
+    inner = torch.linalg.solve_triangular(inverse, vectors[:, :rank].mT, upper=True)
+    signs = raw.diagonal(dim1=-2, dim2=-1).int().unsqueeze(-2)
+    return base @ ((unit - vectors @ inner) * signs)
 
 
 def load_reft(folder: Path, spec: ReftSpec, hidden_size: int, num_layers: int) -> ReftAdapter:

@@ -49,7 +49,12 @@ class FlopCounter:
         )
 
     def training(
-        self, rows: int, tokens: int, answer_tokens: int, trained_layers: Iterable[int]
+        self,
+        rows: int,
+        tokens: int,
+        answer_tokens: int,
+        trained_layers: Iterable[int],
+        reused: int = 0,
     ) -> float:
         """The operations of one forward and backward pass.
 
@@ -58,16 +63,18 @@ class FlopCounter:
             tokens: T, padded tokens of each.
             answer_tokens: K, projected positions of each.
             trained_layers: The decoder layers that hold a trained part.
+            reused: Padded tokens before them whose keys and values are reused.
 
         Returns:
             Floating-point operations.
         """
         lowest = min(trained_layers, default=self._layers)
-        forward = self.forward(rows, tokens, answer_tokens)
+        attention = rows * 4.0 * tokens * (tokens + reused) * self._attention
+        own = rows * 4.0 * tokens**2 * self._attention
+        forward = self.forward(rows, tokens, answer_tokens) - own + attention
         head = rows * 2.0 * answer_tokens * self._head
         share = (self._layers - lowest) / self._layers
         # Attention's backward pass does twice the forward's products: both factors have gradients.
-        attention = rows * 4.0 * tokens**2 * self._attention
         return forward + head + share * (forward - head + attention)
 
 

@@ -1,5 +1,6 @@
 """The training loop of one stage."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from heft_pipeline.training import checkpoint
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.memory import peak_mb
 
+log = logging.getLogger(__name__)
 LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 
 
@@ -61,6 +63,7 @@ class Counters:
         epoch_loss: Summed loss of this epoch's examples so far.
         epoch_examples: Their number.
         resumes: How often training went on from a checkpoint.
+        reuse_seconds: Of ``train_seconds``, what computing reused activations took.
     """
 
     step: int = 0
@@ -74,6 +77,7 @@ class Counters:
     epoch_loss: float = 0.0
     epoch_examples: int = 0
     resumes: int = 0
+    reuse_seconds: float = 0.0
 
 
 class Trainer:
@@ -124,6 +128,7 @@ class Trainer:
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=self._device)
         if ranks.world > 1:  # equal initial weights, but dropout masks of each process's own
             torch.manual_seed(stage.seed * ranks.world + ranks.rank + 1)
+        self.reuse = ""
         self._resume()
         self._stop = False
         if ranks.first:
@@ -146,6 +151,7 @@ class Trainer:
             Interrupted: ``should_stop`` said so; a checkpoint was written.
         """
         spec = self._spec
+        self._reuse_prompts()
         while self._counters.epoch < spec.epochs and not self._out_of_patience():
             self._run_epoch()
         if spec.selection == "best":
@@ -154,6 +160,25 @@ class Trainer:
             self._load_parameters(tensors)
         self._counters.train_flop = sum(self._ranks.gather(self._counters.train_flop))
         return self._counters
+
+    def _reuse_prompts(self) -> None:
+        """Compute once what no epoch changes; its time and operations are training's."""
+
+        def count(rows: int, tokens: int) -> None:
+            self._counters.train_flop += self._flops.forward(rows, tokens, 1)
+
+        started = time.perf_counter()
+        self.reuse = self._model.reuse_prompts(
+            self._stage,
+            [example.prompt for example in (*self._task.train, *self._task.dev)],
+            self._folder,
+            advance=lambda done, total: self._progress("reuse", done, total),
+            on_pass=count,
+        )
+        seconds = time.perf_counter() - started
+        self._counters.reuse_seconds += seconds
+        self._counters.train_seconds += seconds
+        log.info("%s: %s", self._stage.label, self.reuse)
 
     def _run_epoch(self) -> None:
         counters = self._counters
@@ -180,12 +205,13 @@ class Trainer:
         sequences = self._ranks.share([AnsweredPrompt(e.prompt, answer) for e, answer in pairs])
         lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
         total = torch.zeros((), device=self._device)
-        for part in split_by_tokens(lengths, self._spec.micro_batch_tokens):
-            batch = collate(sequences[part], self._model.base.pad_token_id).to(self._device)
-            loss = answer_loss(self._model.logits(batch), batch) / answer_tokens
-            loss.backward()
-            total += loss.detach()
-            self._count(batch)
+        with self._model.rotations():
+            for part in split_by_tokens(lengths, self._spec.micro_batch_tokens):
+                batch = collate(sequences[part], self._model.base.pad_token_id).to(self._device)
+                loss = answer_loss(self._model.logits(batch), batch) / answer_tokens
+                loss.backward()
+                total += loss.detach()
+                self._count(batch)
         self._sum_over_ranks(total)
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._spec.max_grad_norm)
         self._healthy &= torch.isfinite(total) & torch.isfinite(norm)
@@ -239,14 +265,15 @@ class Trainer:
         counters = self._counters
         started = time.perf_counter()
         self._model.training(False)
-        dev = score(
-            self._model,
-            self._task.dev,
-            self._task.choices,
-            batch_size=self._stage.evaluation.batch_size,
-            mode=self._stage.evaluation.mode,
-            ranks=self._ranks,
-        )
+        with self._model.rotations():
+            dev = score(
+                self._model,
+                self._task.dev,
+                self._task.choices,
+                batch_size=self._stage.evaluation.batch_size,
+                mode=self._stage.evaluation.mode,
+                ranks=self._ranks,
+            )
         counters.dev_seconds += time.perf_counter() - started
         counters.epoch += 1
         if dev.accuracy > counters.best_accuracy:
@@ -318,8 +345,11 @@ class Trainer:
 
     def _count(self, batch: Batch) -> None:
         rows, tokens = batch.input_ids.shape
+        computed = tokens
+        if (suffix := self._model.reused_tokens) is not None:
+            computed = suffix + batch.answer_tokens - 1
         self._counters.train_flop += self._flops.training(
-            rows, tokens, batch.answer_tokens, self._trained_layers
+            rows, computed, batch.answer_tokens, self._trained_layers, reused=tokens - computed
         )
 
     def _save(self) -> None:

@@ -113,7 +113,7 @@ def notes(store: Store, name: str) -> dict[str, Any]:
 
 
 def test_a_six_run_sweep(cluster: Cluster, asked: list[str], tmp_path: Path) -> None:
-    """One array of four stages and the untouched model; two fine stages, each after its coarse one."""
+    """An array of four stages and the untouched model; two fine ones, each after its coarse one."""
     overrides = ["method=lora,reft,heft", "epochs=1,2", "sweep=s", "report.base_model=true"]
     dry = sweep(*asked, *overrides, "hydra.launcher.dry_run=true")
     assert dry.returncode == 0, dry.stderr

@@ -1,0 +1,186 @@
+"""Reuse of frozen activations, and R computed for all layers at once, against doing neither."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from heft_pipeline.data.batches import AnsweredPrompt, collate
+from heft_pipeline.errors import Interrupted
+from heft_pipeline.metrics import read_metrics
+from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.reft import ReftAdapter
+from heft_pipeline.models.reuse import FrozenPrompts, choose
+from heft_pipeline.plan import Run
+from heft_pipeline.stage import cached_base, run_stage
+from heft_pipeline.store import Store
+from heft_pipeline.training.loop import answer_loss
+
+ComposeRun = Callable[..., Run]
+SUFFIX = ["reft=suffix", "reft.positions=l3", "training.log_every_steps=1", "epochs=3"]
+
+
+def losses(store: Store, run: Run) -> list[float]:
+    lines = read_metrics(store.folder(run.last.fingerprint) / "metrics.jsonl")
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+@pytest.mark.parametrize("method", ["reft", "heft"])
+@pytest.mark.parametrize("more", [(), ("reft.layers=[1]",), ("reft.batch_size=7",)])
+def test_a_stage_has_the_same_losses_with_reuse_as_without(
+    compose_run: ComposeRun, small: list[str], store: Store, method: str, more: tuple[str, ...]
+) -> None:
+    asked = [*small, f"method={method}", *SUFFIX, *more]
+    with_reuse = compose_run(*asked)
+    without = compose_run(*asked, "reft.reuse=off")
+    for stage in (*with_reuse.stages, without.last):
+        run_stage(stage, store)
+    assert losses(store, with_reuse) == pytest.approx(losses(store, without), abs=1e-5)
+    kept, all_computed = (store.result(r.last.fingerprint) or {} for r in (with_reuse, without))
+    assert "120 of 120 prompts kept" in kept["reuse"]
+    assert "reft.reuse=off" in all_computed["reuse"]
+    assert kept["train_tflop"] < all_computed["train_tflop"] / 2
+    assert kept["accuracy"] == pytest.approx(all_computed["accuracy"], abs=0.041)
+
+
+def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradients(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    run = compose_run(*small, "method=reft", *SUFFIX)
+    base = cached_base(run.last.model, torch.device("cpu"))
+    prompts = [tuple(range(8, 8 + n)) for n in (5, 9, 3)]
+    answers = [(3,), (4, 5, 6), (3, 4)]
+    sequences = [AnsweredPrompt(p, a) for p, a in zip(prompts, answers, strict=True)]
+    batch = collate(sequences, base.pad_token_id)
+
+    def gradients(reuse: bool) -> tuple[float, list[torch.Tensor]]:
+        with adapted(base, []) as model:
+            torch.manual_seed(0)
+            model.add_trainable(run.last)
+            if reuse:
+                said = model.reuse_prompts(
+                    run.last, prompts, tmp_path, advance=_nothing, on_pass=_nothing
+                )
+                assert "3 of 3 prompts" in said
+            with model.rotations():
+                loss = answer_loss(model.logits(batch), batch)
+                loss.backward()
+            found = [p.grad for p in model.parameters()["reft"].values()]
+        return loss.item(), [g for g in found if g is not None]
+
+    loss, found = gradients(reuse=True)
+    expected_loss, expected = gradients(reuse=False)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    run = compose_run(*small, "method=reft", *SUFFIX)
+    base = cached_base(run.last.model, torch.device("cpu"))
+    prompts = [tuple(range(8, 8 + n)) for n in range(4, 14)]
+    everything = FrozenPrompts(base, 3, budget=1e9, folder=None)
+    everything.prepare(prompts, 64, _nothing)
+    assert len(everything) == 10
+    some = FrozenPrompts(base, 3, budget=everything.bytes_kept / 2, folder=None)
+    some.prepare(prompts, 64, _nothing)
+    assert 0 < len(some) < 10
+    filed = FrozenPrompts(base, 3, budget=1e9, folder=tmp_path)
+    filed._ram_left = 0
+    filed.prepare(prompts, 64, _nothing)
+    assert (tmp_path / "frozen_prompts.bin").stat().st_size == filed.bytes_kept
+    expected, mask = everything.cache(prompts[::-1])
+    assert mask.sum(dim=1).tolist() == [len(p) - 3 for p in prompts[::-1]]
+    for frozen in (some, filed):
+        cache, found = frozen.cache(prompts[::-1])
+        assert torch.equal(found, mask)
+        for one, other in zip(cache.layers, expected.layers, strict=True):
+            assert torch.allclose(one.keys, other.keys, atol=1e-5)
+            assert torch.allclose(one.values, other.values, atol=1e-5)
+
+
+def test_a_resumed_stage_with_reuse_ends_bitwise_as_an_undisturbed_one(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    stage = compose_run(*small, "method=reft", *SUFFIX).last
+    disturbed, undisturbed = Store(tmp_path / "one"), Store(tmp_path / "two")
+    asked = 0
+
+    def stop_in_the_second_epoch() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 7
+
+    with pytest.raises(Interrupted):
+        run_stage(stage, disturbed, should_stop=stop_in_the_second_epoch)
+    assert run_stage(stage, disturbed).result["resumes"] == 1
+    run_stage(stage, undisturbed)
+    one, two = (
+        (s.adapter(stage) / "reft.safetensors").read_bytes() for s in (disturbed, undisturbed)
+    )
+    assert one == two
+    assert not list(disturbed.folder(stage.fingerprint).glob("checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["method=reft"], "first tokens"),
+        (["method=lora"], "LoRA changes"),
+        (["method=joint", "reft=suffix"], "LoRA changes"),
+        (["method=reft", "reft=suffix", "reft.reuse=off"], "reft.reuse=off"),
+        (["method=reft", "reft=suffix", "reft.engine=pyreft"], "pyreft's engine"),
+        (["method.stages=[reft,reft]", "reft=suffix"], "parent stage"),
+    ],
+)
+def test_where_nothing_can_be_reused_the_reason_is_said(
+    compose_run: ComposeRun, small: list[str], overrides: list[str], why: str
+) -> None:
+    choice = choose(compose_run(*small, *overrides).last)
+    assert choice.suffix == 0
+    assert why in choice.why
+
+
+@pytest.mark.parametrize("kind", ["loreft", "consreft", "lobireft"])
+def test_all_projections_at_once_are_torchs_own(
+    compose_run: ComposeRun, small: list[str], kind: str
+) -> None:
+    spec = compose_run(*small, "method=reft", f"reft.intervention={kind}").last.reft
+    assert spec is not None
+    torch.manual_seed(0)
+    adapter = ReftAdapter(spec, hidden_size=32, num_layers=3)
+    with torch.no_grad():  # away from where they begin
+        for parameter in adapter.parameters():
+            noise = 0.1 * torch.randn_like(parameter)
+            parameter.add_(noise.tril(-1) if parameter.dim() == 2 else noise)
+    direction = torch.randn(3, 32, spec.rank)
+
+    def projections() -> torch.Tensor:
+        layers: list[Any] = [i.rotate_layer for i in adapter._each().values()]
+        return torch.stack([layer.weight for layer in layers])
+
+    def gradients() -> list[torch.Tensor]:
+        found = [p.grad.clone() for p in adapter.parameters() if p.grad is not None]
+        adapter.zero_grad()
+        return found
+
+    own = projections()
+    (own * direction).sum().backward()
+    expected = gradients()
+    with adapter.rotations():
+        for _ in range(2):  # as two micro-batches would
+            together = projections()
+            (together * direction).sum().div(2).backward()
+    assert torch.allclose(together, own, atol=1e-6)
+    assert torch.allclose(together.mT @ together, torch.eye(spec.rank), atol=1e-5)
+    for one, other in zip(gradients(), expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def _nothing(*_: Any) -> None:
+    pass
