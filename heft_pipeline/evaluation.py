@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import log_softmax
 
-from heft_pipeline.data.batches import AnsweredPrompt, collate
+from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
-from heft_pipeline.models.adapted import AdaptedModel
+from heft_pipeline.models.adapted import AdaptedModel, ReadPrompts
 from heft_pipeline.models.base import model_inputs
 from heft_pipeline.parallel import Ranks
 
@@ -56,7 +56,7 @@ def score(
         model: The model.
         examples: N examples.
         choices: Token ids of the C choices.
-        batch_size: Sequences a forward pass; it changes speed only.
+        batch_size: Prompts a forward pass; it changes speed only.
         mode: ``logprob``: the choice with the highest log-probability (the first of equals).
             ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
             computed all the same.
@@ -89,27 +89,71 @@ def _log_probabilities(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """[N, C] log-probabilities; choices of one token each share their prompt's forward pass."""
+    """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
     table = torch.empty(len(examples), len(choices))
     one_token = all(len(c) == 1 for c in choices)
-    per_pass = batch_size if one_token else max(1, batch_size // len(choices))
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
-    for start in range(0, len(order), per_pass):
-        chosen = order[start : start + per_pass]
-        answers = choices[:1] if one_token else choices
-        sequences = [AnsweredPrompt(examples[i].prompt, a) for i in chosen for a in answers]
-        batch = collate(sequences, model.base.pad_token_id).to(model.base.device)
-        log_probs = log_softmax(model.logits(batch).float(), dim=-1)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        prompts = [examples[i].prompt for i in chosen]
+        batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], model.base.pad_token_id)
+        batch = batch.to(model.base.device)
         if one_token:
-            ids = torch.tensor([c[0] for c in choices], device=log_probs.device)
-            scores = log_probs[:, -1, ids]
+            scores = _first_tokens(model.logits(batch)[:, -1], choices)
         else:
-            labels = batch.labels[:, :, None]
-            picked = log_probs.gather(2, labels.clamp(min=0)).masked_fill(labels < 0, 0.0)
-            scores = picked.sum(dim=(1, 2)).view(len(chosen), len(choices))
+            read = model.read_prompts(batch)
+            scores = (
+                _each_by_itself(model, prompts, choices)
+                if read is None
+                else _first_tokens(read.logits, choices) + _later_tokens(model, read, choices)
+            )
         table[chosen] = scores.cpu()
         advance(len(chosen))
     return table
+
+
+def _first_tokens(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+    """[B, C] log-probabilities of the choices' first tokens, from logits [B, V]."""
+    ids = torch.tensor([c[0] for c in choices], device=logits.device)
+    return log_softmax(logits.float(), dim=-1)[:, ids]
+
+
+def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> torch.Tensor:
+    """[B, C] summed log-probabilities of the tokens after the first, going on from prompts."""
+    prompts, device = read.mask.shape[0], read.mask.device
+    width = max(map(len, choices)) - 1
+    # Padded on the right: what comes later changes nothing before it.
+    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for c in choices])
+    labels = padded[:, 1:].to(device).repeat(prompts, 1)
+    own = (labels != IGNORED_LABEL).long()
+    mask = read.mask.repeat_interleave(len(choices), dim=0)
+    read.cache.batch_repeat_interleave(len(choices))
+    output = model.base.model(
+        input_ids=padded[:, :-1].clamp(min=0).to(device).repeat(prompts, 1),
+        attention_mask=torch.cat([mask, own], dim=1),
+        position_ids=mask.sum(dim=1, keepdim=True) + torch.arange(width, device=device),
+        past_key_values=read.cache,
+        use_cache=True,
+        logits_to_keep=width,
+    )
+    return _picked(output.logits, labels).view(prompts, len(choices))
+
+
+def _each_by_itself(
+    model: AdaptedModel, prompts: Sequence[tuple[int, ...]], choices: Choices
+) -> torch.Tensor:
+    """[B, C] log-probabilities where a prompt's keys and values cannot be shared."""
+    sequences = [AnsweredPrompt(p, c) for p in prompts for c in choices]
+    batch = collate(sequences, model.base.pad_token_id).to(model.base.device)
+    return _picked(model.logits(batch), batch.labels).view(len(prompts), len(choices))
+
+
+def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[B] summed log-probabilities of labels [B, K] under logits [B, K, V]."""
+    log_probs = log_softmax(logits.float(), dim=-1)
+    wanted = labels[:, :, None]
+    picked = log_probs.gather(2, wanted.clamp(min=0)).masked_fill(wanted < 0, 0.0)
+    return picked.sum(dim=(1, 2))
 
 
 @torch.no_grad()

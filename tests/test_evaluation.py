@@ -110,3 +110,42 @@ def test_generation_is_edited_at_the_prompt(
     with adapted(base, []) as model:
         plain = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
     assert plain.predictions.tolist() != scores.predictions.tolist()
+
+
+@pytest.mark.parametrize("positions", ["f2+l2", "l3"])
+def test_choices_share_their_prompt_with_edits_and_reuse(
+    compose_run: ComposeRun,
+    small: list[str],
+    tmp_path: Path,
+    positions: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = compose_run(*small, "method=reft", SEVERAL_TOKENS, f"reft.positions={positions}").last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    with adapted(base, []) as model:
+        torch.manual_seed(0)
+        model.add_trainable(stage)
+        handle = base.model.register_forward_hook(count)
+        shared = score(model, task.eval, task.choices, batch_size=50)
+        assert passes <= 3, "one pass over the prompts, one over the choices, one to find out how"
+        handle.remove()
+        monkeypatch.setattr(type(model), "read_prompts", lambda *_: None)
+        alone = score(model, task.eval, task.choices, batch_size=50)
+        monkeypatch.undo()
+        prompts = [e.prompt for e in task.eval]
+        model.reuse_prompts(
+            stage, prompts, tmp_path, advance=lambda *_: None, on_pass=lambda *_: None
+        )
+        assert (model.reused_tokens is not None) == (positions == "l3")
+        reused = score(model, task.eval, task.choices, batch_size=50)
+    for other in (alone, reused):
+        torch.testing.assert_close(
+            shared.log_probabilities, other.log_probabilities, rtol=1e-4, atol=1e-4
+        )

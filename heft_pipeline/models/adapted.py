@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,21 @@ from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
 from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
 from heft_pipeline.models.reuse import FrozenPrompts, choose, differs, suffix_batch, unsupported
 from heft_pipeline.spec import StageSpec
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """B prompts as a model has read them.
+
+    Attributes:
+        logits: [B, V], of the token after each prompt.
+        cache: A transformers cache of the keys and values of T positions.
+        mask: [B, T] int64, 0 on padding.
+    """
+
+    logits: torch.Tensor
+    cache: Any
+    mask: torch.Tensor
 
 
 class AdaptedModel:
@@ -113,16 +130,47 @@ class AdaptedModel:
             return output.logits[:, -batch.answer_tokens :]
 
     def _suffix_logits(self, batch: Batch, frozen: FrozenPrompts) -> torch.Tensor:
+        output, _ = self._suffix_output(batch, frozen)
+        logits: torch.Tensor = output.logits[:, -batch.answer_tokens :]
+        return logits
+
+    def _suffix_output(self, batch: Batch, frozen: FrozenPrompts) -> tuple[Any, torch.Tensor]:
+        """The model's output on the last prompt tokens and the answer; the whole mask."""
         short = suffix_batch(batch, frozen.suffix, self.base.pad_token_id)
         cache, mask = frozen.cache([s.prompt for s in batch.sequences])
+        whole = torch.cat([mask, short.attention_mask], dim=1)
         inputs = model_inputs(self.base.model, short) | {
-            "attention_mask": torch.cat([mask, short.attention_mask], dim=1),
+            "attention_mask": whole,
             "position_ids": short.position_ids + mask.sum(dim=1, keepdim=True),
             "past_key_values": cache,
             "use_cache": True,
         }
         with self.editing(short):
-            return self.base.model(**inputs).logits[:, -batch.answer_tokens :]
+            return self.base.model(**inputs), whole
+
+    def read_prompts(self, batch: Batch) -> ReadPrompts | None:
+        """Read prompts once, for several answers to go on from.
+
+        Args:
+            batch: B prompts with an answer of one token, which is not read.
+
+        Returns:
+            What the model made of them; None where it keeps no plain keys and values.
+        """
+        if self._pyreft is not None or self._unsupported:
+            return None
+        if self._frozen is not None:
+            output, mask = self._suffix_output(batch, self._frozen)
+        else:
+            mask = batch.attention_mask
+            inputs = model_inputs(self.base.model, batch) | {"use_cache": True}
+            with self.editing(batch):
+                output = self.base.model(**inputs)
+        return ReadPrompts(output.logits[:, -1], output.past_key_values, mask)
+
+    @cached_property
+    def _unsupported(self) -> str:
+        return unsupported(self.base)
 
     def reuse_prompts(
         self,
@@ -148,8 +196,8 @@ class AdaptedModel:
         choice = choose(stage)
         if not choice.suffix or not prompts:
             return f"everything is recomputed: {choice.why}"
-        if reason := unsupported(self.base):
-            return f"everything is recomputed: {reason}"
+        if self._unsupported:
+            return f"everything is recomputed: {self._unsupported}"
         assert stage.reft is not None and stage.training is not None
         budget = stage.reft.reuse_budget_gib * 2**30
         frozen = FrozenPrompts(self.base, choice.suffix, budget, folder, on_pass)
