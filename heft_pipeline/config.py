@@ -42,7 +42,7 @@ class ModelConfig:
     revision: str = "main"
     name: str | None = None
     dtype: str = "auto"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
     trust_remote_code: bool = False
 
 

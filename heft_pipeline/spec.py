@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 #: Raised when a change of the code changes what a stage with the same spec computes.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
 
@@ -29,7 +29,7 @@ class ModelSpec:
         name: What tables call it.
         content: What the weights are: ``sha256:...`` of a folder, ``hub:ID@COMMIT``.
         dtype: ``float32`` or ``bfloat16``, or ``auto`` for what the checkpoint is stored in.
-        attn_implementation: transformers' name of the attention kernel.
+        attn_implementation: transformers' name of the attention kernel, ``grouped`` or ``auto``.
         trust_remote_code: Whether the repository's own code may run.
     """
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
+from heft_pipeline.models.attention import attention_implementation
 from heft_pipeline.spec import ModelSpec
 
 
@@ -178,17 +179,19 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
 
     config = load_config(spec)
     tokenizer = load_tokenizer(spec)
+    dtype = base_dtype(spec, config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             spec.id,
-            dtype=base_dtype(spec, config),
-            attn_implementation=spec.attn_implementation,
+            dtype=dtype,
+            attn_implementation=attention_implementation(spec.attn_implementation, device, dtype),
             use_safetensors=True,
             **_where(spec),
         )
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(spec, "cannot be loaded", error) from error
     model.requires_grad_(False).eval().to(device)
+    _keep_head_input_contiguous(model)
     path, layers = decoder_layers(model)
     pad = tokenizer.pad_token_id
     return Base(
@@ -198,6 +201,16 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
         layers_path=path,
         pad_token_id=pad if pad is not None else tokenizer.eos_token_id or 0,
     )
+
+
+def _keep_head_input_contiguous(model: Any) -> None:
+    """Spare the vocabulary projection from copying its weights for each row of a sliced input.
+
+    torch takes a sliced [B, K, width] input for a batch of products and expands the weights.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

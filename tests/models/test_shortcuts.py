@@ -1,0 +1,115 @@
+"""Shortcuts of the forward pass against the passes that they stand for."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft.tuners.lora.layer import Linear
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.attention import attention_implementation, grouped_attention
+from heft_pipeline.models.base import load_base
+from heft_pipeline.plan import Run
+from heft_pipeline.stage import cached_task
+from heft_pipeline.training.loop import answer_loss
+from tests.models.test_reft_against_pyreft import some_batch
+
+ComposeRun = Callable[..., Run]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (4, 9)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_grouped_attention_is_attention(
+    key_heads: int, queries: int, keys: int, dtype: torch.dtype, close: float
+) -> None:
+    torch.manual_seed(0)
+    shapes = [(2, 6, queries, 8), (2, key_heads, keys, 8), (2, key_heads, keys, 8)]
+    own = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    other = [tensor.detach().float().requires_grad_() for tensor in own]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).repeat(2, 1, 1, 1)
+    seen[0, :, :, 0] = False
+    seen[0, :, 0, 0] = True
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(dtype).min)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 6 // key_heads  # type: ignore[assignment]
+    module.is_causal = True  # type: ignore[assignment]
+    query, key, value = own
+    found, _ = grouped_attention(module, query, key, value, mask.to(dtype), scaling=0.3)
+    expected, _ = sdpa_attention_forward(module, *other, mask, scaling=0.3)
+    torch.testing.assert_close(found.float(), expected, atol=close, rtol=close)
+    direction = torch.randn(found.shape)
+    (found.float() * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for one, two in zip(own, other, strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad.float(), two.grad, atol=2 * close, rtol=2 * close)
+
+
+def test_grouped_attention_is_chosen_where_it_is_faster() -> None:
+    assert attention_implementation("auto", CPU, torch.bfloat16) == "grouped"
+    assert attention_implementation("auto", CPU, torch.float32) == "sdpa"
+    assert attention_implementation("auto", torch.device("cuda"), torch.bfloat16) == "sdpa"
+    assert attention_implementation("eager", CPU, torch.bfloat16) == "eager"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_models_logits_do_not_depend_on_the_attention(
+    compose_run: ComposeRun, small: list[str], dtype: str
+) -> None:
+    logits = []
+    for name in ("grouped", "sdpa"):
+        asked = [f"model.dtype={dtype}", f"model.attn_implementation={name}"]
+        stage = compose_run(*small, *asked).last
+        base = load_base(stage.model, CPU)
+        assert base.model.config._attn_implementation == name
+        with adapted(base, []) as model, torch.no_grad():
+            batch = some_batch(cached_task(stage.data, stage.model, 0), "left")
+            logits.append(model.logits(batch).float())
+    close = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(logits[0], logits[1], atol=close, rtol=close)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_the_own_lora_forward_is_pefts(
+    compose_run: ComposeRun, small: list[str], dtype: str, close: float
+) -> None:
+    stage = compose_run(*small, "method=lora", f"model.dtype={dtype}", "lora.dropout=0").last
+    base = load_base(stage.model, CPU)
+    batch = some_batch(cached_task(stage.data, stage.model, 0), "left")
+    found = []
+    for own in (True, False):
+        with adapted(base, []) as model:
+            torch.manual_seed(0)
+            model.add_trainable(stage)
+            for name, parameter in model.parameters()["lora"].items():
+                if "lora_B" in name:  # at 0 nothing would be seen
+                    torch.nn.init.normal_(parameter, std=0.1)
+                assert parameter.dtype == torch.float32
+            layers = [m for m in base.model.modules() if type(m) is Linear]
+            assert layers
+            for layer in layers:
+                assert "forward" in vars(layer)
+                if not own:
+                    del layer.forward
+            loss = answer_loss(model.logits(batch), batch)
+            loss.backward()
+            grads = [p.grad for p in model.parameters()["lora"].values()]
+        found.append((loss.detach(), torch.cat([g.flatten() for g in grads if g is not None])))
+    (own_loss, grad), (expected_loss, expected_grad) = found
+    torch.testing.assert_close(own_loss, expected_loss, rtol=close, atol=close)
+    assert (grad - expected_grad).norm() < 3 * close * expected_grad.norm()
+
+
+def test_the_head_gets_one_product_for_sliced_inputs(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    base = load_base(compose_run(*small).last.model, CPU)
+    seen = []
+    head = base.model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    ids = torch.full((3, 5), 9)
+    base.model(ids, logits_to_keep=2)
+    assert seen == [True]
