@@ -7,6 +7,7 @@ fails with it, and what was not sent can be sent later. Knows nothing of torch.
 - ``runs``: what there is to send of a run, read from a sweep's files
 - ``backend``: what a tracker must be able to do
 - ``wandb_backend``, ``tensorboard_backend``: the two trackers
+- ``account``: whether W&B is to be reached from here
 - ``send``: one run to one tracker, once
 - ``follow``: all runs of a sweep, while they are trained
 - ``__main__``: the command line

@@ -12,10 +12,11 @@ from filelock import FileLock, Timeout
 from heft_pipeline.config import TrackingConfig
 from heft_pipeline.errors import UserError
 from heft_pipeline.store import write_json
+from heft_pipeline.tracking.account import resolve_mode
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
 from heft_pipeline.tracking.runs import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
-from heft_pipeline.tracking.wandb_backend import WandbBackend, resolve_mode
+from heft_pipeline.tracking.wandb_backend import WandbBackend
 
 NOTE = "tracking.json"
 
@@ -47,7 +48,7 @@ def require_tracker(tracking: TrackingConfig) -> None:
             "tracking=tensorboard needs the package tensorboardX; "
             "pip install 'heft-pipeline[tensorboard]' (or: pip install tensorboardX)"
         )
-    if tracking.name == "wandb" and tracking.mode in ("auto", "online"):
+    if tracking.name == "wandb":
         resolve_mode(tracking.mode)
 
 

@@ -9,56 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.config import TrackingConfig
-from heft_pipeline.errors import UserError
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
 from heft_pipeline.tracking.runs import TrackedRun
 
-#: What $WANDB_MODE may say, and the mode that it means.
-_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}
-_MODES |= {"disabled": "disabled"}
-#: A run that cannot be begun in this time is not waited for; retries go on in this time.
-_INIT_SECONDS = 30.0
-
-
-def logged_in() -> bool:
-    """Whether W&B finds an API key: in the environment, in netrc, or in its settings.
-
-    Raises:
-        UserError: It finds one that is not of a key's form.
-    """
-    import wandb
-
-    try:
-        with _without_words():
-            return bool(wandb.login(prompt=False, verify=False))
-    except wandb.errors.AuthenticationError as error:
-        raise UserError(f"{error}; run `wandb login`") from error
-
-
-def resolve_mode(mode: str) -> str:
-    """What ``tracking.mode`` comes to here.
-
-    Args:
-        mode: ``auto``, ``online``, ``offline`` or ``disabled``.
-
-    Returns:
-        ``online``, ``offline`` or ``disabled``. ``auto`` is what ``$WANDB_MODE`` says, else online
-        where W&B finds an API key, else offline.
-
-    Raises:
-        UserError: Online is asked for without a key, or ``$WANDB_MODE`` has no meaning.
-    """
-    if mode == "auto":
-        said = os.environ.get("WANDB_MODE")
-        if said and said not in _MODES:
-            raise UserError(f"WANDB_MODE={said} is not one of online, offline, disabled")
-        mode = _MODES[said] if said else "online" if logged_in() else "offline"
-    if mode == "online" and not logged_in():
-        raise UserError(
-            "W&B finds no API key, which tracking.mode=online needs: run `wandb login`, or use "
-            "tracking.mode=offline"
-        )
-    return mode
+#: Most seconds for beginning a run and for one request; less where tracking.finish_seconds is.
+_INIT_SECONDS, _REQUEST_SECONDS = 30.0, 10.0
 
 
 class WandbBackend:
@@ -102,7 +57,7 @@ class WandbBackend:
         import wandb
 
         if not self.live:
-            remove_offline(folder, run.id)
+            remove_copies(folder, run.id)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with _without_words():
@@ -188,9 +143,8 @@ class WandbWriter:
         except Exception as error:  # W&B raises of many kinds; the run's own files are complete
             raise TrackerError(_one_line(error, run.id)) from error
         if self._live:
-            # The store has all that W&B's own copies hold, and an offline folder is now stale.
-            shutil.rmtree(Path(made.dir).parent, ignore_errors=True)
-            remove_offline(self._folder, run.id)
+            # The store has all that W&B's own copies hold, those written offline included.
+            remove_copies(self._folder, run.id)
         return str(where)
 
     def _log_extras(self, run: TrackedRun) -> None:
@@ -213,15 +167,15 @@ class WandbWriter:
             self._run.log_artifact(artifact)
 
 
-def remove_offline(folder: Path, id: str) -> None:
-    """Remove the folders of a run that was written offline before.
+def remove_copies(folder: Path, id: str) -> None:
+    """Remove what W&B wrote of a run: it is made from the store's files again when needed.
 
     Args:
         folder: The run's folder in the sweep.
         id: The run's W&B id.
     """
-    for old in (folder / "wandb").glob(f"offline-run-*-{id}"):
-        shutil.rmtree(old)
+    for old in (folder / "wandb").glob(f"*run-*-{id}"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _settings(seconds: float) -> Any:
@@ -231,6 +185,7 @@ def _settings(seconds: float) -> Any:
     """
     import wandb
 
+    within = 0.8 * seconds  # leaves time to say that W&B did not answer
     asked = {
         "silent": True,
         "console": "off",
@@ -242,16 +197,18 @@ def _settings(seconds: float) -> Any:
         "program": "heft_pipeline",
         "host": "",
         "reinit": "create_new",  # several runs are open at once while stages are trained
-        "init_timeout": min(_INIT_SECONDS, seconds),
-        "finish_timeout": seconds,
+        "init_timeout": min(_INIT_SECONDS, within),
+        "finish_timeout": within,
         "finish_timeout_raises": True,
         "x_disable_meta": True,
         "x_disable_stats": True,
         "x_disable_machine_info": True,
         "x_save_requirements": False,
-        # A request that hangs is given up in time to say so, and not only by init_timeout.
-        "x_graphql_timeout_seconds": min(10.0, seconds),
-        "x_graphql_retry_max": 2,
+        # A request that hangs is given up by itself, with a reason, before init_timeout.
+        "x_graphql_timeout_seconds": min(_REQUEST_SECONDS, within / 3),
+        "x_graphql_retry_max": 1,
+        "x_graphql_retry_wait_min_seconds": 1.0,
+        "x_graphql_retry_wait_max_seconds": 1.0,
     }
     known = wandb.Settings.model_fields
     return wandb.Settings(**{key: value for key, value in asked.items() if key in known})
@@ -269,8 +226,5 @@ def _one_line(error: Exception, id: str) -> str:
 @contextlib.contextmanager
 def _without_words() -> Iterator[None]:
     """Keep W&B's notes to the terminal away; what matters is raised."""
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
