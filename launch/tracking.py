@@ -37,7 +37,8 @@ def tracking_note(trackings: Iterable[TrackingConfig]) -> dict[str, Any] | None:
     Raises:
         UserError: A tracker cannot work here.
     """
-    distinct = {repr(tracking): tracking for tracking in trackings if tracking.name != "none"}
+    asked = [t for t in trackings if t.name != "none" and t.mode != "disabled"]
+    distinct = {repr(tracking): tracking for tracking in asked}
     for tracking in distinct.values():
         require_tracker(tracking)
     if not distinct:
@@ -100,7 +101,7 @@ class Tracker:
         if not answered:
             text = f"! tracking gave no sign for {self._seconds:g} s and was ended. {again}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._process.returncode not in (0, 1):
+        elif self._process.returncode:
             text = f"! tracking ended with an error, see {log}. {again}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 

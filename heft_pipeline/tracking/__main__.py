@@ -82,11 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _given(asked: argparse.Namespace) -> dict[str, Any]:
+    """The settings of tracking that the command line gives."""
+    names = {"name": "to", "mode": "mode", "project": "project", "entity": "entity"}
+    values = {key: getattr(asked, option) for key, option in names.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _overrides(asked: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """The settings given on the command line, checked; W&B for a sweep that was not tracked."""
-    given = {"name": asked.to, "mode": asked.mode, "project": asked.project}
-    given["entity"] = asked.entity
-    found = {key: value for key, value in given.items() if value is not None}
+    found = _given(asked)
     if runs and "name" not in found and runs[0].config.tracking.name == "none":
         found["name"] = "wandb"
     merged = dataclasses.replace(
@@ -126,20 +131,14 @@ def _follow(sweep: Sweep, asked: argparse.Namespace) -> int:
     os.dup2(2, 1)
     ended = threading.Event()
     threading.Thread(target=_wait_for_end, args=(sys.stdin, ended), daemon=True).start()
-    given = {"name": asked.to, "mode": asked.mode, "project": asked.project}
-    given["entity"] = asked.entity
-    overrides = {key: value for key, value in given.items() if value is not None}
-    failed = False
 
     def report(event: Event) -> None:
-        nonlocal failed
-        failed = failed or event.status == "problem"
         # Where nobody listens any more, what remains is sent all the same.
         with contextlib.suppress(BrokenPipeError):
             reports.write(json.dumps(dataclasses.asdict(event)) + "\n")
 
-    Sender(sweep, report, asked.run, overrides, asked.again).follow(ended, asked.every)
-    return 1 if failed else 0
+    Sender(sweep, report, asked.run, _given(asked), asked.again).follow(ended, asked.every)
+    return 0  # what was not taken is reported; any other status is that of an error
 
 
 def _wait_for_end(stream: TextIO, ended: threading.Event) -> None:
