@@ -88,22 +88,23 @@ class Tracker:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already
             self._process.stdin.close()
-        answered = False
+        trouble = ""
         try:
-            with console.status("sending to the tracker"):
-                answered = self._take_news()
+            with console.status("sending to the tracker (Ctrl-C leaves it)"):
+                if not self._take_news():
+                    trouble = f"gave no sign for {self._seconds:g} s and was ended"
+        except KeyboardInterrupt:  # training is over: only this is left
+            trouble = "was ended before it had sent everything"
         finally:
-            self._stop(answered)
-        for line in self.summary.lines():
+            self._stop(wait=not trouble)
+        if not trouble and self._process.returncode:
+            trouble = f"ended with an error, see {self._sweep.folder / LOG}"
+        lines = self.summary.lines()
+        if trouble:
+            later = f"python -m heft_pipeline.tracking {self._sweep.folder}"
+            lines.append(f"! tracking {trouble}. To send later: {later}")
+        for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        again = f"To send later: python -m heft_pipeline.tracking {self._sweep.folder}"
-        log = self._sweep.folder / LOG
-        if not answered:
-            text = f"! tracking gave no sign for {self._seconds:g} s and was ended. {again}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._process.returncode:
-            text = f"! tracking ended with an error, see {log}. {again}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _take_news(self) -> bool:
         """Take events until the process ends; false where there is none for too long."""
@@ -123,10 +124,10 @@ class Tracker:
         finally:
             self._news.put(None)
 
-    def _stop(self, answered: bool) -> None:
+    def _stop(self, wait: bool) -> None:
         """See to it that the process and what it has started are gone."""
         # It leads a group of its own, which W&B's service belongs to.
-        for number in (None, signal.SIGTERM, signal.SIGKILL)[not answered :]:
+        for number in (None, signal.SIGTERM, signal.SIGKILL)[not wait :]:
             if number is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, number)
@@ -153,7 +154,12 @@ def tracked(sweep: Sweep, console: Console, only: str | None = None) -> Iterator
     if note is None:
         yield None
         return
-    tracker = Tracker(sweep, only, note["finish_seconds"])
+    try:
+        tracker = Tracker(sweep, only, note["finish_seconds"])
+    except OSError as error:
+        console.print(f"! tracking could not be started: {error}", markup=False, highlight=False)
+        yield None
+        return
     try:
         yield tracker
     except BaseException:

@@ -170,6 +170,24 @@ def test_a_sender_without_a_sign_is_ended_with_all_that_it_started(
     assert not alive(child)
 
 
+def test_leaving_the_sender_with_ctrl_c_leaves_the_sweep_as_it_is(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: beside.Tracker) -> bool:
+        raise KeyboardInterrupt
+
+    stuck = tmp_path / "stuck"
+    stuck.write_text("#!/bin/sh\nexec sleep 300\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stuck))
+    monkeypatch.setattr(Sweep, "plan", lambda _: {"tracking": {"finish_seconds": 60}})
+    monkeypatch.setattr(beside.Tracker, "_take_news", interrupted)
+    said = io.StringIO()
+    with beside.tracked(Sweep(sweep), Console(file=said, width=80)):
+        pass
+    assert "was ended before it had sent everything" in said.getvalue()
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
