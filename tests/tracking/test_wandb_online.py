@@ -75,7 +75,7 @@ def test_lines_arrive_while_training_goes_on_and_a_resumed_run_adds_the_rest(
     asked = [
         *small,
         "method=lora",
-        "lora.epochs=100",
+        "lora.epochs=6",
         "training.log_every_steps=1",
         "tracking=wandb",
         "sweep=s",
