@@ -145,11 +145,9 @@ def _save(entity: str | None, project: str, group: str | None) -> str:
     return str(view.url)
 
 
-def _fill(view: Any, group: str | None) -> None:
-    """Put the panels and the table's settings into a workspace, in place of what it has."""
-    import wandb_workspaces.expr as expr
+def _accuracy_panels() -> list[Any]:
+    """Accuracy by method, and against each cost."""
     import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
 
     accuracy = wr.SummaryMetric("accuracy")
     against = [(wr.SummaryMetric(key), title) for key, title in _COSTS.items()]
@@ -185,6 +183,15 @@ def _fill(view: Any, group: str | None) -> None:
             ],
         ),
     ]
+    return [*methods, *costs]
+
+
+def _fill(view: Any, group: str | None) -> None:
+    """Put the panels and the table's settings into a workspace, in place of what it has."""
+    import wandb_workspaces.expr as expr
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
     curves = [
         ws.Section(
             name=title,
@@ -197,7 +204,7 @@ def _fill(view: Any, group: str | None) -> None:
         for prefix, title in _STAGES.items()
     ]
     view.sections = [
-        ws.Section(name="Accuracy and its costs", is_open=True, panels=[*methods, *costs]),
+        ws.Section(name="Accuracy and its costs", is_open=True, panels=_accuracy_panels()),
         *curves,
         ws.Section(name="Runs", panels=[wr.RunComparer(diff_only=True)]),
     ]

@@ -25,11 +25,12 @@ from heft_pipeline.validation import check_tracking
 
 _MARKS = {"sent": "[green]✓[/]", "unchanged": "[cyan]=[/]", "skipped": "[dim]-[/]"}
 _EPILOG = """\
-What is sent comes from the sweep's files alone, so this works at any time, also for a sweep
-that was not tracked, and as often as wanted: what was sent and has not changed is not sent
-again, and no line of a curve is sent twice. A run that is not complete is sent as far as it is;
-its summary says so (status), and W&B shows it as failed or preempted until it is sent again.
-Where to, and which project, is what the runs' configs say unless it is given here.
+What is sent comes from the sweep's files alone, so this works at any time, also
+for a sweep that was not tracked, and as often as wanted: what was sent and has
+not changed is not sent again, and no line of a curve is sent twice. A run that
+is not complete is sent as far as it is; its summary says so (status), and W&B
+shows it as failed or preempted until it is sent again. Where to, and which
+project, is what the runs' configs say unless it is given here.
 """
 
 

@@ -57,7 +57,7 @@ class WandbBackend:
         import wandb
 
         if not self.live:
-            remove_copies(folder, run.id)
+            remove_copies(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with _without_words():
@@ -144,7 +144,7 @@ class WandbWriter:
             raise TrackerError(_one_line(error, run.id)) from error
         if self._live:
             # The store has all that W&B's own copies hold, those written offline included.
-            remove_copies(self._folder, run.id)
+            remove_copies(self._folder)
         return str(where)
 
     def _log_extras(self, run: TrackedRun) -> None:
@@ -167,14 +167,16 @@ class WandbWriter:
             self._run.log_artifact(artifact)
 
 
-def remove_copies(folder: Path, id: str) -> None:
+def remove_copies(folder: Path) -> None:
     """Remove what W&B wrote of a run: it is made from the store's files again when needed.
+
+    Also where the run stood on other stages then and had another id, so that ``wandb sync`` does
+    not send what the sweep has no more.
 
     Args:
         folder: The run's folder in the sweep.
-        id: The run's W&B id.
     """
-    for old in (folder / "wandb").glob(f"*run-*-{id}"):
+    for old in (folder / "wandb").glob("*run-*"):
         shutil.rmtree(old, ignore_errors=True)
 
 
