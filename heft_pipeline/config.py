@@ -18,6 +18,8 @@ from heft_pipeline.errors import UserError
 STAGE_KINDS = ("lora", "reft", "joint")
 INTERVENTIONS = ("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft")
 DTYPES = ("auto", "float32", "bfloat16")
+TRACKERS = ("none", "wandb", "tensorboard")
+TRACKING_MODES = ("auto", "online", "offline", "disabled")
 METHOD_NAMES = {
     (): "base",
     ("lora",): "lora",
@@ -140,13 +142,16 @@ class EvaluationConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where finished runs are logged besides the store's own files."""
+    """Where runs are shown besides the store's own files."""
 
     name: str = "none"
-    mode: str = "offline"
+    mode: str = "auto"
     project: str = "heft"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    log_predictions: bool = False
+    log_adapter: bool = False
+    finish_seconds: float = 60.0
 
 
 @dataclass

@@ -15,8 +15,11 @@ from heft_pipeline.config import (
     DTYPES,
     INTERVENTIONS,
     STAGE_KINDS,
+    TRACKERS,
+    TRACKING_MODES,
     DataConfig,
     HeftConfig,
+    TrackingConfig,
     parse_positions,
 )
 from heft_pipeline.errors import UserError
@@ -58,6 +61,7 @@ def check(config: HeftConfig) -> None:
     _check_words(config)
     _check_adapters(config)
     _check_data(config.data)
+    check_tracking(config.tracking)
     for claim in config.report.claims:
         parse_claim(claim)
 
@@ -113,8 +117,6 @@ def _check_words(config: HeftConfig) -> None:
     _one_of("training.selection", config.training.selection, ("best", "last"))
     _one_of("training.lr_scheduler", config.training.lr_scheduler, ("linear", "cosine", "constant"))
     _one_of("evaluation.mode", config.evaluation.mode, ("logprob", "generate"))
-    _one_of("tracking.mode", config.tracking.mode, ("online", "offline"))
-    _one_of("tracking", config.tracking.name, ("none", "wandb"))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.device):
         raise UserError(f"device={config.device} is not one of auto, cpu, cuda, cuda:N, mps")
     if not re.fullmatch(r"[\w.@=+-]+", config.sweep) or config.sweep.startswith("."):
@@ -181,6 +183,35 @@ def _check_data(data: DataConfig) -> None:
         raise UserError(
             f"data.dev_size={data.dev_size} must be a share below 1 or a whole number of rows"
         )
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Refuse settings of tracking that no backend takes.
+
+    Args:
+        tracking: The settings.
+
+    Raises:
+        UserError: Names the key, the value, and what is allowed.
+    """
+    _one_of("tracking", tracking.name, TRACKERS)
+    _one_of("tracking.mode", tracking.mode, TRACKING_MODES)
+    if not 0 < tracking.finish_seconds < float("inf"):
+        raise UserError(
+            f"tracking.finish_seconds={tracking.finish_seconds} must be greater than 0, "
+            "e.g. tracking.finish_seconds=60"
+        )
+    # The characters and lengths that W&B's server refuses, after training.
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", tracking.project):
+        raise UserError(
+            f"tracking.project={tracking.project!r} must be 1 to 128 characters without any of "
+            "/ \\ # ? % : , e.g. tracking.project=heft"
+        )
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= 64:
+            raise UserError(
+                f"tracking.tags: {tag!r} must be 1 to 64 characters, e.g. tracking.tags=[pilot]"
+            )
 
 
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -216,8 +216,9 @@ def _sbatch(
         srun_args=["--kill-on-bad-exit=1"],  # tasks that train together wait for each other
     )
     output_dir = str(sweep.store.output_dir.resolve())
+    follow = None if settings["wait"] else str(sweep.folder.resolve())
     with executor.batch():
-        jobs = [executor.submit(StageJob(to_json(stage), output_dir)) for stage in stages]
+        jobs = [executor.submit(StageJob(to_json(stage), output_dir, follow)) for stage in stages]
     return [str(job.job_id) for job in jobs]
 
 

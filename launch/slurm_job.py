@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from heft_pipeline.store import Store
 from heft_pipeline.sweep import Sweep
 from launch.finish import finish_sweep
 from launch.job import StopRequest, attempt
+from launch.tracking import Tracker, tracked
 
 
 @dataclass
@@ -26,10 +28,12 @@ class StageJob:
     Attributes:
         stage: The stage as JSON-ready data.
         output_dir: Where the store is, absolute.
+        sweep: The folder of the sweep to track, absolute, where nobody waits for the jobs.
     """
 
     stage: dict[str, Any]
     output_dir: str
+    sweep: str | None = None
 
     def __call__(self) -> str:
         """Make the stage complete.
@@ -50,7 +54,10 @@ class StageJob:
         with stop.listening():
             if environment.global_rank == 0:
                 refuse_changed_inputs(stage, store)
-            tried = attempt(stage, store, should_stop=stop)
+            with self._tracked(environment.global_rank) as tracker:
+                tried = attempt(stage, store, should_stop=stop)
+                if tracker is not None and tried.status == "interrupted":
+                    tracker.hurry()  # SLURM ends this job soon
         if tried.status == "failed":
             raise RuntimeError(tried.text)
         if tried.status == "interrupted":
@@ -63,6 +70,14 @@ class StageJob:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit runs after requeueing: the same, which goes on from the checkpoint."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def _tracked(self, rank: int) -> AbstractContextManager[Tracker | None]:
+        """Track the first run that stands on the stage, where this process is the one to do so."""
+        if self.sweep is None or rank != 0:
+            return nullcontext()
+        sweep, key = Sweep(Path(self.sweep)), self.stage["fingerprint"]
+        runs = [run["name"] for run in sweep.plan()["runs"] if key in run["stages"]]
+        return tracked(sweep, Console(), only=runs[0]) if runs else nullcontext()
 
     def _requeue(self, stage: StageSpec, store: Store, requeue: Any) -> None:
         try:

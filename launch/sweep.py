@@ -23,7 +23,8 @@ from heft_pipeline.validation import typed
 from launch.compose import Composer
 from launch.dry_run import show_plan
 from launch.execute import execute
-from launch.finish import finish_sweep
+from launch.finish import report
+from launch.tracking import tracked, tracking_note
 
 _COMPLETED = JobStatus.COMPLETED
 #: How a run by itself is executed: in this process.
@@ -78,6 +79,7 @@ def launch_sweep(
         command=command_line(),
         launcher=_launcher(kind, settings),
         claims=list(dict.fromkeys(text for c in configs for text in c.report.claims)),
+        tracking=tracking_note(config.tracking for config in configs),
     )
     # Written first, so that whatever ends this process, the runs' own configs are there.
     returns = []
@@ -95,10 +97,14 @@ def launch_sweep(
             )
         )
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    failures = execute_plan(plan, sweep, kind, settings, console)
+    if kind == "slurm" and not settings["wait"]:
+        execute_plan(plan, sweep, kind, settings, console)  # the jobs track and report
+        return returns
+    with tracked(sweep, console):
+        failures = execute_plan(plan, sweep, kind, settings, console)
     if failures is None:
         return returns
-    finish_sweep(sweep, console)
+    report(sweep, console)
     failed = [run for run in runs if any(s.fingerprint in failures for s in run.stages)]
     if failed:
         raise UserError(
@@ -135,9 +141,11 @@ def run_point(cfg: DictConfig) -> float:
         command=command_line(),
         launcher=_launcher("local", _ALONE),
         claims=config.report.claims,
+        tracking=tracking_note([config.tracking]),
     )
-    failures = execute(plan, sweep.store, console, sweep.folder / "workers", _ALONE)
-    finish_sweep(sweep, console, only=run.name)
+    with tracked(sweep, console, only=run.name):
+        failures = execute(plan, sweep.store, console, sweep.folder / "workers", _ALONE)
+    report(sweep, console)
     for stage in run.stages:
         if stage.fingerprint in failures:
             raise UserError(f"{stage.label} failed: {failures[stage.fingerprint]}")

@@ -181,6 +181,11 @@ BAD_CONFIG = [
     bad("data.choices", "~data.choices.true"),
     bad("data.dev_size", "data.dev_size=0"),
     bad("training.selection", "training.selection=first"),
+    bad("tracking", "tracking=comet"),
+    bad("tracking.mode", "tracking=wandb", "tracking.mode=sometimes"),
+    bad("tracking.project", "tracking=wandb", "tracking.project=team/heft"),
+    bad("tracking.finish_seconds", "tracking=wandb", "tracking.finish_seconds=0"),
+    bad("tracking.tags", "tracking=wandb", "tracking.tags=['']"),
     # These need the model's shape or the data.
     bad("reft.layers", "method=reft", "reft.layers=[7]"),
     bad("lora.target_modules", "method=lora", "lora.target_modules=[q_proj,c_attn]"),

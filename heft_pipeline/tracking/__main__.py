@@ -1,0 +1,153 @@
+"""The command line: send a sweep to Weights & Biases or TensorBoard, from its files."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from heft_pipeline.config import TRACKING_MODES, TrackingConfig
+from heft_pipeline.errors import UserError
+from heft_pipeline.sweep import Sweep
+from heft_pipeline.tracking.follow import Event, Sender
+from heft_pipeline.tracking.runs import PlannedRun, planned_runs
+from heft_pipeline.tracking.send import require_tracker
+from heft_pipeline.tracking.summary import Summary
+from heft_pipeline.validation import check_tracking
+
+_MARKS = {"sent": "[green]✓[/]", "unchanged": "[cyan]=[/]", "skipped": "[dim]-[/]"}
+_EPILOG = """\
+What is sent comes from the sweep's files alone, so this works at any time, also
+for a sweep that was not tracked, and as often as wanted: what was sent and has
+not changed is not sent again, and no line of a curve is sent twice. A run that
+is not complete is sent as far as it is; its summary says so (status), and W&B
+shows it as failed or preempted until it is sent again. Where to, and which
+project, is what the runs' configs say unless it is given here.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send a sweep.
+
+    Args:
+        arguments: The command line; None for this process's own.
+
+    Returns:
+        The exit status: 1 where something was not taken.
+    """
+    asked = _parser().parse_args(arguments)
+    try:
+        sweep = Sweep(asked.sweep)
+        runs = planned_runs(sweep)
+        if asked.run and asked.run not in [run.name for run in runs]:
+            names = ", ".join(run.name for run in runs[:5])
+            raise UserError(f"--run {asked.run} is not a run of {sweep.folder}; it has {names}")
+        if asked.follow:
+            return _follow(sweep, asked)
+        return _send(sweep, runs, asked)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m heft_pipeline.tracking",
+        description="Send a sweep to Weights & Biases, or write it for TensorBoard.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("sweep", type=Path, metavar="SWEEP", help="its folder, like outputs/sweeps/NAME")
+    add("--to", choices=("wandb", "tensorboard"), help="default: the config's, else wandb")
+    add("--mode", choices=TRACKING_MODES, help="of W&B; default: the config's")
+    add("--project", metavar="P", help="of W&B; default: the config's")
+    add("--entity", metavar="E", help="the W&B user or team; default: the config's")
+    add("--run", metavar="NAME", help="this run only, like 0-heft-e3-r8-s0")
+    add("--again", action="store_true", help="send what has not changed, too")
+    add(
+        "--follow",
+        action="store_true",
+        help="go on until standard input ends or says 'end', showing runs while they are "
+        "trained; reports lines of JSON",
+    )
+    add("--every", type=float, default=2.0, metavar="S", help=argparse.SUPPRESS)
+    return parser
+
+
+def _given(asked: argparse.Namespace) -> dict[str, Any]:
+    """The settings of tracking that the command line gives."""
+    names = {"name": "to", "mode": "mode", "project": "project", "entity": "entity"}
+    values = {key: getattr(asked, option) for key, option in names.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _overrides(asked: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """The settings given on the command line, checked; W&B for a sweep that was not tracked."""
+    found = _given(asked)
+    if runs and "name" not in found and runs[0].config.tracking.name == "none":
+        found["name"] = "wandb"
+    merged = dataclasses.replace(
+        runs[0].config.tracking if runs else TrackingConfig(name="wandb"), **found
+    )
+    check_tracking(merged)
+    require_tracker(merged)
+    return found
+
+
+def _send(sweep: Sweep, runs: Sequence[PlannedRun], asked: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    summary = Summary(sweep.folder)
+    chosen = [run for run in runs if asked.run in (None, run.name)]
+    overrides = _overrides(asked, chosen)
+
+    def show(event: Event) -> None:
+        summary.add(event)
+        status = event.status + (f": {event.text}" if event.status == "skipped" else "")
+        mark = _MARKS.get(event.status, "[red]✗[/]")
+        console.print(f"{mark} {event.run}  {status}", soft_wrap=True)
+
+    with console.status("sending"):
+        Sender(sweep, show, asked.run, overrides, asked.again).send_all()
+    if not summary.events:
+        console.print("nothing was sent: the mode is disabled")
+    for line in summary.lines():
+        console.print(line, markup=False, soft_wrap=True)
+    return 1 if summary.problems else 0
+
+
+def _follow(sweep: Sweep, asked: argparse.Namespace) -> int:
+    """Serve the process that trains: its end of standard input says when it has ended."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # What libraries print goes to the log, and leaves the reports alone.
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    ended = threading.Event()
+    threading.Thread(target=_wait_for_end, args=(sys.stdin, ended), daemon=True).start()
+
+    def report(event: Event) -> None:
+        # Where nobody listens any more, what remains is sent all the same.
+        with contextlib.suppress(BrokenPipeError):
+            reports.write(json.dumps(dataclasses.asdict(event)) + "\n")
+
+    Sender(sweep, report, asked.run, _given(asked), asked.again).follow(ended, asked.every)
+    return 0  # what was not taken is reported; any other status is that of an error
+
+
+def _wait_for_end(stream: TextIO, ended: threading.Event) -> None:
+    for line in stream:
+        if line.strip() == "end":
+            break
+    ended.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""All runs of a sweep to their trackers, while they are trained and when they have ended."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from heft_pipeline.config import TrackingConfig
+from heft_pipeline.errors import UserError
+from heft_pipeline.sweep import PLAN, Sweep
+from heft_pipeline.tracking.backend import Backend, TrackerError, Unreachable
+from heft_pipeline.tracking.runs import PlannedRun, planned_runs
+from heft_pipeline.tracking.send import Session, make_backend, send_run
+
+log = logging.getLogger(__name__)
+
+#: A tracker that cannot be reached is left alone for so long.
+_RETRY_SECONDS = 60.0
+#: At the end it is tried once more, unless that was just done.
+_LAST_TRY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a run.
+
+    Attributes:
+        run: Its name.
+        status: ``open`` (it is shown while it is trained), ``sent``, ``unchanged``, ``skipped``
+            or ``problem``.
+        text: Where it is, or why it was not taken.
+        tracker: What people call the tracker.
+        mode: ``online`` or ``offline``; empty where there is no such thing.
+    """
+
+    run: str
+    status: str
+    text: str
+    tracker: str = ""
+    mode: str = ""
+
+
+Report = Callable[[Event], None]
+
+
+class Sender:
+    """Sends a sweep's runs and reports what came of it; a run that fails stops no other.
+
+    Args:
+        sweep: The sweep.
+        report: Told of each run.
+        only: The one run to send; None for all.
+        overrides: Settings of tracking that are not to be read from the runs' configs.
+        again: Send what has not changed, too.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        report: Report,
+        only: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> None:
+        self._sweep, self._report, self._only = sweep, report, only
+        self._overrides, self._again = dict(overrides or {}), again
+        self._runs: Sequence[PlannedRun] = []
+        self._plan_time = -1.0
+        self._backends: dict[str, Backend | None] = {}
+        self._unreachable: dict[str, tuple[float, str]] = {}
+        self._open: dict[str, Session] = {}
+        self._problems: set[str] = set()
+        self._done: set[str] = set()
+
+    def follow(self, ended: threading.Event, every: float) -> None:
+        """Send runs as they become complete and show those at work, then send what remains.
+
+        A stage at work is shown in the first run that stands on it.
+
+        Args:
+            ended: Set when nothing is trained any more.
+            every: Seconds between two looks at the files.
+        """
+        while not ended.wait(every):
+            at_work: set[str] = set()
+            for planned in self._left():
+                key = planned.stage_at_work
+                if key is None:
+                    if planned.name not in self._problems:
+                        self._send(planned)
+                    continue
+                first = key not in at_work
+                at_work.add(key)
+                if planned.name in self._open or (first and self._has_metrics(planned, key)):
+                    self._attempt(planned, self._show)
+        for planned in self._left():
+            if planned.name in self._open or planned.status in ("complete", "failed"):
+                self._send(planned, last=True)
+
+    def send_all(self) -> None:
+        """Send every run as far as it is."""
+        for planned in self._left():
+            self._send(planned, last=True)
+
+    def _left(self) -> list[PlannedRun]:
+        changed = (self._sweep.folder / PLAN).stat().st_mtime
+        if changed != self._plan_time:
+            self._plan_time = changed
+            self._runs = planned_runs(self._sweep)
+        chosen = [run for run in self._runs if self._only in (None, run.name)]
+        return [run for run in chosen if run.name not in self._done]
+
+    def _has_metrics(self, planned: PlannedRun, key: str) -> bool:
+        path = self._sweep.store.folder(key) / "metrics.jsonl"
+        return planned.name not in self._problems and path.is_file() and path.stat().st_size > 0
+
+    def _tracking(self, planned: PlannedRun) -> TrackingConfig:
+        return replace(planned.config.tracking, **self._overrides)
+
+    def _backend(self, tracking: TrackingConfig) -> Backend | None:
+        key = repr(tracking)
+        if key not in self._backends:
+            self._backends[key] = make_backend(tracking)
+        return self._backends[key]
+
+    def _show(self, planned: PlannedRun, tracking: TrackingConfig, backend: Backend) -> None:
+        """Send the lines of a run that is not complete."""
+        if not backend.live:
+            return
+        run = planned.tracked(tracking)
+        if planned.name not in self._open:
+            if self._silent_for(backend) < _RETRY_SECONDS:
+                return
+            self._open[planned.name] = Session(planned, tracking, backend, run)
+            self._tell(planned, "open", "", backend)
+        self._open[planned.name].feed(run)
+
+    def _send(self, planned: PlannedRun, last: bool = False) -> None:
+        """Send a run as far as it is, and close it."""
+
+        def action(planned: PlannedRun, tracking: TrackingConfig, backend: Backend) -> None:
+            if self._silent_for(backend) < (_LAST_TRY_SECONDS if last else _RETRY_SECONDS):
+                if last:
+                    raise Unreachable(self._unreachable[backend.name][1])
+                return
+            session = self._open.pop(planned.name, None)
+            sent = (
+                send_run(planned, tracking, backend, self._again)
+                if session is None
+                else session.close(planned.tracked(tracking))
+            )
+            self._done.add(planned.name)
+            self._tell(planned, sent.status, sent.text, backend)
+
+        self._attempt(planned, action)
+
+    def _silent_for(self, backend: Backend) -> float:
+        """Seconds since the tracker could not be reached."""
+        since, _ = self._unreachable.get(backend.name, (float("-inf"), ""))
+        return time.monotonic() - since
+
+    def _attempt(
+        self,
+        planned: PlannedRun,
+        action: Callable[[PlannedRun, TrackingConfig, Backend], None],
+    ) -> None:
+        backend = None
+        try:
+            tracking = self._tracking(planned)
+            backend = self._backend(tracking)
+            if backend is None:
+                self._done.add(planned.name)
+            else:
+                action(planned, tracking, backend)
+        except Exception as error:  # whatever a tracker raises, the next run may be taken
+            self._open.pop(planned.name, None)
+            if isinstance(error, Unreachable) and backend is not None:
+                if self._silent_for(backend) > _LAST_TRY_SECONDS:
+                    self._unreachable[backend.name] = (time.monotonic(), str(error))
+            else:
+                self._problems.add(planned.name)
+            known = isinstance(error, UserError | TrackerError)
+            if not known:
+                log.exception("%s was not taken", planned.name)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            self._tell(planned, "problem", text, backend)
+
+    def _tell(self, planned: PlannedRun, status: str, text: str, backend: Backend | None) -> None:
+        mode = str(backend.target.get("mode", "")) if backend else ""
+        name = backend.name if backend else ""
+        self._report(Event(planned.name, status, text, name, mode))

@@ -1,0 +1,171 @@
+"""One run to one tracker, once: what was sent and has not changed is not sent again."""
+
+import contextlib
+import importlib.util
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from heft_pipeline.config import TrackingConfig
+from heft_pipeline.errors import UserError
+from heft_pipeline.store import write_json
+from heft_pipeline.tracking.account import resolve_mode
+from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
+from heft_pipeline.tracking.runs import PlannedRun, TrackedRun
+from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
+from heft_pipeline.tracking.wandb_backend import WandbBackend
+
+NOTE = "tracking.json"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What sending a run came to.
+
+    Attributes:
+        status: ``sent``, ``unchanged`` (it was there already) or ``skipped``.
+        text: Why it was skipped, else where it is.
+    """
+
+    status: str
+    text: str
+
+
+def require_tracker(tracking: TrackingConfig) -> None:
+    """Refuse a tracker that cannot work here, before anything is trained.
+
+    Args:
+        tracking: The settings.
+
+    Raises:
+        UserError: Its package is not installed, or it needs an account that there is not.
+    """
+    if tracking.name == "tensorboard" and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "tracking=tensorboard needs the package tensorboardX; "
+            "pip install 'heft-pipeline[tensorboard]' (or: pip install tensorboardX)"
+        )
+    if tracking.name == "wandb":
+        resolve_mode(tracking.mode)
+
+
+def make_backend(tracking: TrackingConfig) -> Backend | None:
+    """The tracker that settings ask for.
+
+    Args:
+        tracking: The settings.
+
+    Returns:
+        The tracker, or None for none or ``mode=disabled``.
+
+    Raises:
+        UserError: It cannot work here.
+    """
+    require_tracker(tracking)
+    if tracking.name == "tensorboard":
+        return None if tracking.mode == "disabled" else TensorboardBackend()
+    if tracking.name == "none":
+        return None
+    mode = resolve_mode(tracking.mode)
+    return None if mode == "disabled" else WandbBackend(replace(tracking, mode=mode))
+
+
+class Session:
+    """A run that is held by this process and open at a tracker.
+
+    Args:
+        planned: The run.
+        tracking: The settings.
+        backend: The tracker.
+        run: The run as it is now.
+    """
+
+    def __init__(
+        self, planned: PlannedRun, tracking: TrackingConfig, backend: Backend, run: TrackedRun
+    ) -> None:
+        self._planned, self._tracking, self._backend = planned, tracking, backend
+        self._lock = FileLock(planned.folder / ".tracking.lock")
+        self._hold()
+        try:
+            self._writer: Writer = backend.open(run, planned.folder)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _hold(self) -> None:
+        self._planned.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise TrackerError("another process is sending it") from error
+
+    def feed(self, run: TrackedRun) -> None:
+        """Send the lines that are new.
+
+        Args:
+            run: The run as it is now.
+        """
+        for number in range(self._writer.next_line, len(run.lines)):
+            self._writer.log(number, run.lines[number])
+
+    def close(self, run: TrackedRun) -> Sent:
+        """Send what remains and note what was sent.
+
+        Args:
+            run: The run as it is now.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            TrackerError: It was not taken.
+        """
+        try:
+            self.feed(run)
+            where = self._writer.finish(run)
+        finally:
+            self._lock.release()
+        note = {"digest": run.digest(**self._backend.target), "where": where, "id": run.id}
+        notes = _notes(self._planned.folder) | {
+            self._tracking.name: note | dict(self._backend.target)
+        }
+        write_json(self._planned.folder / NOTE, notes, durable=False)
+        return Sent("sent", where)
+
+
+def send_run(
+    planned: PlannedRun, tracking: TrackingConfig, backend: Backend, again: bool = False
+) -> Sent:
+    """Send a run as far as it is.
+
+    Args:
+        planned: The run.
+        tracking: The settings.
+        backend: The tracker.
+        again: Send it even if nothing has changed.
+
+    Returns:
+        What it came to.
+
+    Raises:
+        TrackerError: It was not taken.
+        UserError: Its config cannot be read.
+    """
+    run = planned.tracked(tracking)
+    if run.status != "complete" and not run.lines:
+        return Sent("skipped", f"{run.status}, and nothing is trained yet")
+    note = _notes(planned.folder).get(tracking.name)
+    if note and not again and note["digest"] == run.digest(**backend.target):
+        with contextlib.suppress(KeyError):
+            if backend.still_has(note):
+                return Sent("unchanged", note["where"])
+    return Session(planned, tracking, backend, run).close(run)
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    path = folder / NOTE
+    notes: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return notes

@@ -1,0 +1,232 @@
+"""Weights & Biases: one W&B run a run of the sweep."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from heft_pipeline.config import TrackingConfig
+from heft_pipeline.tracking.backend import TrackerError, Unreachable
+from heft_pipeline.tracking.runs import TrackedRun
+
+#: Most seconds for beginning a run and for one request; less where tracking.finish_seconds is.
+_INIT_SECONDS, _REQUEST_SECONDS = 30.0, 10.0
+
+
+class WandbBackend:
+    """Weights & Biases, online or into folders for ``wandb sync``.
+
+    Args:
+        tracking: The settings; ``mode`` is resolved.
+    """
+
+    name = "W&B"
+
+    def __init__(self, tracking: TrackingConfig) -> None:
+        self._tracking = tracking
+        self.live = tracking.mode == "online"
+
+    @property
+    def target(self) -> Mapping[str, Any]:
+        """Mode, project and entity, and the server where it is not the usual one."""
+        target = {
+            "mode": self._tracking.mode,
+            "project": self._tracking.project,
+            "entity": self._tracking.entity,
+        }
+        server = os.environ.get("WANDB_BASE_URL")
+        return target | ({"server": server} if server and self.live else {})
+
+    def open(self, run: TrackedRun, folder: Path) -> "WandbWriter":
+        """Begin a W&B run, or go on with it.
+
+        Args:
+            run: The run.
+            folder: Its folder in the sweep; W&B's own files go there.
+
+        Returns:
+            Its writer; online it goes on after the last line that the server has.
+
+        Raises:
+            Unreachable: W&B cannot be reached or does not take the key.
+            TrackerError: It does not take this run.
+        """
+        import wandb
+
+        if not self.live:
+            remove_copies(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _without_words():
+                made = wandb.init(
+                    project=self._tracking.project,
+                    entity=self._tracking.entity,
+                    dir=str(folder),
+                    id=run.id,
+                    resume="allow" if self.live else None,
+                    name=run.name,
+                    group=run.sweep,
+                    job_type=run.method,
+                    tags=list(run.tags),
+                    config=dict(run.config),
+                    mode="online" if self.live else "offline",
+                    settings=_settings(self._tracking.finish_seconds),
+                    allow_val_change=True,
+                )
+        except wandb.errors.CommError as error:
+            raise Unreachable(_one_line(error, run.id)) from error
+        except Exception as error:  # W&B raises of many kinds; the run's own files are complete
+            raise TrackerError(_one_line(error, run.id)) from error
+        for prefix in run.prefixes:
+            made.define_metric(f"{prefix}/step", hidden=True)
+            made.define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
+        return WandbWriter(made, folder, self.live)
+
+    def still_has(self, note: Mapping[str, Any]) -> bool:
+        """Whether an offline run's folder is there; what is online is taken to be."""
+        return self.live or Path(note["where"]).is_dir()
+
+
+class WandbWriter:
+    """A W&B run while it is being sent.
+
+    Args:
+        run: W&B's.
+        folder: The run's folder in the sweep.
+        live: Whether it is online.
+    """
+
+    def __init__(self, run: Any, folder: Path, live: bool) -> None:
+        self._run, self._folder, self._live = run, folder, live
+        # The W&B step is the line's number, so the server says which lines it has.
+        self.next_line = int(run.starting_step)
+
+    def log(self, number: int, values: Mapping[str, float]) -> None:
+        """Send a line.
+
+        Args:
+            number: Its number in the run, which is its W&B step.
+            values: Its values.
+        """
+        self._run.log(dict(values), step=number, commit=True)
+        self.next_line = number + 1
+
+    def finish(self, run: TrackedRun) -> str:
+        """Send the summary and what else is wanted, and close the run.
+
+        A failed run is closed as failed, an unfinished one as preempted: W&B shows it as running
+        again when it goes on.
+
+        Args:
+            run: The run with all its lines sent.
+
+        Returns:
+            The run's address; the folder to sync where offline.
+
+        Raises:
+            TrackerError: Not everything was taken in time.
+        """
+        made = self._run
+        try:
+            self._log_extras(run)
+            made.summary.update(dict(run.summary))
+            if run.status in ("running", "incomplete"):
+                made.mark_preempting()
+            where = made.url if self._live else str(Path(made.dir).parent.resolve())
+            with _without_words():
+                made.finish(exit_code=0 if run.status == "complete" else 1)
+        except TimeoutError as error:
+            raise Unreachable("it did not take everything in time") from error
+        except Exception as error:  # W&B raises of many kinds; the run's own files are complete
+            raise TrackerError(_one_line(error, run.id)) from error
+        if self._live:
+            # The store has all that W&B's own copies hold, those written offline included.
+            remove_copies(self._folder)
+        return str(where)
+
+    def _log_extras(self, run: TrackedRun) -> None:
+        import wandb
+
+        after_lines = len(run.lines)
+        if run.predictions is not None and self.next_line <= after_lines:
+            import pandas as pd
+
+            table = wandb.Table(dataframe=pd.read_parquet(run.predictions))
+            self._run.log({"predictions": table}, step=after_lines, commit=True)
+        for prefix, stage, folder in run.adapters:
+            artifact = wandb.Artifact(
+                f"{prefix}-{stage.fingerprint}",
+                type="adapter",
+                description=stage.label,
+                metadata={"kind": stage.kind, "fingerprint": stage.fingerprint},
+            )
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact)
+
+
+def remove_copies(folder: Path) -> None:
+    """Remove what W&B wrote of a run: it is made from the store's files again when needed.
+
+    Also where the run stood on other stages then and had another id, so that ``wandb sync`` does
+    not send what the sweep has no more.
+
+    Args:
+        folder: The run's folder in the sweep.
+    """
+    for old in (folder / "wandb").glob("*run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _settings(seconds: float) -> Any:
+    """Settings without what says nothing about training: this process only sends it.
+
+    Names with ``x_`` are not promised by W&B; those that its version lacks are left out.
+    """
+    import wandb
+
+    within = 0.8 * seconds  # leaves time to say that W&B did not answer
+    asked = {
+        "silent": True,
+        "console": "off",
+        "symlink": False,
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "program": "heft_pipeline",
+        "host": "",
+        "reinit": "create_new",  # several runs are open at once while stages are trained
+        "init_timeout": min(_INIT_SECONDS, within),
+        "finish_timeout": within,
+        "finish_timeout_raises": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+        # A request that hangs is given up by itself, with a reason, before init_timeout.
+        "x_graphql_timeout_seconds": min(_REQUEST_SECONDS, within / 3),
+        "x_graphql_retry_max": 1,
+        "x_graphql_retry_wait_min_seconds": 1.0,
+        "x_graphql_retry_wait_max_seconds": 1.0,
+    }
+    known = wandb.Settings.model_fields
+    return wandb.Settings(**{key: value for key, value in asked.items() if key in known})
+
+
+def _one_line(error: Exception, id: str) -> str:
+    """What went wrong, the same for all runs that it happens to."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = text.replace(f" for run {id}", "").replace(id, "RUN")
+    if re.search(r"\b40[13]\b|not logged in|permission", text):
+        text += "; is it the right account? `wandb login --relogin`, or check tracking.entity"
+    return text
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Keep W&B's notes to the terminal away; what matters is raised."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield

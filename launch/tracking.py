@@ -1,0 +1,169 @@
+"""Tracking beside training: a process of its own, started with a sweep and ended after it."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from rich.console import Console
+
+from heft_pipeline.config import TrackingConfig
+from heft_pipeline.sweep import Sweep
+from heft_pipeline.tracking.follow import Event
+from heft_pipeline.tracking.send import require_tracker
+from heft_pipeline.tracking.summary import Summary
+
+LOG = "tracking.log"
+#: What an interrupted sweep waits for its tracker at most: the checkpoint is written already.
+_HURRIED_SECONDS = 10.0
+_STOP_SECONDS = 3.0
+
+
+def tracking_note(trackings: Iterable[TrackingConfig]) -> dict[str, Any] | None:
+    """What ``plan.json`` says of a sweep's tracking; each run's own settings are in its config.
+
+    Args:
+        trackings: The settings of the sweep's runs.
+
+    Returns:
+        ``name`` and ``finish_seconds``, or None where nothing is tracked.
+
+    Raises:
+        UserError: A tracker cannot work here.
+    """
+    asked = [t for t in trackings if t.name != "none" and t.mode != "disabled"]
+    distinct = {repr(tracking): tracking for tracking in asked}
+    for tracking in distinct.values():
+        require_tracker(tracking)
+    if not distinct:
+        return None
+    seconds = max(tracking.finish_seconds for tracking in distinct.values())
+    return {"name": next(iter(distinct.values())).name, "finish_seconds": seconds}
+
+
+class Tracker:
+    """The process that tracks a sweep.
+
+    Args:
+        sweep: The sweep.
+        only: The one run to track; None for all.
+        seconds: How long to wait for news at the end.
+    """
+
+    def __init__(self, sweep: Sweep, only: str | None, seconds: float) -> None:
+        self._sweep, self._seconds = sweep, seconds
+        self.summary = Summary(sweep.folder)
+        self._news: queue.Queue[Event | None] = queue.Queue()
+        command = [sys.executable, "-m", "heft_pipeline.tracking", str(sweep.folder), "--follow"]
+        command += ["--run", only] if only else []
+        with (sweep.folder / LOG).open("a") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for training, which then ends this in peace
+            )
+        assert self._process.stdout is not None
+        reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        reader.start()
+
+    def hurry(self) -> None:
+        """Wait less at the end: there is little time."""
+        self._seconds = min(self._seconds, _HURRIED_SECONDS)
+
+    def end(self, console: Console) -> None:
+        """Let it send what remains, and say what came of it.
+
+        Args:
+            console: Where to show it.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already
+            self._process.stdin.close()
+        trouble = ""
+        try:
+            with console.status("sending to the tracker (Ctrl-C leaves it)"):
+                if not self._take_news():
+                    trouble = f"gave no sign for {self._seconds:g} s and was ended"
+        except KeyboardInterrupt:  # training is over: only this is left
+            trouble = "was ended before it had sent everything"
+        finally:
+            self._stop(wait=not trouble)
+        if not trouble and self._process.returncode:
+            trouble = f"ended with an error, see {self._sweep.folder / LOG}"
+        lines = self.summary.lines()
+        if trouble:
+            later = f"python -m heft_pipeline.tracking {self._sweep.folder}"
+            lines.append(f"! tracking {trouble}. To send later: {later}")
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _take_news(self) -> bool:
+        """Take events until the process ends; false where there is none for too long."""
+        while True:
+            try:
+                event = self._news.get(timeout=self._seconds)
+            except queue.Empty:
+                return False
+            if event is None:
+                return True
+            self.summary.add(event)
+
+    def _read(self, stream: IO[str]) -> None:
+        try:
+            for line in stream:
+                self._news.put(Event(**json.loads(line)))
+        finally:
+            self._news.put(None)
+
+    def _stop(self, wait: bool) -> None:
+        """See to it that the process and what it has started are gone."""
+        # It leads a group of its own, which W&B's service belongs to.
+        for number in (None, signal.SIGTERM, signal.SIGKILL)[not wait :]:
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+                return
+
+
+@contextlib.contextmanager
+def tracked(sweep: Sweep, console: Console, only: str | None = None) -> Iterator[Tracker | None]:
+    """Track a sweep while its stages are made inside.
+
+    Nothing that happens to tracking is raised.
+
+    Args:
+        sweep: The sweep; its plan says whether it is tracked.
+        console: Where to show what came of it.
+        only: The one run to track; None for all.
+
+    Yields:
+        The tracker, or None where nothing is tracked.
+    """
+    note = sweep.plan().get("tracking")
+    if note is None:
+        yield None
+        return
+    try:
+        tracker = Tracker(sweep, only, note["finish_seconds"])
+    except OSError as error:
+        console.print(f"! tracking could not be started: {error}", markup=False, highlight=False)
+        yield None
+        return
+    try:
+        yield tracker
+    except BaseException:
+        tracker.hurry()
+        raise
+    finally:
+        tracker.end(console)

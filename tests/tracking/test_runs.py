@@ -1,0 +1,114 @@
+"""What there is to send of a run, read from a sweep's files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heft_pipeline.config import TrackingConfig
+from heft_pipeline.plan import Run
+from heft_pipeline.sweep import Sweep
+from heft_pipeline.tracking.runs import PlannedRun, planned_runs, stage_prefixes
+from tests.tracking.conftest import HEFT, LORA, Track, stage_folders
+
+
+def planned(sweep: Path, name: str) -> PlannedRun:
+    (found,) = [run for run in planned_runs(Sweep(sweep)) if run.name == name]
+    return found
+
+
+def test_curves_of_the_second_stage_of_a_kind_are_numbered(
+    compose_run: Callable[..., Run], small: list[str]
+) -> None:
+    run = compose_run(*small, "method.stages=[lora,reft,lora]")
+    assert stage_prefixes(run.stages) == ["lora", "reft", "lora2"]
+
+
+def test_a_lines_number_never_comes_to_mean_another_line(sweep: Path) -> None:
+    whole = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+    lora, reft = stage_folders(sweep, HEFT)
+    result, metrics = lora / "result.json", reft / "metrics.jsonl"
+    written = metrics.read_text()
+    for size in (0, len(written) // 2, len(written)):  # the second stage while it is written
+        metrics.write_text(written[:size])
+        part = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+        assert part == whole[: len(part)]
+    result.unlink()  # the first stage is trained again: the second's lines have no numbers yet
+    part = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+    assert part == whole[: len(part)]
+    assert {name.split("/")[0] for line in part for name in line} == {"lora"}
+
+
+def test_the_id_is_the_runs_own_and_that_of_its_stages(sweep: Path) -> None:
+    runs = {name: planned(sweep, name).tracked(TrackingConfig()) for name in (LORA, HEFT)}
+    assert runs[LORA].id != runs[HEFT].id
+    again = planned(sweep, LORA).tracked(TrackingConfig(tags=["x"]))
+    assert again.id == runs[LORA].id
+    assert replace(again, fingerprints=("other",)).id != again.id
+    assert again.digest() != runs[LORA].digest()
+
+
+def test_the_time_in_a_sweeps_name_is_the_time_it_was_started(sweep: Path) -> None:
+    config = sweep / "runs" / LORA / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("sweep: s", "sweep: ${now:%Y-%m-%d}"))
+    assert planned(sweep, LORA).config.sweep == "s"
+
+
+def test_reading_a_sweep_imports_neither_wandb_nor_torch(sweep: Path) -> None:
+    code = (
+        "import sys, heft_pipeline.tracking, heft_pipeline.tracking.send\n"
+        "from pathlib import Path\n"
+        "from heft_pipeline.config import TrackingConfig\n"
+        "from heft_pipeline.sweep import Sweep\n"
+        "from heft_pipeline.tracking.runs import planned_runs\n"
+        "from heft_pipeline.tracking.send import require_tracker\n"
+        "require_tracker(TrackingConfig(name='wandb'))\n"
+        "[run.tracked(run.config.tracking) for run in planned_runs(Sweep(Path(sys.argv[1])))]\n"
+        "print([m for m in ('wandb', 'torch', 'transformers') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(sweep)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_folder_that_is_no_sweep_is_one_message(tmp_path: Path, track: Track) -> None:
+    done = track(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "is not a sweep" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--run", "nosuch"), "--run nosuch is not a run"),
+        (("--project", "a/b"), "tracking.project="),
+        (("--mode", "online"), "wandb login"),
+    ],
+)
+def test_bad_options_are_one_message(
+    sweep: Path, track: Track, option: tuple[str, str], words: str
+) -> None:
+    done = track(sweep, *option)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_without_a_trained_step_is_skipped_and_the_others_are_sent(
+    sweep: Path, track: Track
+) -> None:
+    plan = json.loads((sweep / "plan.json").read_text())
+    for key in plan["runs"][0]["stages"]:
+        folder = sweep.parent.parent / "stages" / key
+        (folder / "result.json").unlink()
+        (folder / "metrics.jsonl").unlink()
+    done = track(sweep, "--to", "tensorboard")
+    assert done.returncode == 0
+    assert "skipped: incomplete, and nothing is trained yet" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:2])) <= 80
