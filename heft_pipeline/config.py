@@ -127,7 +127,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     selection: str = "best"
     early_stopping_patience: int | None = None
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: Any = 16384
     log_every_steps: int = 10
     checkpoint_every_seconds: float = 300.0
 

@@ -8,11 +8,13 @@ from torch.nn.functional import log_softmax
 
 from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
+from heft_pipeline.memory import free, is_out_of_memory
 from heft_pipeline.models.adapted import AdaptedModel, ReadPrompts
 from heft_pipeline.models.base import model_inputs
 from heft_pipeline.parallel import Ranks
 
 Choices = tuple[tuple[int, ...], ...]
+Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,25 +93,37 @@ def _log_probabilities(
 ) -> torch.Tensor:
     """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
     table = torch.empty(len(examples), len(choices))
-    one_token = all(len(c) == 1 for c in choices)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        prompts = [examples[i].prompt for i in chosen]
-        batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], model.base.pad_token_id)
-        batch = batch.to(model.base.device)
-        if one_token:
-            scores = _first_tokens(model.logits(batch)[:, -1], choices)
-        else:
-            read = model.read_prompts(batch)
-            scores = (
-                _each_by_itself(model, prompts, choices)
-                if read is None
-                else _first_tokens(read.logits, choices) + _later_tokens(model, read, choices)
-            )
-        table[chosen] = scores.cpu()
+        table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
         advance(len(chosen))
     return table
+
+
+def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
+    """[B, C] log-probabilities on the CPU; out of memory, each half is tried by itself."""
+    try:
+        return _one_pass(model, prompts, choices).cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(prompts) == 1:
+            raise
+    # Outside of the handler: the exception keeps the failed pass's tensors alive.
+    free(model.base.device)
+    middle = len(prompts) // 2
+    halves = [_scored(model, part, choices) for part in (prompts[:middle], prompts[middle:])]
+    return torch.cat(halves)
+
+
+def _one_pass(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
+    batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], model.base.pad_token_id)
+    batch = batch.to(model.base.device)
+    if all(len(c) == 1 for c in choices):
+        return _first_tokens(model.logits(batch)[:, -1], choices)
+    read = model.read_prompts(batch)
+    if read is None:
+        return _each_by_itself(model, prompts, choices)
+    return _first_tokens(read.logits, choices) + _later_tokens(model, read, choices)
 
 
 def _first_tokens(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
@@ -140,7 +154,7 @@ def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> t
 
 
 def _each_by_itself(
-    model: AdaptedModel, prompts: Sequence[tuple[int, ...]], choices: Choices
+    model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices
 ) -> torch.Tensor:
     """[B, C] log-probabilities where a prompt's keys and values cannot be shared."""
     sequences = [AnsweredPrompt(p, c) for p in prompts for c in choices]

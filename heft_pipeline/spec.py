@@ -131,8 +131,8 @@ class TrainingSpec:
     Attributes:
         batch_size: Examples an optimiser step (the effective batch).
         warmup_ratio: Share of all steps over which the learning rate rises from 0.
-        micro_batch_tokens: Most padded tokens in one forward pass; it decides how a batch is
-            split, and with it dropout masks and rounding.
+        micro_batch_tokens: Most padded tokens in one forward pass, or ``auto``; it decides how a
+            batch is split, and with it dropout masks and rounding.
     """
 
     epochs: int
@@ -142,7 +142,7 @@ class TrainingSpec:
     max_grad_norm: float
     selection: str
     early_stopping_patience: int | None
-    micro_batch_tokens: int
+    micro_batch_tokens: int | str
     log_every_steps: int = field(metadata=NOT_IDENTITY)
     checkpoint_every_seconds: float = field(metadata=NOT_IDENTITY)
 

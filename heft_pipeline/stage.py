@@ -17,6 +17,7 @@ import torch
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.evaluation import Scores, score
+from heft_pipeline.memory import peak_mb, reset_peak
 from heft_pipeline.models.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base, load_tokenizer, resolve_device
 from heft_pipeline.models.edits import edit_sizes
@@ -25,7 +26,6 @@ from heft_pipeline.spec import DataSpec, ModelSpec, StageSpec
 from heft_pipeline.store import Store
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.loop import Counters, Progress, Trainer
-from heft_pipeline.training.memory import peak_mb, reset_peak
 
 #: The sizes of a stage's ReFT edits, by layer and position.
 EDITS = "reft_edits.csv"
@@ -144,6 +144,7 @@ def _train_and_evaluate(
         "train_examples": counters.examples,
         "peak_memory_mb": peak_mb(device),
         "resumes": counters.resumes,
+        "micro_batch_tokens": counters.micro_batch_tokens,
         "processes": ranks.world,
         "dtype": str(base.model.dtype).removeprefix("torch."),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -78,7 +78,7 @@ def _check_numbers(config: HeftConfig) -> None:
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "evaluation.batch_size": config.evaluation.batch_size,
         "training.max_grad_norm": config.training.max_grad_norm,
-        "training.micro_batch_tokens": config.training.micro_batch_tokens,
+        "training.micro_batch_tokens": _number_or_auto(config.training.micro_batch_tokens),
         "training.log_every_steps": config.training.log_every_steps,
         "training.checkpoint_every_seconds": config.training.checkpoint_every_seconds,
         "training.early_stopping_patience": config.training.early_stopping_patience,
@@ -107,6 +107,18 @@ def _check_numbers(config: HeftConfig) -> None:
             raise UserError(f"{key}={value} must be greater than 0, e.g. {key}=8")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed={config.seed} must be from 0 to {2**31 - 1}, e.g. seed=0")
+
+
+def _number_or_auto(value: Any) -> int | None:
+    """None for ``auto``, which needs no check."""
+    if value == "auto":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(
+            f"training.micro_batch_tokens={value} must be a number of tokens, or auto for whole "
+            "batches that are halved when memory runs out"
+        )
+    return value
 
 
 def _check_words(config: HeftConfig) -> None:

@@ -18,6 +18,9 @@ from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
 from heft_pipeline.models.reuse import FrozenPrompts, choose, differs, suffix_batch, unsupported
 from heft_pipeline.spec import StageSpec
 
+#: Padded tokens a pass that computes reused activations; without gradients, so small.
+_REUSE_TOKENS = 16384
+
 
 @dataclass(frozen=True)
 class ReadPrompts:
@@ -210,7 +213,8 @@ class AdaptedModel:
         if differs(reused, recomputed):
             return "everything is recomputed: reused keys and values change this model's logits"
         self._frozen = frozen
-        frozen.prepare(prompts, stage.training.micro_batch_tokens, advance)
+        asked = stage.training.micro_batch_tokens
+        frozen.prepare(prompts, _REUSE_TOKENS if isinstance(asked, str) else asked, advance)
         share = f"{len(frozen)} of {len(set(prompts))} prompts"
         return f"{share} kept in {frozen.bytes_kept / 2**30:.2f} GiB: {choice.why}"
 

@@ -8,26 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from heft_pipeline.data.batches import (
-    IGNORED_LABEL,
-    AnsweredPrompt,
-    Batch,
-    collate,
-    epoch_batches,
-    split_by_tokens,
-)
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, epoch_batches
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
 from heft_pipeline.evaluation import score
+from heft_pipeline.memory import peak_mb
 from heft_pipeline.metrics import MetricsLog
 from heft_pipeline.models.adapted import AdaptedModel
 from heft_pipeline.parallel import Ranks
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.training import checkpoint
+from heft_pipeline.training.accumulate import accumulate
 from heft_pipeline.training.flops import FlopCounter
-from heft_pipeline.training.memory import peak_mb
 
 log = logging.getLogger(__name__)
 LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
@@ -63,6 +56,7 @@ class Counters:
         epoch_loss: Summed loss of this epoch's examples so far.
         epoch_examples: Their number.
         resumes: How often training went on from a checkpoint.
+        micro_batch_tokens: Most padded tokens a pass, as it turned out; 0 for whole batches.
         reuse_seconds: Of ``train_seconds``, what computing reused activations took.
     """
 
@@ -78,6 +72,7 @@ class Counters:
     epoch_examples: int = 0
     resumes: int = 0
     reuse_seconds: float = 0.0
+    micro_batch_tokens: int = 0
 
 
 class Trainer:
@@ -122,7 +117,8 @@ class Trainer:
         self._total_steps = self._steps_per_epoch * self._spec.epochs
         self._scheduler = self._new_scheduler()
         self._trained_layers = _trained_layers(stage, model, list(self._named))
-        self._counters = Counters()
+        asked = self._spec.micro_batch_tokens
+        self._counters = Counters(micro_batch_tokens=0 if isinstance(asked, str) else asked)
         # Kept on the device: reading them at each step would stall a GPU.
         self._healthy = torch.ones((), dtype=torch.bool, device=self._device)
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -203,15 +199,14 @@ class Trainer:
         answer_tokens = sum(map(len, answers))
         pairs = zip(examples, answers, strict=True)
         sequences = self._ranks.share([AnsweredPrompt(e.prompt, answer) for e, answer in pairs])
-        lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
-        total = torch.zeros((), device=self._device)
-        with self._model.rotations():
-            for part in split_by_tokens(lengths, self._spec.micro_batch_tokens):
-                batch = collate(sequences[part], self._model.base.pad_token_id).to(self._device)
-                loss = answer_loss(self._model.logits(batch), batch) / answer_tokens
-                loss.backward()
-                total += loss.detach()
-                self._count(batch)
+        total, self._counters.micro_batch_tokens = accumulate(
+            self._model,
+            sequences,
+            answer_tokens,
+            self._counters.micro_batch_tokens,
+            self._named.values(),
+            self._count,
+        )
         self._sum_over_ranks(total)
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._spec.max_grad_norm)
         self._healthy &= torch.isfinite(total) & torch.isfinite(norm)
@@ -405,24 +400,6 @@ class Trainer:
     def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, parameter in self._named.items():
             parameter.copy_(tensors[name])
-
-
-def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The summed cross-entropy of a batch's answer tokens.
-
-    Args:
-        logits: [B, K, V].
-        batch: The batch, with labels [B, K].
-
-    Returns:
-        A scalar in nats, computed in float32.
-    """
-    return cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.labels.flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="sum",
-    )
 
 
 def _trained_layers(stage: StageSpec, model: AdaptedModel, names: Sequence[str]) -> set[int]:

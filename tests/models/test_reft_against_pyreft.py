@@ -15,7 +15,7 @@ from heft_pipeline.plan import Run
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.stage import run_stage
 from heft_pipeline.store import Store
-from heft_pipeline.training.loop import answer_loss
+from heft_pipeline.training.accumulate import answer_loss
 from tests.conftest import composed_run
 
 ComposeRun = Callable[..., Run]

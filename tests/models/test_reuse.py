@@ -16,7 +16,7 @@ from heft_pipeline.models.reuse import FrozenPrompts, choose
 from heft_pipeline.plan import Run
 from heft_pipeline.stage import cached_base, run_stage
 from heft_pipeline.store import Store
-from heft_pipeline.training.loop import answer_loss
+from heft_pipeline.training.accumulate import answer_loss
 
 ComposeRun = Callable[..., Run]
 SUFFIX = ["reft=suffix", "reft.positions=l3", "training.log_every_steps=1", "epochs=3"]

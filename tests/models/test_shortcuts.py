@@ -12,7 +12,7 @@ from heft_pipeline.models.attention import attention_implementation, grouped_att
 from heft_pipeline.models.base import load_base
 from heft_pipeline.plan import Run
 from heft_pipeline.stage import cached_task
-from heft_pipeline.training.loop import answer_loss
+from heft_pipeline.training.accumulate import answer_loss
 from tests.models.test_reft_against_pyreft import some_batch
 
 ComposeRun = Callable[..., Run]

@@ -1,6 +1,7 @@
 """The peak memory of a stretch of work."""
 
 import contextlib
+import gc
 import re
 from pathlib import Path
 
@@ -21,6 +22,34 @@ def reset_peak(device: torch.device) -> None:
     else:
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device.
+
+    Args:
+        error: The error.
+
+    Returns:
+        True for torch's own errors on GPU and CPU, and Python's.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "can't allocate memory")
+    )
+
+
+def free(device: torch.device) -> None:
+    """Give back what nothing uses any more.
+
+    Args:
+        device: Where the work runs.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_mb(device: torch.device) -> float:

@@ -1,0 +1,121 @@
+"""The forward and backward passes of one optimiser step, in as many parts as memory asks for."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from heft_pipeline.data.batches import (
+    IGNORED_LABEL,
+    AnsweredPrompt,
+    Batch,
+    collate,
+    split_by_tokens,
+)
+from heft_pipeline.errors import UserError
+from heft_pipeline.memory import free, is_out_of_memory
+from heft_pipeline.models.adapted import AdaptedModel
+from heft_pipeline.training.checkpoint import load_random, random_tensors
+
+log = logging.getLogger(__name__)
+
+
+def accumulate(
+    model: AdaptedModel,
+    sequences: Sequence[AnsweredPrompt],
+    answer_tokens: int,
+    most_tokens: int,
+    parameters: Iterable[torch.nn.Parameter],
+    count: Callable[[Batch], None],
+) -> tuple[torch.Tensor, int]:
+    """Add a batch's gradients, however it is split; out of memory, it is tried in smaller parts.
+
+    Args:
+        model: The model, in training mode, without gradients.
+        sequences: The batch.
+        answer_tokens: What its summed loss is divided by.
+        most_tokens: Most padded tokens of a part; 0 for the whole batch at once.
+        parameters: What is trained.
+        count: Told each part that was done.
+
+    Returns:
+        The loss, a scalar in nats, and ``most_tokens``, halved as often as it took.
+
+    Raises:
+        UserError: One sequence alone does not fit.
+    """
+    trained = list(parameters)
+    lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
+    device = model.base.device
+    while True:
+        before = random_tensors(device)
+        parts = split_by_tokens(lengths, most_tokens or sum(lengths) * len(lengths))
+        failure = ""
+        try:
+            loss, batches = _passes(model, sequences, parts, answer_tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error).splitlines()[0]
+        if not failure:
+            for batch in batches:
+                count(batch)
+            return loss, most_tokens
+        # Outside of the handler: the exception keeps the failed pass's tensors alive.
+        for parameter in trained:
+            parameter.grad = None
+        load_random(before, device)
+        free(device)
+        most_tokens = _halved(lengths, parts, failure)
+        log.warning(
+            "out of memory (%s): at most %d tokens a pass from now on", failure, most_tokens
+        )
+
+
+def _passes(
+    model: AdaptedModel,
+    sequences: Sequence[AnsweredPrompt],
+    parts: Sequence[slice],
+    answer_tokens: int,
+) -> tuple[torch.Tensor, list[Batch]]:
+    device = model.base.device
+    total = torch.zeros((), device=device)
+    batches = []
+    with model.rotations():
+        for part in parts:
+            batch = collate(sequences[part], model.base.pad_token_id).to(device)
+            loss = answer_loss(model.logits(batch), batch) / answer_tokens
+            loss.backward()
+            total += loss.detach()
+            batches.append(batch)
+    return total, batches
+
+
+def _halved(lengths: Sequence[int], parts: Sequence[slice], failure: str) -> int:
+    """Half the padded tokens of the largest part."""
+    held = max((list(lengths[part]) for part in parts), key=lambda own: max(own) * len(own))
+    if len(held) == 1:
+        raise UserError(
+            f"one sequence of {max(lengths)} tokens does not fit into memory ({failure}); use "
+            "model.dtype=bfloat16, a smaller data.max_prompt_tokens, or another device"
+        )
+    return max(1, max(held) * len(held) // 2)
+
+
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The summed cross-entropy of a batch's answer tokens.
+
+    Args:
+        logits: [B, K, V].
+        batch: The batch, with labels [B, K].
+
+    Returns:
+        A scalar in nats, computed in float32.
+    """
+    return cross_entropy(
+        logits.float().flatten(0, 1),
+        batch.labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
