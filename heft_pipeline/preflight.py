@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from heft_pipeline.config import parse_positions
 from heft_pipeline.data.prompts import Task
@@ -20,13 +21,14 @@ from heft_pipeline.spec import DataSpec, LoraSpec, ModelSpec, ReftSpec, StageSpe
 from heft_pipeline.stage import cached_task
 
 
-def preflight(stages: Iterable[StageSpec]) -> None:
+def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> None:
     """Refuse stages whose model, data and adapters do not fit together.
 
     Reads the data and the model's configuration, and no weights.
 
     Args:
         stages: The stages that are to be trained.
+        tokenized: The folder of tokenised tasks; None for none.
 
     Raises:
         UserError: The first misfit; its text names the config key.
@@ -39,7 +41,7 @@ def preflight(stages: Iterable[StageSpec]) -> None:
         if key in checked:
             continue
         checked.add(key)
-        task = cached_task(stage.data, stage.model, stage.seed)
+        task = cached_task(stage.data, stage.model, stage.seed, tokenized)
         _check_length(stage.model, stage.data, task)
         if stage.lora:
             _check_lora(stage.model, stage.lora)

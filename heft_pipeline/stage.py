@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt
-from heft_pipeline.data.prompts import Task, load_task
+from heft_pipeline.data.prompts import Task
+from heft_pipeline.data.tokenized import tokenized_task
 from heft_pipeline.evaluation import Scores, score
 from heft_pipeline.memory import peak_mb, reset_peak
 from heft_pipeline.models.adapted import AdaptedModel, adapted
@@ -96,7 +97,7 @@ def _train_and_evaluate(
     started = time.perf_counter()
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
-    task = cached_task(stage.data, stage.model, stage.seed)
+    task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
     base = cached_base(stage.model, device)
     flops = FlopCounter(base.model, base.layers)
     parents = [(parent, store.adapter(parent)) for parent in stage.chain[:-1]]
@@ -248,18 +249,19 @@ def commit() -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def cached_task(data: DataSpec, model: ModelSpec, seed: int) -> Task:
+def cached_task(data: DataSpec, model: ModelSpec, seed: int, cache: Path | None = None) -> Task:
     """The tokenised task of the stage before, where it is the same.
 
     Args:
         data: The task.
         model: The model whose tokenizer is used.
         seed: Decides the dev split.
+        cache: The folder of tokenised tasks; None for none.
 
     Returns:
         What :func:`~heft_pipeline.data.prompts.load_task` gives.
     """
-    return load_task(data, load_tokenizer(model), seed)
+    return tokenized_task(data, model, seed, load_tokenizer, cache)
 
 
 @functools.lru_cache(maxsize=1)

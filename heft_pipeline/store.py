@@ -36,6 +36,11 @@ class Store:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
 
+    @property
+    def tokenized(self) -> Path:
+        """The folder of tokenised tasks, found by their content."""
+        return self.output_dir / ".cache" / "tokenized"
+
     def require_writable(self) -> None:
         """Make the store's folders.
 

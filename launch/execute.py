@@ -140,7 +140,7 @@ def check_missing(plan: Plan, store: Store, console: Console) -> None:
         with console.status("checking models and data"):
             from heft_pipeline.preflight import preflight  # imports torch
 
-            preflight(missing)
+            preflight(missing, store.tokenized)
 
 
 def _checked(settings: dict[str, Any]) -> tuple[int, int, Any]:

@@ -1,0 +1,98 @@
+"""Tokenised tasks kept in files, found by what they were made from."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from heft_pipeline.data.prompts import Example, Task, load_task
+from heft_pipeline.spec import DataSpec, ModelSpec, identity
+
+#: Raised when a change of the code changes what a task is tokenised to.
+_FORMAT = 1
+_META = b"heft"
+_SPLITS = ("train", "dev", "eval")
+
+
+def tokenized_task(
+    data: DataSpec,
+    model: ModelSpec,
+    seed: int,
+    tokenizer: Callable[[ModelSpec], Any],
+    cache: Path | None,
+) -> Task:
+    """A tokenised task, from a file where it was tokenised before.
+
+    Args:
+        data: The task; its rows are identified by their content.
+        model: The model whose tokenizer is used.
+        seed: Decides the dev split.
+        tokenizer: Loads it; not called where a file is found.
+        cache: The folder of such files; None to keep none.
+
+    Returns:
+        What :func:`~heft_pipeline.data.prompts.load_task` gives.
+
+    Raises:
+        UserError: As there.
+    """
+    path = cache / f"{_key(data, model, seed)}.parquet" if cache is not None else None
+    if path is not None and (task := _read(path)) is not None:
+        return task
+    task = load_task(data, tokenizer(model), seed)
+    if path is not None:
+        _write(path, task)
+    return task
+
+
+def _key(data: DataSpec, model: ModelSpec, seed: int) -> str:
+    made_of = [_FORMAT, version("tokenizers"), identity(data), model.content, seed]
+    text = json.dumps(made_of, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Task | None:
+    try:
+        table = pyarrow.parquet.read_table(path)
+        meta = json.loads(table.schema.metadata[_META])
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
+        return None  # missing, or of another version: it is made again
+    splits: dict[str, list[Example]] = {name: [] for name in _SPLITS}
+    columns = (table[name].to_pylist() for name in ("split", "id", "prompt", "gold"))
+    for split, id, prompt, gold in zip(*columns, strict=True):
+        splits[split].append(Example(id, tuple(prompt), gold))
+    return Task(
+        **{name: tuple(examples) for name, examples in splits.items()},
+        choices=tuple(tuple(choice) for choice in meta["choices"]),
+        labels=tuple(meta["labels"]),
+        truncated=meta["truncated"],
+    )
+
+
+def _write(path: Path, task: Task) -> None:
+    rows = [(name, example) for name in _SPLITS for example in getattr(task, name)]
+    table = pyarrow.table(
+        {
+            "split": [name for name, _ in rows],
+            "id": [example.id for _, example in rows],
+            "prompt": pyarrow.array([e.prompt for _, e in rows], pyarrow.list_(pyarrow.int32())),
+            "gold": [example.gold for _, example in rows],
+        }
+    )
+    meta = {"choices": task.choices, "labels": task.labels, "truncated": task.truncated}
+    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table, partial)
+        partial.replace(path)
+    except OSError:  # a full disk costs the file, not the stage
+        with contextlib.suppress(OSError):
+            partial.unlink()
