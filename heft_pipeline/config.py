@@ -128,6 +128,7 @@ class TrainingConfig:
     selection: str = "best"
     early_stopping_patience: int | None = None
     micro_batch_tokens: Any = 16384
+    gradient_checkpointing: bool = False
     log_every_steps: int = 10
     checkpoint_every_seconds: float = 300.0
 

@@ -275,6 +275,7 @@ def _training(config: HeftConfig, kind: str) -> TrainingSpec | None:
         selection=training.selection,
         early_stopping_patience=training.early_stopping_patience,
         micro_batch_tokens=training.micro_batch_tokens,
+        gradient_checkpointing=training.gradient_checkpointing,
         log_every_steps=training.log_every_steps,
         checkpoint_every_seconds=training.checkpoint_every_seconds,
     )

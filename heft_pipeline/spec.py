@@ -143,6 +143,7 @@ class TrainingSpec:
     selection: str
     early_stopping_patience: int | None
     micro_batch_tokens: int | str
+    gradient_checkpointing: bool
     log_every_steps: int = field(metadata=NOT_IDENTITY)
     checkpoint_every_seconds: float = field(metadata=NOT_IDENTITY)
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models import lora as lora_module
@@ -55,6 +56,7 @@ class AdaptedModel:
         self._handles: list[Any] = []
         self._pyreft: tuple[Any, ReftAdapter] | None = None
         self._frozen: FrozenPrompts | None = None
+        self._recomputed = False
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
         """Put a finished stage's adapter on the model, frozen.
@@ -251,6 +253,13 @@ class AdaptedModel:
             stack.enter_context(parametrize.cached() if self._trained_reft else nullcontext())
             yield
 
+    def recompute_layers(self) -> None:
+        """Keep no activations inside decoder layers for the backward pass; compute them again."""
+        for layer in self.base.layers:
+            # The hooks that edit a layer's output stay outside, and are not run again.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self._recomputed = True
+
     def training(self, mode: bool) -> None:
         """Switch the trained adapter's dropout; the frozen parts stay in eval mode.
 
@@ -325,6 +334,8 @@ class AdaptedModel:
         """Take every adapter off the base model."""
         for handle in self._handles:
             handle.remove()
+        for layer in self.base.layers if self._recomputed else ():
+            del layer.forward
         if self._peft is not None:
             self._peft.unload()
             # unload leaves PEFT's mark, on which the next adapter would warn.

@@ -58,6 +58,8 @@ def choose(stage: StageSpec) -> Choice:
         return Choice(0, "reft.reuse=off")
     if reft.engine != "hooks":
         return Choice(0, "pyreft's engine runs whole prompts")
+    if stage.training is not None and stage.training.gradient_checkpointing:
+        return Choice(0, "training.gradient_checkpointing computes layers without a cache")
     if first:
         return Choice(0, f"{reft.positions} edits the prompt's first tokens, on which all depend")
     if any(parent.reft for parent in stage.chain[:-1]):

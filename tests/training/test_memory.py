@@ -11,7 +11,7 @@ from heft_pipeline.memory import is_out_of_memory
 from heft_pipeline.metrics import read_metrics
 from heft_pipeline.models.adapted import AdaptedModel
 from heft_pipeline.plan import Run
-from heft_pipeline.stage import run_stage
+from heft_pipeline.stage import cached_base, run_stage
 from heft_pipeline.store import Store
 
 ComposeRun = Callable[..., Run]
@@ -64,6 +64,28 @@ def test_a_step_that_does_not_fit_is_done_in_parts_with_the_same_losses(
         run_stage(each.last, store)
     one, other = (losses(store, each) for each in with_no_dropout)
     assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["method=lora", "method=reft", "method=joint"])
+def test_gradient_checkpointing_changes_no_loss_and_keeps_less(
+    compose_run: ComposeRun, small: list[str], store: Store, method: str
+) -> None:
+    made_of = [*small, method, "epochs=1", "training.log_every_steps=1"]
+    plain = compose_run(*made_of)
+    again = compose_run(*made_of, "training.gradient_checkpointing=true")
+    calls = {}
+    for run in (plain, again):
+        base = cached_base(run.last.model, torch.device("cpu"))
+        seen: list[None] = []
+        within: Any = base.layers[1].input_layernorm
+        handle = within.register_forward_hook(lambda *_, seen=seen: seen.append(None))
+        run_stage(run.last, store)
+        handle.remove()
+        calls[run.last.fingerprint] = len(seen)
+    assert losses(store, again) == pytest.approx(losses(store, plain), abs=1e-6)
+    steps = len(losses(store, plain))
+    first, second = calls.values()
+    assert second - first == steps, "each step computes the layer once more"
 
 
 def test_an_evaluation_that_does_not_fit_is_halved(
