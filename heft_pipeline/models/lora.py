@@ -9,7 +9,7 @@ from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_mo
 from safetensors.torch import save_file
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.lora_forward import use_own_forward
+from heft_pipeline.models.lora_forward import use_lean_forward
 from heft_pipeline.spec import LoraSpec
 
 
@@ -50,7 +50,7 @@ def add_lora(model: Any, peft_model: PeftModel | None, config: Any, name: str) -
     else:
         peft_model.add_adapter(name, config)
     peft_model.base_model.set_adapter(list(peft_model.peft_config))
-    use_own_forward(model)
+    use_lean_forward(model)
     return peft_model
 
 

@@ -13,41 +13,47 @@ from peft.tuners.lora.layer import Linear
 from torch.nn.functional import linear
 
 
-def use_own_forward(model: Any) -> None:
-    """Give PEFT's plain LoRA layers this forward pass; what is not plain keeps PEFT's.
+class LeanLinear(Linear):
+    """PEFT's LoRA layer with this module's forward pass; everything else is PEFT's."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``base(x) + scaling * dropout(x) A' B'``, a term for each active adapter.
+
+        Args:
+            x: [..., in], in the base's dtype.
+            *args: The base layer's.
+            **kwargs: The base layer's.
+
+        Returns:
+            [..., out], in the base's dtype.
+        """
+        if self.disable_adapters or self.merged:
+            merged_or_off: torch.Tensor = super().forward(x, *args, **kwargs)
+            return merged_or_off
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                down, up = self.lora_A[name].weight, self.lora_B[name].weight
+                hidden = linear(self.lora_dropout[name](x), down.to(x.dtype))
+                # Scaling the narrow product costs less than scaling the wide one.
+                result = result + linear(hidden * self.scaling[name], up.to(x.dtype))
+        return result
+
+
+def use_lean_forward(model: Any) -> None:
+    """Give PEFT's plain LoRA layers this forward pass; DoRA and other variants keep PEFT's.
 
     Args:
-        model: A model with PEFT's layers in it, changed in place; unloading the adapters
-            takes the layers away and with them the change.
+        model: A model with PEFT's layers in it, changed in place; unloading the adapters takes
+            the layers away, and the change with them.
     """
     for module in model.modules():
-        if type(module) is Linear and "forward" not in vars(module) and _is_plain(module):
-            module.forward = _Forward(module)
-
-
-class _Forward:
-    """A layer's forward pass: ``base(x) + scaling * dropout(x) A' B'`` for each active adapter."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        module = self._module
-        if module.disable_adapters or module.merged or not _is_plain(module):
-            return Linear.forward(module, x, *args, **kwargs)
-        result: torch.Tensor = module.base_layer(x, *args, **kwargs)
-        for name in module.active_adapters:
-            if name not in module.lora_A:
-                continue
-            down, up = module.lora_A[name].weight, module.lora_B[name].weight
-            hidden = linear(module.lora_dropout[name](x), down.to(x.dtype))
-            # Scaling the narrow product costs less than scaling the wide one.
-            result = result + linear(hidden * module.scaling[name], up.to(x.dtype))
-        return result
+        if type(module) is Linear and _is_plain(module):
+            module.__class__ = LeanLinear
 
 
 def _is_plain(module: Any) -> bool:
     """Whether no adapter on a layer is of a variant such as DoRA, or has a bias."""
-    return not getattr(module, "lora_variant", None) and not any(
+    return not module.lora_variant and not any(
         module.lora_bias.get(name, False) for name in module.lora_A
     )
