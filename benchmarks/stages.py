@@ -157,7 +157,7 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
                 Asked(part, "own", replace(own, **change)),
                 Asked(part, "own_same", replace(same, **change), unless_own=peer.dtype),
             ]
-            if work == "reft" and _can_reuse():
+            if part == "fine_suffix" and _can_reuse():
                 off = replace(own, **change, overrides=("reft.reuse=off",))
                 asked.append(Asked(part, "own_no_reuse", off))
     return asked
@@ -229,7 +229,9 @@ def _run(piece: Piece, threads: int | None) -> Measured:
     Raises:
         UserError: It failed; the text ends with the last lines of what it said.
     """
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    # transformers' trainer would spread over all GPUs, which pyreft's model does not stand.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": gpu}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
