@@ -134,7 +134,7 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
     """The timed pieces, peers and own in turn."""
     own = replace(peer, side="own", dtype="auto")
     same = replace(peer, side="own")
-    asked = [Asked("machine", "peak", Piece("own", "peak"))]
+    asked = [Asked("machine", "peak_before", Piece("own", "peak"))]
     for part in parts:
         if part == GRID:
             for name, positions in POSITIONS.items():
@@ -160,7 +160,7 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
             if part == "fine_suffix" and _can_reuse():
                 off = replace(own, **change, overrides=("reft.reuse=off",))
                 asked.append(Asked(part, "own_no_reuse", off))
-    return asked
+    return [*asked, Asked("machine", "peak_after", Piece("own", "peak"))]
 
 
 def _can_reuse() -> bool:
@@ -179,10 +179,15 @@ def _measure(asked: list[Asked], options: argparse.Namespace, results: Results) 
                 continue
             print(f"round {repeat + 1}: {one.part} {one.name}", file=sys.stderr, flush=True)
             try:
-                rounds.setdefault(key, []).append(_run(one.piece, options.threads))
+                found = _run(one.piece, options.threads)
             except UserError as error:
                 results.failures[key] = str(error)
                 print(error, file=sys.stderr)
+                continue
+            rounds.setdefault(key, []).append(found)
+            if found.epoch_seconds:
+                speed = f"{found.examples_per_second:.3g} examples/s"
+                print(f"  {found.dtype} {speed}", file=sys.stderr, flush=True)
     for key, measured in rounds.items():
         if key not in results.failures:
             results.measured[key] = _median(measured)

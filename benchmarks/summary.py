@@ -78,6 +78,7 @@ class Summary:
 
     Attributes:
         gflops: The measured matrix-product peak, GFLOP/s by dtype.
+        peaks: The same measured before and after the timed pieces; apart, something else ran.
         rows: The table.
         loss_differences: The largest difference of a step's loss, and the steps, by part.
         paid_off: The epoch from which on reuse is faster than none, by part; None where never.
@@ -91,6 +92,7 @@ class Summary:
     """
 
     gflops: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     loss_differences: dict[str, tuple[float, int]] = field(default_factory=dict)
     paid_off: dict[str, int | None] = field(default_factory=dict)
@@ -113,8 +115,11 @@ def summary(results: Results) -> Summary:
     """
     found = Summary(training_rows=results.rows)
     measured = results.measured
-    peak = measured.get(("machine", "peak"))
-    found.gflops = peak.gflops if peak else {}
+    for name in ("peak_before", "peak_after"):
+        if peak := measured.get(("machine", name)):
+            found.peaks[name.removeprefix("peak_")] = peak.gflops
+            for dtype, gflops in peak.gflops.items():
+                found.gflops[dtype] = max(gflops, found.gflops.get(dtype, 0.0))
     for (part, name), piece in measured.items():
         if part != "machine":
             found.rows.append(_row(results, part, name, piece, found.gflops))

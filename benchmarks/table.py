@@ -15,8 +15,9 @@ def show(found: Summary) -> None:
         found: What was measured.
     """
     console = Console(width=_WIDTH, highlight=False)
-    peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in found.gflops.items())
-    console.print(f"Matrix-product peak of this machine, measured: {peaks or 'not measured'}")
+    for when, gflops in found.peaks.items():
+        peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in gflops.items())
+        console.print(f"Matrix-product peak of this machine, measured {when}: {peaks}")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("part", "what", "dtype"):
         table.add_column(name, no_wrap=True)
