@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,61 +149,20 @@ def train(piece: Piece) -> Measured:
     """
     quieten()
     stage = composed(piece).last
-    assert stage.training is not None
     device, tokenizer, task, model = _loaded(piece, stage)
     flops = FlopCounter(model, decoder_layers(model)[1])
     tokenizer.padding_side = "right"
     reset_peak(device)
     torch.manual_seed(stage.seed)
-    if stage.lora is not None:
-        import peft
-
-        adapter, rate, lowest = stage.lora, stage.lora.learning_rate, 0
-        config = peft.LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            lora_dropout=adapter.dropout,
-            target_modules=adapter.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        adapted: Any = peft.get_peft_model(model, config)
-        collator = Shapes(DataCollatorForSeq2Seq(tokenizer, model=model, padding="longest"))
-        rows = [_row(task, e) for e in task.train]
-        kinds: tuple[Any, Any] = (Trainer, CheckedTrainer)
-    else:
-        assert stage.reft is not None
-        rate, lowest = stage.reft.learning_rate, 1
-        adapted = _reft_model(stage, model)
-        collator = Shapes(make_data_collator(tokenizer, model))
-        rows = [_reft_row(task, e, stage, model, tokenizer, True) for e in task.train]
-        kinds = (CurrentReftTrainer, CheckedReftTrainer)
+    peer = (_peft if stage.lora else _pyreft)(stage, model, tokenizer, task)
     batches = OwnBatches(task, piece.batch_size, stage.seed)
-    clock = EpochTimes(device)
+    shapes, clock = Shapes(peer.collator), EpochTimes(device)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=piece.epochs,
-            per_device_train_batch_size=piece.batch_size,
-            learning_rate=rate,
-            weight_decay=0.0,
-            lr_scheduler_type=stage.training.lr_scheduler,
-            warmup_steps=round(stage.training.warmup_ratio * piece.epochs * len(batches)),
-            max_grad_norm=stage.training.max_grad_norm,
-            optim="adamw_torch",
-            logging_steps=stage.training.log_every_steps,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            use_cpu=device.type == "cpu",
-            seed=stage.seed,
-        )
-        trainer = kinds[piece.losses](
-            model=adapted,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collator,
+        trainer = (peer.checked if piece.losses else peer.trainer)(
+            model=peer.model,
+            args=_arguments(stage, peer.learning_rate, len(batches), device, folder),
+            train_dataset=peer.rows,
+            data_collator=shapes,
             processing_class=tokenizer,
             callbacks=[clock],
         )
@@ -216,8 +176,93 @@ def train(piece: Piece) -> Measured:
         examples=len(task.train),
         tokens=input_tokens(task),
         peak_memory_mb=peak_mb(device),
-        flop=sum(flops.training(b, t, t, {lowest}) for b, t in collator.seen),
+        flop=sum(flops.training(b, t, t, {peer.lowest_layer}) for b, t in shapes.seen),
         losses=trainer.step_losses if piece.losses else [],
+    )
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What a trainer is given.
+
+    Attributes:
+        model: The model with a fresh adapter.
+        rows: The training rows.
+        collator: Makes batches of them.
+        trainer: Its class.
+        checked: The same with :class:`LossLog`.
+        learning_rate: The adapter's.
+        lowest_layer: The first decoder layer with a trained part.
+    """
+
+    model: Any
+    rows: list[dict[str, Any]]
+    collator: Any
+    trainer: Any
+    checked: Any
+    learning_rate: float
+    lowest_layer: int
+
+
+def _peft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
+    import peft
+
+    lora = stage.lora
+    assert lora is not None
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return Peer(
+        model=peft.get_peft_model(model, config),
+        rows=[_row(task, e) for e in task.train],
+        collator=DataCollatorForSeq2Seq(tokenizer, model=model, padding="longest"),
+        trainer=Trainer,
+        checked=CheckedTrainer,
+        learning_rate=lora.learning_rate,
+        lowest_layer=0,
+    )
+
+
+def _pyreft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
+    assert stage.reft is not None
+    return Peer(
+        model=_reft_model(stage, model),
+        rows=[_reft_row(task, e, stage, model, tokenizer, True) for e in task.train],
+        collator=make_data_collator(tokenizer, model),
+        trainer=CurrentReftTrainer,
+        checked=CheckedReftTrainer,
+        learning_rate=stage.reft.learning_rate,
+        lowest_layer=1,
+    )
+
+
+def _arguments(
+    stage: StageSpec, learning_rate: float, steps: int, device: torch.device, folder: str
+) -> Any:
+    training = stage.training
+    assert training is not None
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        lr_scheduler_type=training.lr_scheduler,
+        warmup_steps=round(training.warmup_ratio * training.epochs * steps),
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch",
+        logging_steps=training.log_every_steps,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        seed=stage.seed,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import LARGE, SHAPES, write_rows
-from benchmarks.piece import Measured, Piece
+from benchmarks.piece import Measured, Piece, composed
 from benchmarks.summary import GRID, PARTS, POSITIONS, Results, summary
 from benchmarks.table import show
 from heft_pipeline.config import ReftConfig
@@ -58,6 +58,7 @@ def main() -> int:
         results = Results(rows=options.rows, epochs=options.epochs)
         try:
             piece = _inputs(options, work)
+            composed(piece)  # says at once what cannot be found
         except UserError as error:
             print(error, file=sys.stderr)
             return 1

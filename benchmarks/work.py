@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.piece import Measured, Piece
+from heft_pipeline.errors import UserError
 
 
 def done(piece: Piece) -> Measured:
@@ -35,7 +36,16 @@ def done(piece: Piece) -> Measured:
     return own.evaluate(piece) if piece.work in ("score", "generate") else own.train(piece)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read a piece from stdin, do it, write the answer."""
     asked = json.load(sys.stdin)
     asked["overrides"] = tuple(asked["overrides"])
-    Path(sys.argv[1]).write_text(json.dumps(asdict(done(Piece(**asked)))))
+    try:
+        answer = done(Piece(**asked))
+    except UserError as error:
+        sys.exit(str(error))
+    Path(sys.argv[1]).write_text(json.dumps(asdict(answer)))
+
+
+if __name__ == "__main__":
+    main()
