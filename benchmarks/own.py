@@ -9,13 +9,13 @@ import torch
 from benchmarks.piece import Measured, Piece, composed
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.evaluation import score
+from heft_pipeline.memory import peak_mb, reset_peak
 from heft_pipeline.metrics import read_metrics
 from heft_pipeline.models.adapted import adapted
 from heft_pipeline.models.base import quieten, resolve_device
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.stage import cached_base, cached_task, run_stage
 from heft_pipeline.store import Store
-from heft_pipeline.training.memory import peak_mb, reset_peak
 
 
 class EpochClock:
@@ -63,7 +63,8 @@ def train(piece: Piece) -> Measured:
     device = resolve_device(stage.device)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
         store = Store(Path(folder))
-        task = cached_task(stage.data, stage.model, stage.seed)
+        # What the stage then finds in its process, as in a sweep.
+        task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
         cached_base(stage.model, device)
         for parent in run.stages[:-1]:
             run_stage(parent, store)

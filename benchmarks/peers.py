@@ -26,11 +26,11 @@ from benchmarks.own import input_tokens
 from benchmarks.piece import Measured, Piece, composed
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.memory import peak_mb, reset_peak
 from heft_pipeline.models.base import decoder_layers, load_tokenizer, quieten, resolve_device
 from heft_pipeline.spec import StageSpec
 from heft_pipeline.stage import cached_task
 from heft_pipeline.training.flops import FlopCounter
-from heft_pipeline.training.memory import peak_mb, reset_peak
 
 with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package
     import pyreft
