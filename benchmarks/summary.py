@@ -80,7 +80,8 @@ class Summary:
         gflops: The measured matrix-product peak, GFLOP/s by dtype.
         peaks: The same measured before and after the timed pieces; apart, something else ran.
         rows: The table.
-        loss_differences: The largest difference of a step's loss, and the steps, by part.
+        loss_differences: Of the first step's loss, the largest of all steps', and the steps, by
+            part.
         paid_off: The epoch from which on reuse is faster than none, by part; None where never.
         same_predictions: The share of examples for which pyreft's generation and this
             project's begin with the same choice, and the share that begins with any.
@@ -94,7 +95,7 @@ class Summary:
     gflops: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    loss_differences: dict[str, tuple[float, int]] = field(default_factory=dict)
+    loss_differences: dict[str, tuple[float, float, int]] = field(default_factory=dict)
     paid_off: dict[str, int | None] = field(default_factory=dict)
     same_predictions: tuple[float, float] | None = None
     grids: dict[str, list[GridRun]] = field(default_factory=dict)
@@ -125,7 +126,7 @@ def summary(results: Results) -> Summary:
             found.rows.append(_row(results, part, name, piece, found.gflops))
     for part, (theirs, ours) in results.losses.items():
         differences = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
-        found.loss_differences[part] = (max(differences), len(differences))
+        found.loss_differences[part] = (differences[0], max(differences), len(differences))
     for part in PARTS:
         found.ratios[f"{part}_ratio"] = _ratio(results, part, "own", "peer")
         same = _ratio(results, part, "own_same", "peer")

@@ -38,10 +38,10 @@ def show(found: Summary) -> None:
         )
         previous = row.part
     console.print(table)
-    for part, (difference, steps) in found.loss_differences.items():
+    for part, (first, largest, steps) in found.loss_differences.items():
         console.print(
-            f"{part}: largest difference of a step's loss to the peer's, same batches, "
-            f"{steps} steps: {difference:.1e}"
+            f"{part}: difference of a step's loss to the peer's, same batches: first step "
+            f"{first:.1e}, largest of {steps} steps {largest:.1e}"
         )
     for part, epoch in found.paid_off.items():
         said = f"has paid off after epoch {epoch}" if epoch else "does not pay off"
