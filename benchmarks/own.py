@@ -1,0 +1,123 @@
+"""This project's side: its stages and its scoring, through the code that runs use."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.piece import Measured, Piece, composed
+from heft_pipeline.data.prompts import Task
+from heft_pipeline.evaluation import score
+from heft_pipeline.memory import peak_mb, reset_peak
+from heft_pipeline.metrics import read_metrics
+from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.base import quieten, resolve_device
+from heft_pipeline.spec import StageSpec
+from heft_pipeline.stage import cached_base, cached_task, run_stage
+from heft_pipeline.store import Store
+
+
+class EpochClock:
+    """Takes the times of a stage's epochs from its progress.
+
+    Between two epochs the trainer scores the dev split and writes a checkpoint, which no peer
+    does: that time is left out.
+
+    Args:
+        epochs: How many there will be.
+        device: Waited for at an epoch's end.
+    """
+
+    def __init__(self, epochs: int, device: torch.device) -> None:
+        self._epochs, self._device = epochs, device
+        self._last_step = 0
+        self._since = time.perf_counter()
+        self.seconds: list[float] = []
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Take a state, as ``heft_pipeline.training.loop.Progress`` does."""
+        if phase != "train" or done % (total // self._epochs):
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        if done > self._last_step:  # the epoch's last step
+            self.seconds.append(time.perf_counter() - self._since)
+            self._last_step = done
+        else:  # the same step again: its dev split is scored
+            self._since = time.perf_counter()
+
+
+def train(piece: Piece) -> Measured:
+    """Run the last stage of a piece's run; the stages before it are not timed.
+
+    Args:
+        piece: With ``work`` of ``reft``, ``lora`` or ``reft_on_lora``.
+
+    Returns:
+        What was measured.
+    """
+    quieten()
+    run = composed(piece)
+    stage = run.last
+    device = resolve_device(stage.device)
+    with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
+        store = Store(Path(folder))
+        # What the stage then finds in its process, as in a sweep.
+        task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
+        cached_base(stage.model, device)
+        for parent in run.stages[:-1]:
+            run_stage(parent, store)
+        clock = EpochClock(piece.epochs, device)
+        result = run_stage(stage, store, progress=clock).result
+        metrics = read_metrics(store.folder(stage.fingerprint) / "metrics.jsonl")
+    epochs = [line for line in metrics if line["event"] == "epoch"]
+    return Measured(
+        dtype=result["dtype"],
+        epoch_seconds=clock.seconds,
+        examples=len(task.train),
+        tokens=input_tokens(task),
+        peak_memory_mb=epochs[-1]["peak_memory_mb"],
+        flop=result["train_tflop"] * 1e12,
+        losses=[m["loss"] for m in metrics if m["event"] == "step"] if piece.losses else [],
+    )
+
+
+def evaluate(piece: Piece) -> Measured:
+    """Score the validation split with a fresh ReFT adapter on the model.
+
+    Args:
+        piece: With ``work`` of ``score`` (log-probabilities) or ``generate``.
+
+    Returns:
+        What was measured, in one pass after a batch of warm-up.
+    """
+    quieten()
+    stage: StageSpec = composed(piece).last
+    device = resolve_device(stage.device)
+    task = cached_task(stage.data, stage.model, stage.seed)
+    base = cached_base(stage.model, device)
+    mode = "logprob" if piece.work == "score" else "generate"
+    size = stage.evaluation.batch_size
+    with adapted(base, []) as model:
+        torch.manual_seed(stage.seed)
+        model.add_trainable(stage)
+        model.finish()
+        score(model, task.eval[: piece.batch_size], task.choices, batch_size=size, mode=mode)
+        reset_peak(device)
+        started = time.perf_counter()
+        scores = score(model, task.eval, task.choices, batch_size=size, mode=mode)
+        seconds = time.perf_counter() - started
+    return Measured(
+        dtype=str(base.model.dtype).removeprefix("torch."),
+        epoch_seconds=[seconds],
+        examples=len(task.eval),
+        tokens=sum(len(e.prompt) for e in task.eval),
+        peak_memory_mb=peak_mb(device),
+        predictions=scores.predictions.tolist(),
+    )
+
+
+def input_tokens(task: Task) -> int:
+    """Unpadded input tokens of an epoch: prompts, and answers without their last token."""
+    return sum(len(e.prompt) + len(task.choices[e.gold]) - 1 for e in task.train)

@@ -1,0 +1,83 @@
+"""Printing what was measured."""
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.summary import Summary
+
+_WIDTH = 100
+
+
+def show(found: Summary) -> None:
+    """Print the tables, at most 100 columns wide.
+
+    Args:
+        found: What was measured.
+    """
+    console = Console(width=_WIDTH, highlight=False)
+    for when, gflops in found.peaks.items():
+        peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in gflops.items())
+        console.print(f"Matrix-product peak of this machine, measured {when}: {peaks}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("part", "what", "dtype"):
+        table.add_column(name, no_wrap=True)
+    for name in ("examples/s", "tokens/s", "MiB", "% peak", "one-off s", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in found.rows:
+        table.add_row(
+            row.part if row.part != previous else "",
+            row.who,
+            row.dtype,
+            _number(row.examples_per_second),
+            _number(row.tokens_per_second),
+            f"{row.peak_memory_mb:,.0f}",
+            _number(row.peak_percent),
+            _number(row.one_off_seconds),
+            _number(row.ratio),
+        )
+        previous = row.part
+    console.print(table)
+    for part, (first, largest, steps) in found.loss_differences.items():
+        console.print(
+            f"{part}: difference of a step's loss to the peer's, same batches: first step "
+            f"{first:.1e}, largest of {steps} steps {largest:.1e}"
+        )
+    for part, epoch in found.paid_off.items():
+        said = f"has paid off after epoch {epoch}" if epoch else "does not pay off"
+        console.print(f"{part}: reuse {said}")
+    if found.same_predictions:
+        same, any_choice = found.same_predictions
+        console.print(
+            f"eval: pyreft's generation and ours begin with the same choice (or none) for "
+            f"{same:.1%} of rows; ours begins with a choice for {any_choice:.1%}"
+        )
+    for positions in found.grids:
+        _show_grid(console, found, positions)
+    for name, ratio in found.others.items():
+        console.print(f"{name}={ratio:.3g}")
+    for name in found.failed:
+        console.print(f"failed: {name}")
+
+
+def _show_grid(console: Console, found: Summary, positions: str) -> None:
+    console.print(
+        f"\nSix runs with ReFT at {positions}, seconds of training on {found.training_rows} rows, "
+        "COMPUTED from the epochs measured above (one-off + epochs x seconds an epoch); no run of "
+        "3 or 20 epochs was made. Peers train every run by itself."
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "peers s", "own s", "this project trains"):
+        table.add_column(name, justify="right" if name.endswith(" s") else "left")
+    for run in found.grids[positions]:
+        table.add_row(run.name, _number(run.peers), _number(run.own), run.trained)
+    peers = sum(run.peers for run in found.grids[positions])
+    own = sum(run.own for run in found.grids[positions])
+    table.add_row("all", _number(peers), _number(own), f"ratio {peers / own:.3g}")
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,97 @@
+"""The benchmark of stages: it runs, both sides compute the same, and its arithmetic is right."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import stages, work
+from benchmarks.piece import Measured, Piece
+from benchmarks.summary import PARTS, Results, paid_off, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+RATIOS = ["fine_f7l7_ratio", "fine_suffix_ratio", "coarse_ratio", "eval_ratio", "grid_ratio"]
+FAST = ["--rows", "16", "--epochs", "2", "--threads", "1"]
+
+
+def in_this_process(piece: Piece, threads: int | None) -> Measured:
+    return work.done(piece)
+
+
+def test_the_command_prints_the_five_ratios(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.stages", *FAST, "--only", "fine_suffix"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "found.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines[:-6])) <= 100
+    assert [line.split("=")[0] for line in lines[-5:]] == RATIOS
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["ratios"]) == RATIOS
+    assert found["ratios"]["fine_suffix_ratio"] > 0
+    assert found["ratios"]["coarse_ratio"] is None, "it was not asked for"
+
+
+def test_both_sides_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Processes of their own are for memory and noise; the work is the same in this one.
+    monkeypatch.setattr(stages, "_run", in_this_process)
+    file = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["stages", *FAST, "--json", str(file)])
+    assert stages.main() == 0, capsys.readouterr().err
+    found = json.loads(file.read_text())
+    assert not found["failures"]
+    assert list(found["ratios"]) == RATIOS
+    assert all(ratio > 0 for ratio in found["ratios"].values())
+    assert set(found["losses"]) == set(PARTS) - {"eval"}
+    for losses in found["losses"].values():
+        assert len(losses["peer"]) == len(losses["own"]) == 4
+        assert losses["own"] == pytest.approx(losses["peer"], abs=1e-4)
+        assert len(set(losses["own"])) > 1
+    evaluated = found["measured"]
+    assert evaluated["eval/peer"]["predictions"] == evaluated["eval/own_generate"]["predictions"]
+    assert "COMPUTED from the epochs measured" in capsys.readouterr().out
+
+
+def test_a_missing_data_folder_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stages", "--data", str(tmp_path)])
+    assert stages.main() == 1
+    assert "has no train.jsonl" in capsys.readouterr().err
+
+
+def measured(*epoch_seconds: float) -> Measured:
+    return Measured(dtype="float32", epoch_seconds=list(epoch_seconds), examples=10, tokens=100)
+
+
+def test_reuse_pays_off_once_its_cache_has_been_earned() -> None:
+    recomputed = measured(10, 10, 10)
+    assert paid_off(measured(15, 2, 2), recomputed) == 1 + 1
+    assert paid_off(measured(9, 2, 2), recomputed) == 1
+    assert paid_off(measured(40, 9, 9), recomputed) == 32
+    assert paid_off(measured(15, 10, 10), recomputed) is None
+
+
+def test_the_grid_counts_a_shared_stage_once() -> None:
+    results = Results(rows=10, epochs=3)
+    for part in ("fine_f7l7", "coarse"):
+        results.measured[part, "peer"] = measured(4, 4, 4)
+        results.measured[part, "own"] = measured(3, 2, 2)
+    results.measured["grid", "fine_f7l7"] = measured(5, 3, 3)
+    found = summary(results)
+    assert found.ratios["fine_f7l7_ratio"] == 2
+    assert found.ratios["fine_suffix_ratio"] is None
+    peers = 4 * (3 + 20) * 4
+    own = 2 * ((1 + 3 * 2) + (1 + 20 * 2)) + (2 + 3 * 3) + (2 + 20 * 3)
+    assert found.ratios["grid_ratio"] == pytest.approx(peers / own)
