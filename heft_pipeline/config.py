@@ -17,6 +17,7 @@ from heft_pipeline.errors import UserError
 
 STAGE_KINDS = ("lora", "reft", "joint")
 INTERVENTIONS = ("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft")
+QUANTIZATIONS = ("none", "nf4")
 DTYPES = ("auto", "float32", "bfloat16")
 TRACKERS = ("none", "wandb", "tensorboard")
 TRACKING_MODES = ("auto", "online", "offline", "disabled")
@@ -44,6 +45,7 @@ class ModelConfig:
     revision: str = "main"
     name: str | None = None
     dtype: str = "auto"
+    quantization: str = "none"
     attn_implementation: str = "auto"
     trust_remote_code: bool = False
 
@@ -129,6 +131,7 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     micro_batch_tokens: Any = 16384
     gradient_checkpointing: bool = False
+    compile: bool = False
     log_every_steps: int = 10
     checkpoint_every_seconds: float = 300.0
 

@@ -193,6 +193,7 @@ def _model(config: HeftConfig, sources: Sources) -> ModelSpec:
         name=model.name or Path(source.location).name,
         content=source.content,
         dtype=model.dtype,
+        quantization=model.quantization,
         attn_implementation=model.attn_implementation,
         trust_remote_code=model.trust_remote_code,
     )
@@ -276,6 +277,7 @@ def _training(config: HeftConfig, kind: str) -> TrainingSpec | None:
         early_stopping_patience=training.early_stopping_patience,
         micro_batch_tokens=training.micro_batch_tokens,
         gradient_checkpointing=training.gradient_checkpointing,
+        compile=training.compile,
         log_every_steps=training.log_every_steps,
         checkpoint_every_seconds=training.checkpoint_every_seconds,
     )

@@ -9,6 +9,7 @@ from heft_pipeline.data.prompts import Task
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base import (
     base_dtype,
+    check_quantization,
     decoder_layers,
     load_config,
     quieten,
@@ -36,7 +37,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
     quieten()
     checked: set[object] = set()
     for stage in stages:
-        resolve_device(stage.device)
+        check_quantization(stage.model, resolve_device(stage.device))
         key = (stage.model, stage.data, stage.seed, stage.lora, stage.reft)
         if key in checked:
             continue

@@ -29,6 +29,7 @@ class ModelSpec:
         name: What tables call it.
         content: What the weights are: ``sha256:...`` of a folder, ``hub:ID@COMMIT``.
         dtype: ``float32`` or ``bfloat16``, or ``auto`` for what the checkpoint is stored in.
+        quantization: ``nf4`` keeps the frozen weights in 4 bits, ``none`` in ``dtype``.
         attn_implementation: transformers' name of the attention kernel, ``grouped`` or ``auto``.
         trust_remote_code: Whether the repository's own code may run.
     """
@@ -38,6 +39,7 @@ class ModelSpec:
     name: str = field(metadata=NOT_IDENTITY)
     content: str
     dtype: str
+    quantization: str
     attn_implementation: str
     trust_remote_code: bool = field(metadata=NOT_IDENTITY)
 
@@ -144,6 +146,7 @@ class TrainingSpec:
     early_stopping_patience: int | None
     micro_batch_tokens: int | str
     gradient_checkpointing: bool
+    compile: bool
     log_every_steps: int = field(metadata=NOT_IDENTITY)
     checkpoint_every_seconds: float = field(metadata=NOT_IDENTITY)
 

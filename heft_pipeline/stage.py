@@ -107,6 +107,8 @@ def _train_and_evaluate(
             torch.manual_seed(stage.seed)
             model.add_trainable(stage)
             trainable = model.trainable_count()
+            if stage.training.compile:
+                model.compile_layers()
             if stage.training.gradient_checkpointing:
                 model.recompute_layers()
             trainer = Trainer(stage, model, task, flops, folder, should_stop, progress, ranks)

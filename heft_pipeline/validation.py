@@ -14,6 +14,7 @@ from heft_pipeline.claims import parse_claim
 from heft_pipeline.config import (
     DTYPES,
     INTERVENTIONS,
+    QUANTIZATIONS,
     STAGE_KINDS,
     TRACKERS,
     TRACKING_MODES,
@@ -126,6 +127,7 @@ def _check_words(config: HeftConfig) -> None:
     _one_of("reft.intervention", config.reft.intervention, INTERVENTIONS)
     _one_of("reft.engine", config.reft.engine, ("hooks", "pyreft"))
     _one_of("reft.reuse", config.reft.reuse, ("auto", "off"))
+    _one_of("model.quantization", config.model.quantization, QUANTIZATIONS)
     _one_of("training.selection", config.training.selection, ("best", "last"))
     _one_of("training.lr_scheduler", config.training.lr_scheduler, ("linear", "cosine", "constant"))
     _one_of("evaluation.mode", config.evaluation.mode, ("logprob", "generate"))

@@ -101,12 +101,14 @@ CHANGING = [
     "data.dev_size=0.3", "data.max_prompt_tokens=30", "data.truncate_column=null",
     "data.train_split=validation", "data.eval_split=train", "data.dev_split=validation",
     "data.answer_column=question", "data.id_column=question", "data.subset=x",
+    "reft.reuse=off", "reft.reuse_budget_gib=1", "training.gradient_checkpointing=true",
+    "training.compile=true", "model.quantization=nf4", "training.micro_batch_tokens=auto",
 ]  # fmt: skip
 NOT_CHANGING = [
     "output_dir=elsewhere", "sweep=other", "tracking=wandb", "tracking.project=x",
     "evaluation.batch_size=3", "training.log_every_steps=3",
     "training.checkpoint_every_seconds=9", "device=cpu", "model.name=x", "data.name=x",
-    "hydra/launcher=basic",
+    "hydra/launcher=basic", "report.base_model=false", "report.claims=['lora@3 > base']",
 ]  # fmt: skip
 
 

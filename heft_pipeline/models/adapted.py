@@ -56,7 +56,6 @@ class AdaptedModel:
         self._handles: list[Any] = []
         self._pyreft: tuple[Any, ReftAdapter] | None = None
         self._frozen: FrozenPrompts | None = None
-        self._recomputed = False
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
         """Put a finished stage's adapter on the model, frozen.
@@ -253,12 +252,17 @@ class AdaptedModel:
             stack.enter_context(parametrize.cached() if self._trained_reft else nullcontext())
             yield
 
+    def compile_layers(self) -> None:
+        """Let ``torch.compile`` fuse each decoder layer; the first batches take longer."""
+        for layer in self.base.layers:
+            # The hooks that edit a layer's output stay outside.
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+
     def recompute_layers(self) -> None:
         """Keep no activations inside decoder layers for the backward pass; compute them again."""
         for layer in self.base.layers:
             # The hooks that edit a layer's output stay outside, and are not run again.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        self._recomputed = True
 
     def training(self, mode: bool) -> None:
         """Switch the trained adapter's dropout; the frozen parts stay in eval mode.
@@ -334,8 +338,8 @@ class AdaptedModel:
         """Take every adapter off the base model."""
         for handle in self._handles:
             handle.remove()
-        for layer in self.base.layers if self._recomputed else ():
-            del layer.forward
+        for layer in self.base.layers:
+            vars(layer).pop("forward", None)  # compiled, or computed again in the backward pass
         if self._peft is not None:
             self._peft.unload()
             # unload leaves PEFT's mark, on which the next adapter would warn.

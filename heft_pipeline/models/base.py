@@ -1,5 +1,6 @@
 """Loading the frozen base model, and its forward pass on answers alone."""
 
+import importlib.util
 import inspect
 import warnings
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
     """
     from transformers import AutoModelForCausalLM
 
+    check_quantization(spec, device)
     config = load_config(spec)
     tokenizer = load_tokenizer(spec)
     dtype = base_dtype(spec, config)
@@ -186,11 +188,14 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
             dtype=dtype,
             attn_implementation=attention_implementation(spec.attn_implementation, device, dtype),
             use_safetensors=True,
+            **_quantized(spec, device, dtype),
             **_where(spec),
         )
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(spec, "cannot be loaded", error) from error
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval()
+    if spec.quantization == "none":
+        model.to(device)
     _keep_head_input_contiguous(model)
     path, layers = decoder_layers(model)
     pad = tokenizer.pad_token_id
@@ -201,6 +206,44 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
         layers_path=path,
         pad_token_id=pad if pad is not None else tokenizer.eos_token_id or 0,
     )
+
+
+def check_quantization(spec: ModelSpec, device: torch.device) -> None:
+    """Refuse 4-bit weights where they cannot be had.
+
+    Args:
+        spec: The model.
+        device: Where it will be.
+
+    Raises:
+        UserError: The device is no CUDA GPU, or bitsandbytes is not installed.
+    """
+    if spec.quantization == "none":
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"model.quantization={spec.quantization} needs a CUDA GPU, and the device is {device}; "
+            "use model.quantization=none"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization={spec.quantization} needs bitsandbytes: pip install bitsandbytes"
+        )
+
+
+def _quantized(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What loads a model's weights in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314)."""
+    if spec.quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _keep_head_input_contiguous(model: Any) -> None:

@@ -19,7 +19,7 @@ _EVALUATED = (
     "content", "subset", "eval_split", "max_eval_rows", "prompt", "answer_column", "choices",
     "id_column", "truncate_column", "max_prompt_tokens",
 )  # fmt: skip
-_MODEL = ("content", "dtype", "attn_implementation")
+_MODEL = ("content", "dtype", "quantization", "attn_implementation")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Counting the floating-point operations of forward and backward passes."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -79,4 +80,6 @@ class FlopCounter:
 
 
 def _weights(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    """A 4-bit parameter is packed; its shape is in what bitsandbytes keeps beside it."""
+    shapes = (getattr(getattr(p, "quant_state", p), "shape", p.shape) for p in layer.parameters())
+    return sum(math.prod(shape) for shape in shapes if len(shape) == 2)

@@ -151,6 +151,11 @@ def bad(key: str, *overrides: str) -> object:
 
 
 BAD_CONFIG = [
+    bad("model.quantization=nf4 needs a CUDA GPU", "model.quantization=nf4", "device=cpu"),
+    bad("model.quantization", "model.quantization=int3"),
+    bad("training.micro_batch_tokens", "training.micro_batch_tokens=many"),
+    bad("reft.reuse", "reft.reuse=always"),
+    bad("reft.reuse_budget_gib", "reft.reuse_budget_gib=0"),
     bad("report.claims", "report.claims=['heft beats lora']"),
     bad("needs @EPOCHS", "report.claims=['heft > lora@3']"),
     bad("lora.rnak", "lora.rnak=3"),

@@ -7,12 +7,14 @@ import torch
 from peft.tuners.lora.layer import Linear
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from heft_pipeline.metrics import read_metrics
 from heft_pipeline.models.adapted import adapted
 from heft_pipeline.models.attention import attention_implementation, grouped_attention
 from heft_pipeline.models.base import load_base
 from heft_pipeline.models.lora_forward import LeanLinear
 from heft_pipeline.plan import Run
-from heft_pipeline.stage import cached_task
+from heft_pipeline.stage import cached_task, run_stage
+from heft_pipeline.store import Store
 from heft_pipeline.training.accumulate import answer_loss
 from tests.models.test_reft_against_pyreft import some_batch
 
@@ -101,6 +103,20 @@ def test_the_lean_lora_forward_is_pefts(
     (own_loss, grad), (expected_loss, expected_grad) = found
     torch.testing.assert_close(own_loss, expected_loss, rtol=close, atol=close)
     assert (grad - expected_grad).norm() < 3 * close * expected_grad.norm()
+
+
+@pytest.mark.parametrize("method", ["method=lora", "method=reft"])
+def test_compiled_layers_give_the_same_losses(
+    compose_run: ComposeRun, small: list[str], store: Store, method: str
+) -> None:
+    made_of = [*small, method, "epochs=1", "lora.dropout=0", "training.log_every_steps=1"]
+    losses = []
+    for compiled in ("true", "false"):
+        stage = compose_run(*made_of, f"training.compile={compiled}").last
+        run_stage(stage, store)
+        lines = read_metrics(store.folder(stage.fingerprint) / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if line["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_the_head_gets_one_product_for_sliced_inputs(
