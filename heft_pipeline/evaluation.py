@@ -15,6 +15,8 @@ from heft_pipeline.parallel import Ranks
 
 Choices = tuple[tuple[int, ...], ...]
 Prompt = tuple[int, ...]
+#: From so many rows on, a prompt longer than the batch's shortest by this factor begins another.
+_FEW, _LONGER = 8, 1.1
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,22 @@ def _log_probabilities(
 ) -> torch.Tensor:
     """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
     table = torch.empty(len(examples), len(choices))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
         table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
         advance(len(chosen))
     return table
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, so that little is padded."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        batch = batches[-1] if batches else []
+        padded = batch and lengths[index] > _LONGER * lengths[batch[0]] and len(batch) >= _FEW
+        if not batch or len(batch) >= batch_size or padded:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
@@ -187,9 +199,7 @@ def generated(
     """
     predictions = torch.full((len(examples),), -1)
     longest = max(map(len, choices))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
         prompts = [AnsweredPrompt(examples[i].prompt, choices[0][:1]) for i in chosen]
         batch = collate(prompts, model.base.pad_token_id).to(model.base.device)
         inputs = model_inputs(model.base.model, batch)

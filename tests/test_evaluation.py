@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.evaluation import score
+from heft_pipeline.evaluation import _batches, score
 from heft_pipeline.models.adapted import adapted
 from heft_pipeline.models.base import load_base
 from heft_pipeline.plan import Run
@@ -56,6 +57,16 @@ def test_scores_equal_transformers_alone(
         p == g for p, g in zip(scores.predictions.tolist(), scores.gold.tolist(), strict=True)
     )
     assert scores.accuracy == pytest.approx(right / len(rows))
+
+
+def test_batches_hold_prompts_of_similar_length() -> None:
+    lengths = [200 - 7 * (i % 26) for i in range(60)]
+    batches = _batches(lengths, batch_size=16)
+    assert sorted(index for batch in batches for index in batch) == list(range(60))
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded < 1.2 * sum(lengths)
+    assert max(map(len, batches)) <= 16
+    assert max(map(len, _batches([9] * 100, batch_size=64))) == 64
 
 
 @pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL_TOKENS])
@@ -134,15 +145,15 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
         model.add_trainable(stage)
         handle = base.model.register_forward_hook(count)
         shared = score(model, task.eval, task.choices, batch_size=50)
-        assert passes <= 3, "one pass over the prompts, one over the choices, one to find out how"
+        batches = len(_batches([len(e.prompt) for e in task.eval], 50))
+        # One over the prompts and one over the choices; one more to find out how.
+        assert passes <= 2 * batches + 1
         handle.remove()
         monkeypatch.setattr(type(model), "read_prompts", lambda *_: None)
         alone = score(model, task.eval, task.choices, batch_size=50)
         monkeypatch.undo()
-        prompts = [e.prompt for e in task.eval]
-        model.reuse_prompts(
-            stage, prompts, tmp_path, advance=lambda *_: None, on_pass=lambda *_: None
-        )
+        sequences = [AnsweredPrompt(e.prompt, (0,)) for e in task.eval]
+        model.reuse(stage, sequences, tmp_path, advance=lambda *_: None, on_pass=lambda *_: None)
         assert (model.reused_tokens is not None) == (positions == "l3")
         reused = score(model, task.eval, task.choices, batch_size=50)
     for other in (alone, reused):

@@ -11,16 +11,19 @@ import torch
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
+from heft_pipeline.data.batches import AnsweredPrompt, Batch
 from heft_pipeline.models import lora as lora_module
 from heft_pipeline.models.base import Base, answer_logits, model_inputs
 from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
 from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
-from heft_pipeline.models.reuse import FrozenPrompts, choose, differs, suffix_batch, unsupported
+from heft_pipeline.models.reuse import (
+    FrozenLayers,
+    FrozenPrompts,
+    OnPass,
+    start_reuse,
+    unsupported,
+)
 from heft_pipeline.spec import StageSpec
-
-#: Padded tokens a pass that computes reused activations; without gradients, so small.
-_REUSE_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class AdaptedModel:
         self._trained_reft: ReftAdapter | None = None
         self._handles: list[Any] = []
         self._pyreft: tuple[Any, ReftAdapter] | None = None
-        self._frozen: FrozenPrompts | None = None
+        self._reuse: FrozenPrompts | FrozenLayers | None = None
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
         """Put a finished stage's adapter on the model, frozen.
@@ -119,8 +122,8 @@ class AdaptedModel:
         Returns:
             [B, K, V] in the model's dtype.
         """
-        if self._frozen is not None:
-            return self._suffix_logits(batch, self._frozen)
+        if self._reuse is not None:
+            return self._reuse.logits(batch, self.editing)
         with self.editing(batch):
             if self._pyreft is None:
                 return answer_logits(self.base.model, batch)
@@ -133,25 +136,6 @@ class AdaptedModel:
             _, output = reft_model(inputs, unit_locations={"sources->base": (None, columns)})
             return output.logits[:, -batch.answer_tokens :]
 
-    def _suffix_logits(self, batch: Batch, frozen: FrozenPrompts) -> torch.Tensor:
-        output, _ = self._suffix_output(batch, frozen)
-        logits: torch.Tensor = output.logits[:, -batch.answer_tokens :]
-        return logits
-
-    def _suffix_output(self, batch: Batch, frozen: FrozenPrompts) -> tuple[Any, torch.Tensor]:
-        """The model's output on the last prompt tokens and the answer; the whole mask."""
-        short = suffix_batch(batch, frozen.suffix, self.base.pad_token_id)
-        cache, mask = frozen.cache([s.prompt for s in batch.sequences])
-        whole = torch.cat([mask, short.attention_mask], dim=1)
-        inputs = model_inputs(self.base.model, short) | {
-            "attention_mask": whole,
-            "position_ids": short.position_ids + mask.sum(dim=1, keepdim=True),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        with self.editing(short):
-            return self.base.model(**inputs), whole
-
     def read_prompts(self, batch: Batch) -> ReadPrompts | None:
         """Read prompts once, for several answers to go on from.
 
@@ -163,8 +147,8 @@ class AdaptedModel:
         """
         if self._pyreft is not None or self._unsupported:
             return None
-        if self._frozen is not None:
-            output, mask = self._suffix_output(batch, self._frozen)
+        if isinstance(self._reuse, FrozenPrompts):
+            output, mask = self._reuse.output(batch, self.editing)
         else:
             mask = batch.attention_mask
             inputs = model_inputs(self.base.model, batch) | {"use_cache": True}
@@ -176,53 +160,41 @@ class AdaptedModel:
     def _unsupported(self) -> str:
         return unsupported(self.base)
 
-    def reuse_prompts(
+    def reuse(
         self,
         stage: StageSpec,
-        prompts: Sequence[tuple[int, ...]],
+        sequences: Sequence[AnsweredPrompt],
         folder: Path,
         *,
         advance: Callable[[int, int], None],
-        on_pass: Callable[[int, int], None],
+        on_pass: OnPass,
     ) -> str:
-        """Compute the frozen part of prompts once, where the stage allows it.
+        """Compute once what no trained parameter can change, where the stage allows it.
 
         Args:
             stage: The stage whose adapter is trained.
-            prompts: What training and the dev split read.
+            sequences: What training and the dev split read.
             folder: Where activations go that memory has no room for.
-            advance: Told how many prompts are done, and of how many.
-            on_pass: Told the rows and padded tokens of each forward pass that computes them.
+            advance: Told how many are done, and of how many.
+            on_pass: Told the rows, padded tokens and layers of each pass that computes them.
 
         Returns:
             What is reused, or why nothing is.
         """
-        choice = choose(stage)
-        if not choice.suffix or not prompts:
-            return f"everything is recomputed: {choice.why}"
-        if self._unsupported:
-            return f"everything is recomputed: {self._unsupported}"
-        assert stage.reft is not None and stage.training is not None
-        budget = stage.reft.reuse_budget_gib * 2**30
-        frozen = FrozenPrompts(self.base, choice.suffix, budget, folder, on_pass)
-        probe = [AnsweredPrompt(p, (0,)) for p in sorted(set(prompts), key=len)[-2:]]
-        batch = collate(probe, self.base.pad_token_id).to(self.base.device)
-        with torch.no_grad(), self.editing(batch):
-            recomputed = answer_logits(self.base.model, batch)
-        with torch.no_grad():
-            reused = self._suffix_logits(batch, frozen)
-        if differs(reused, recomputed):
-            return "everything is recomputed: reused keys and values change this model's logits"
-        self._frozen = frozen
-        asked = stage.training.micro_batch_tokens
-        frozen.prepare(prompts, _REUSE_TOKENS if isinstance(asked, str) else asked, advance)
-        share = f"{len(frozen)} of {len(set(prompts))} prompts"
-        return f"{share} kept in {frozen.bytes_kept / 2**30:.2f} GiB: {choice.why}"
+        self._reuse, said = start_reuse(
+            self.base, self.editing, stage, sequences, folder, advance=advance, on_pass=on_pass
+        )
+        return said
 
     @property
     def reused_tokens(self) -> int | None:
         """How many prompt tokens a pass computes where earlier ones are reused, else None."""
-        return self._frozen.suffix if self._frozen is not None else None
+        return self._reuse.suffix if isinstance(self._reuse, FrozenPrompts) else None
+
+    @property
+    def skipped_layers(self) -> int:
+        """How many first decoder layers a training pass does not compute."""
+        return self._reuse.layers if isinstance(self._reuse, FrozenLayers) else 0
 
     @contextmanager
     def rotations(self) -> Iterator[None]:
@@ -330,7 +302,7 @@ class AdaptedModel:
         """End training: ReFT's projections become plain matrices, and nothing has a gradient."""
         if self._trained_reft is not None:
             self._trained_reft.freeze()
-        self._frozen = None
+        self._reuse = None
         self.base.model.requires_grad_(False)
         self.training(False)
 

@@ -55,7 +55,9 @@ class FlopCounter:
         tokens: int,
         answer_tokens: int,
         trained_layers: Iterable[int],
+        *,
         reused: int = 0,
+        skipped: int = 0,
     ) -> float:
         """The operations of one forward and backward pass.
 
@@ -65,6 +67,7 @@ class FlopCounter:
             answer_tokens: K, projected positions of each.
             trained_layers: The decoder layers that hold a trained part.
             reused: Padded tokens before them whose keys and values are reused.
+            skipped: First layers whose output is reused.
 
         Returns:
             Floating-point operations.
@@ -74,9 +77,10 @@ class FlopCounter:
         own = rows * 4.0 * tokens**2 * self._attention
         forward = self.forward(rows, tokens, answer_tokens) - own + attention
         head = rows * 2.0 * answer_tokens * self._head
+        body, done = forward - head, 1 - skipped / self._layers
         share = (self._layers - lowest) / self._layers
         # Attention's backward pass does twice the forward's products: both factors have gradients.
-        return forward + head + share * (forward - head + attention)
+        return done * body + 2 * head + share * (body + attention)
 
 
 def _weights(layer: nn.Module) -> int:

@@ -147,7 +147,7 @@ class Trainer:
             Interrupted: ``should_stop`` said so; a checkpoint was written.
         """
         spec = self._spec
-        self._reuse_prompts()
+        self._reuse()
         while self._counters.epoch < spec.epochs and not self._out_of_patience():
             self._run_epoch()
         if spec.selection == "best":
@@ -157,16 +157,19 @@ class Trainer:
         self._counters.train_flop = sum(self._ranks.gather(self._counters.train_flop))
         return self._counters
 
-    def _reuse_prompts(self) -> None:
+    def _reuse(self) -> None:
         """Compute once what no epoch changes; its time and operations are training's."""
 
-        def count(rows: int, tokens: int) -> None:
-            self._counters.train_flop += self._flops.forward(rows, tokens, 1)
+        def count(rows: int, tokens: int, layers: int) -> None:
+            share = layers / len(self._model.base.layers)
+            self._counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
         started = time.perf_counter()
-        self.reuse = self._model.reuse_prompts(
+        trained = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in self._task.train]
+        dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]  # no answer is read
+        self.reuse = self._model.reuse(
             self._stage,
-            [example.prompt for example in (*self._task.train, *self._task.dev)],
+            [*trained, *dev],
             self._folder,
             advance=lambda done, total: self._progress("reuse", done, total),
             on_pass=count,
@@ -344,7 +347,12 @@ class Trainer:
         if (suffix := self._model.reused_tokens) is not None:
             computed = suffix + batch.answer_tokens - 1
         self._counters.train_flop += self._flops.training(
-            rows, computed, batch.answer_tokens, self._trained_layers, reused=tokens - computed
+            rows,
+            computed,
+            batch.answer_tokens,
+            self._trained_layers,
+            reused=tokens - computed,
+            skipped=self._model.skipped_layers,
         )
 
     def _save(self) -> None:

@@ -11,6 +11,7 @@ from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
 from heft_pipeline.metrics import read_metrics
 from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.kept import Kept
 from heft_pipeline.models.reft import ReftAdapter
 from heft_pipeline.models.reuse import FrozenPrompts, choose
 from heft_pipeline.plan import Run
@@ -28,9 +29,23 @@ def losses(store: Store, run: Run) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["reft", "heft"])
-@pytest.mark.parametrize("more", [(), ("reft.layers=[1]",), ("reft.batch_size=7",)])
+@pytest.mark.parametrize(
+    ("more", "saved"),
+    [
+        ((), 0.5),
+        (("reft.layers=[1]",), 0.5),
+        (("reft.batch_size=7",), 0.5),
+        (("reft.positions=f2+l2",), 0.02),
+        (("reft.positions=f2+l2", "reft.layers=[1,2]"), 0.15),
+    ],
+)
 def test_a_stage_has_the_same_losses_with_reuse_as_without(
-    compose_run: ComposeRun, small: list[str], store: Store, method: str, more: tuple[str, ...]
+    compose_run: ComposeRun,
+    small: list[str],
+    store: Store,
+    method: str,
+    more: tuple[str, ...],
+    saved: float,
 ) -> None:
     asked = [*small, f"method={method}", *SUFFIX, *more]
     with_reuse = compose_run(*asked)
@@ -41,14 +56,15 @@ def test_a_stage_has_the_same_losses_with_reuse_as_without(
     kept, all_computed = (store.result(r.last.fingerprint) or {} for r in (with_reuse, without))
     assert "120 of 120 prompts kept" in kept["reuse"]
     assert "reft.reuse=off" in all_computed["reuse"]
-    assert kept["train_tflop"] < all_computed["train_tflop"] / 2
+    assert kept["train_tflop"] < all_computed["train_tflop"] * (1 - saved)
     assert kept["accuracy"] == pytest.approx(all_computed["accuracy"], abs=0.041)
 
 
+@pytest.mark.parametrize("more", [SUFFIX, ["reft.positions=f1+l2", "reft.layers=[1,2]"]])
 def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradients(
-    compose_run: ComposeRun, small: list[str], tmp_path: Path
+    compose_run: ComposeRun, small: list[str], tmp_path: Path, more: list[str]
 ) -> None:
-    run = compose_run(*small, "method=reft", *SUFFIX)
+    run = compose_run(*small, "method=reft", *more)
     base = cached_base(run.last.model, torch.device("cpu"))
     prompts = [tuple(range(8, 8 + n)) for n in (5, 9, 3)]
     answers = [(3,), (4, 5, 6), (3, 4)]
@@ -60,10 +76,10 @@ def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradie
             torch.manual_seed(0)
             model.add_trainable(run.last)
             if reuse:
-                said = model.reuse_prompts(
-                    run.last, prompts, tmp_path, advance=_nothing, on_pass=_nothing
+                said = model.reuse(
+                    run.last, sequences, tmp_path, advance=_nothing, on_pass=_nothing
                 )
-                assert "3 of 3 prompts" in said
+                assert "3 of 3 prompts kept" in said
             with model.rotations():
                 loss = answer_loss(model.logits(batch), batch)
                 loss.backward()
@@ -84,30 +100,40 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     run = compose_run(*small, "method=reft", *SUFFIX)
     base = cached_base(run.last.model, torch.device("cpu"))
     prompts = [tuple(range(8, 8 + n)) for n in range(4, 14)]
-    everything = FrozenPrompts(base, 3, budget=1e9, folder=None)
-    everything.prepare(prompts, 64, _nothing)
-    assert len(everything) == 10
-    some = FrozenPrompts(base, 3, budget=everything.bytes_kept / 2, folder=None)
-    some.prepare(prompts, 64, _nothing)
-    assert 0 < len(some) < 10
-    filed = FrozenPrompts(base, 3, budget=1e9, folder=tmp_path)
-    filed._ram_left = 0
-    filed.prepare(prompts, 64, _nothing)
-    assert (tmp_path / "frozen_prompts.bin").stat().st_size == filed.bytes_kept
+    sequences = [AnsweredPrompt(prompt, (3,)) for prompt in prompts]
+
+    def frozen(budget: float, folder: Path | None = None, ram: float = 1e9) -> FrozenPrompts:
+        kept = Kept(base.device, budget, folder, operations=1.0)
+        kept._ram_left = ram
+        made = FrozenPrompts(base, 3, kept)
+        assert made.prepare(sequences, 64, _nothing) == 10
+        return made
+
+    everything = frozen(1e9)
+    assert len(everything.kept) == 10
+    some = frozen(everything.kept.bytes / 2)
+    assert 0 < len(some.kept) < 10
+    filed = frozen(1e9, folder=tmp_path, ram=0)
+    assert len(filed.kept) == 10
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size == filed.kept.bytes
+    nowhere = frozen(1e9, ram=0)
+    assert len(nowhere.kept) == 0
     expected, mask = everything.cache(prompts[::-1])
     assert mask.sum(dim=1).tolist() == [len(p) - 3 for p in prompts[::-1]]
-    for frozen in (some, filed):
-        cache, found = frozen.cache(prompts[::-1])
+    for other in (some, filed, nowhere):
+        cache, found = other.cache(prompts[::-1])
         assert torch.equal(found, mask)
-        for one, other in zip(cache.layers, expected.layers, strict=True):
-            assert torch.allclose(one.keys, other.keys, atol=1e-5)
-            assert torch.allclose(one.values, other.values, atol=1e-5)
+        for one, two in zip(cache.layers, expected.layers, strict=True):
+            assert torch.allclose(one.keys, two.keys, atol=1e-5)
+            assert torch.allclose(one.values, two.values, atol=1e-5)
 
 
+@pytest.mark.parametrize("more", [[], ["reft.positions=f2+l2", "reft.layers=[1]"]])
 def test_a_resumed_stage_with_reuse_ends_bitwise_as_an_undisturbed_one(
-    compose_run: ComposeRun, small: list[str], tmp_path: Path
+    compose_run: ComposeRun, small: list[str], tmp_path: Path, more: list[str]
 ) -> None:
-    stage = compose_run(*small, "method=reft", *SUFFIX).last
+    stage = compose_run(*small, "method=reft", *SUFFIX, *more).last
     disturbed, undisturbed = Store(tmp_path / "one"), Store(tmp_path / "two")
     asked = 0
 
@@ -130,7 +156,6 @@ def test_a_resumed_stage_with_reuse_ends_bitwise_as_an_undisturbed_one(
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        (["method=reft"], "first tokens"),
         (["method=lora"], "LoRA changes"),
         (["method=joint", "reft=suffix"], "LoRA changes"),
         (["method=reft", "reft=suffix", "reft.reuse=off"], "reft.reuse=off"),
@@ -141,9 +166,30 @@ def test_a_resumed_stage_with_reuse_ends_bitwise_as_an_undisturbed_one(
 def test_where_nothing_can_be_reused_the_reason_is_said(
     compose_run: ComposeRun, small: list[str], overrides: list[str], why: str
 ) -> None:
-    choice = choose(compose_run(*small, *overrides).last)
-    assert choice.suffix == 0
+    choice = choose(compose_run(*small, *overrides).last, num_layers=3)
+    assert (choice.suffix, choice.layers) == (0, 0)
     assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layers", "expected"),
+    [
+        (["reft=suffix"], 32, (7, 0)),
+        (["reft=suffix", "training.gradient_checkpointing=true"], 4, (0, 1)),
+        ([], 30, (0, 0)),
+        ([], 4, (0, 1)),
+        (["reft.layers=[9,5]"], 30, (0, 6)),
+    ],
+)
+def test_what_is_reused_follows_from_positions_and_layers(
+    compose_run: ComposeRun,
+    small: list[str],
+    overrides: list[str],
+    layers: int,
+    expected: tuple[int, int],
+) -> None:
+    choice = choose(compose_run(*small, "method=reft", *overrides).last, num_layers=layers)
+    assert (choice.suffix, choice.layers) == expected
 
 
 @pytest.mark.parametrize("kind", ["loreft", "consreft", "lobireft"])
