@@ -158,11 +158,16 @@ class Trainer:
         return self._counters
 
     def _reuse(self) -> None:
-        """Compute once what no epoch changes; its time and operations are training's."""
+        """Compute once what no epoch changes; its time and operations are training's.
+
+        A resumed stage does it again, which, like other work that was lost, is not counted.
+        """
+        counted = self._counters.resumes == 0
 
         def count(rows: int, tokens: int, layers: int) -> None:
-            share = layers / len(self._model.base.layers)
-            self._counters.train_flop += share * self._flops.forward(rows, tokens, 1)
+            if counted:
+                share = layers / len(self._model.base.layers)
+                self._counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
         started = time.perf_counter()
         trained = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in self._task.train]
@@ -174,9 +179,10 @@ class Trainer:
             advance=lambda done, total: self._progress("reuse", done, total),
             on_pass=count,
         )
-        seconds = time.perf_counter() - started
-        self._counters.reuse_seconds += seconds
-        self._counters.train_seconds += seconds
+        if counted:
+            self._counters.reuse_seconds = time.perf_counter() - started
+            self._counters.train_seconds += self._counters.reuse_seconds
+        counted = True  # what finds no room is computed at each use
         log.info("%s: %s", self._stage.label, self.reuse)
 
     def _run_epoch(self) -> None:
