@@ -14,15 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from heft_pipeline.data.batches import AnsweredPrompt, Batch
 from heft_pipeline.models import lora as lora_module
 from heft_pipeline.models.base import Base, answer_logits, model_inputs
+from heft_pipeline.models.frozen import FrozenLayers, FrozenPrompts, OnPass
 from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
 from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
-from heft_pipeline.models.reuse import (
-    FrozenLayers,
-    FrozenPrompts,
-    OnPass,
-    start_reuse,
-    unsupported,
-)
+from heft_pipeline.models.reuse import start_reuse, unsupported
 from heft_pipeline.spec import StageSpec
 
 

@@ -11,9 +11,10 @@ from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
 from heft_pipeline.metrics import read_metrics
 from heft_pipeline.models.adapted import adapted
+from heft_pipeline.models.frozen import FrozenPrompts
 from heft_pipeline.models.kept import Kept
 from heft_pipeline.models.reft import ReftAdapter
-from heft_pipeline.models.reuse import FrozenPrompts, choose
+from heft_pipeline.models.reuse import choose
 from heft_pipeline.plan import Run
 from heft_pipeline.stage import cached_base, run_stage
 from heft_pipeline.store import Store
