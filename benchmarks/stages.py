@@ -144,9 +144,9 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
         elif part == "eval":
             score, generate = replace(own, work="score"), replace(peer, work="generate")
             asked += [
-                Asked(part, "peer", generate),
+                Asked(part, "peer", replace(generate, max_new_tokens=_PYREFT_NEW_TOKENS)),
                 Asked(part, "own", score),
-                Asked(part, "peer32", replace(generate, max_new_tokens=_PYREFT_NEW_TOKENS)),
+                Asked(part, "peer_short", generate),
                 Asked(part, "own_same", replace(same, work="score"), unless_own=peer.dtype),
                 Asked(part, "own_generate", replace(same, work="generate")),
             ]

@@ -135,8 +135,9 @@ def summary(results: Results) -> Summary:
         off = measured.get((part, "own_no_reuse"))
         if off and (part, "own") in measured:
             found.paid_off[part] = paid_off(measured[part, "own"], off)
-    if (at_32 := _ratio(results, "eval", "own", "peer32")) is not None:
-        found.others[f"eval_ratio_at_{measured['eval', 'peer32'].new_tokens}_new_tokens"] = at_32
+    if (short := _ratio(results, "eval", "own", "peer_short")) is not None:
+        tokens = measured["eval", "peer_short"].new_tokens
+        found.others[f"eval_ratio_at_{tokens}_new_tokens"] = short
     found.same_predictions = _agreement(results)
     for part, positions in POSITIONS.items():
         if grid := _grid(results, part):
