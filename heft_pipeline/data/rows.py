@@ -1,6 +1,7 @@
 """Reading a task's rows: from a local folder of JSONL or Parquet files, or from the hub."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,14 @@ def _read(data: DataSpec, key: str, split: str) -> list[tuple[str, Row]]:
             f"data.id_column={data.id_column} is not a column of {data.name}; "
             f"it has {', '.join(map(str, rows[0]))}"
         )
-    return [(str(row[data.id_column]), row) for row in rows]
+    ids = [str(row[data.id_column]) for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
+        raise UserError(
+            f"data.id_column={data.id_column}: {split} of {data.name} has {twice!r} more than "
+            "once; name a column whose values differ, or data.id_column=null for row numbers"
+        )
+    return list(zip(ids, rows, strict=True))
 
 
 def _read_folder(data: DataSpec, where: str, split: str) -> list[Row]:

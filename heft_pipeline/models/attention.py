@@ -5,29 +5,38 @@ from typing import Any
 import torch
 from torch import nn
 
+from heft_pipeline.errors import UserError
+
 NAME = "grouped"
+#: Architectures of which it has been seen to give the logits that eager attention gives.
+_KNOWN = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt"}
 #: Queries x keys a head above which the scores take more memory than they save time.
 _MOST_SCORES = 2**17
 
 
-def attention_implementation(asked: str, device: torch.device, dtype: torch.dtype) -> str:
+def attention_implementation(
+    asked: str, model_type: str, device: torch.device, dtype: torch.dtype
+) -> str | None:
     """The attention that a model is loaded with.
 
     Args:
         asked: The config's ``model.attn_implementation``.
+        model_type: transformers' name of the architecture.
         device: Where the model will be.
         dtype: Of its weights.
 
     Returns:
         ``asked`` where it is not ``auto``; else ``grouped`` (:func:`grouped_attention`) for
-        bfloat16 on a CPU and ``sdpa`` everywhere else.
+        bfloat16 on a CPU and architectures known to work with it; else None, for what
+        transformers takes by itself.
     """
     if asked not in ("auto", NAME):
         return asked
-    if asked == NAME or (device.type == "cpu" and dtype == torch.bfloat16):
+    fits = device.type == "cpu" and dtype == torch.bfloat16 and model_type in _KNOWN
+    if asked == NAME or fits:
         _register()
         return NAME
-    return "sdpa"
+    return None
 
 
 def grouped_attention(
@@ -55,10 +64,18 @@ def grouped_attention(
 
     Returns:
         [B, T, heads, size], and no weights.
+
+    Raises:
+        UserError: The architecture caps its scores or has attention sinks.
     """
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise UserError(
+            f"model.attn_implementation={NAME} does not know this model's soft caps or attention "
+            "sinks; use model.attn_implementation=eager"
+        )
     batch, heads, queries, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    if queries * keys > _MOST_SCORES or kwargs.get("softcap") is not None:
+    if queries * keys > _MOST_SCORES:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         output, _ = sdpa_attention_forward(
@@ -72,8 +89,8 @@ def grouped_attention(
     if attention_mask is not None:
         scores = scores + attention_mask[:, :, None, :, :keys]
     weights = scores.softmax(dim=-1).view(batch * groups, each * queries, keys)
-    output = torch.bmm(weights, value.reshape(batch * groups, keys, size))
-    return output.view(batch, heads, queries, size).transpose(1, 2), None
+    output = torch.bmm(weights, value.reshape(batch * groups, keys, value.shape[-1]))
+    return output.view(batch, heads, queries, value.shape[-1]).transpose(1, 2), None
 
 
 def _register() -> None:

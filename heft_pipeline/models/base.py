@@ -186,12 +186,14 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
         model = AutoModelForCausalLM.from_pretrained(
             spec.id,
             dtype=dtype,
-            attn_implementation=attention_implementation(spec.attn_implementation, device, dtype),
+            attn_implementation=attention_implementation(
+                spec.attn_implementation, config.get_text_config().model_type, device, dtype
+            ),
             use_safetensors=True,
             **_quantized(spec, device, dtype),
             **_where(spec),
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unloadable(spec, "cannot be loaded", error) from error
     model.requires_grad_(False).eval()
     if spec.quantization == "none":

@@ -1,10 +1,11 @@
 """Activations that are kept: in GPU memory, then RAM, then a file, under a budget."""
 
+import os
+import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 #: Shares of what is free that kept activations may take.
@@ -29,13 +30,15 @@ class Kept:
         self._device, self._budget, self._folder = device, budget, folder
         self._operations = operations
         self._tensors: dict[Hashable, torch.Tensor] = {}
-        self._file_at = 0
+        #: Where in the file, and what shape and dtype.
+        self._in_file: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
+        self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
         self.bytes = 0
 
     def __len__(self) -> int:
         """How many tensors are kept."""
-        return len(self._tensors)
+        return len(self._tensors) + len(self._in_file)
 
     def fill(
         self,
@@ -78,14 +81,20 @@ class Kept:
         Returns:
             A tensor a key.
         """
-        missing = [key for key in dict.fromkeys(keys) if key not in self._tensors]
-        found = dict(zip(missing, compute(missing), strict=True)) if missing else {}
-        return [
-            (self._tensors[key] if key in self._tensors else found[key]).to(
-                self._device, non_blocking=True
-            )
-            for key in keys
-        ]
+        found = {key: kept for key in keys if (kept := self._kept(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        found |= dict(zip(missing, compute(missing), strict=True)) if missing else {}
+        return [found[key].to(self._device, non_blocking=True) for key in keys]
+
+    def _kept(self, key: Hashable) -> torch.Tensor | None:
+        if key in self._tensors:
+            return self._tensors[key]
+        if key not in self._in_file:
+            return None
+        start, shape, dtype = self._in_file[key]
+        self._file.seek(start)
+        raw = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+        return torch.frombuffer(raw, dtype=dtype).view(shape)
 
     def _keep(self, key: Hashable, tensor: torch.Tensor) -> bool:
         size = tensor.nbytes
@@ -95,7 +104,12 @@ class Kept:
             self._ram_left -= size
             tensor = tensor.cpu()
         elif self._folder is not None and self._file_pays():
-            tensor = self._to_file(tensor)
+            try:
+                self._in_file[key] = self._to_file(tensor, self._folder)
+            except OSError:  # a full disk
+                return False
+            self.bytes += size
+            return True
         else:
             return False
         self._tensors[key] = tensor
@@ -108,24 +122,25 @@ class Kept:
             return True
         return self._operations / _GPU_OPERATIONS_A_SECOND > 1 / _FILE_BYTES_A_SECOND
 
-    def _to_file(self, tensor: torch.Tensor) -> torch.Tensor:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "reused_activations.bin"
-        raw = tensor.cpu().view(torch.uint8).numpy()
-        with path.open("r+b" if self._file_at else "wb") as file:
-            file.seek(self._file_at)
-            file.write(raw.tobytes())
-        mapped = np.memmap(path, np.uint8, "c", offset=self._file_at, shape=raw.shape)
-        self._file_at += raw.nbytes
-        # A view of the file: its pages are read when they are used.
-        return torch.from_numpy(mapped).view(tensor.dtype)
+    def _to_file(self, tensor: torch.Tensor, folder: Path) -> tuple[int, torch.Size, torch.dtype]:
+        if self._file is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Without a name: it is this process's own, and goes when the process does. What was
+            # read lately stays in the system's page cache, as with a memory map.
+            self._file = tempfile.TemporaryFile(dir=folder, prefix="reused-")  # noqa: SIM115
+        start = self._file.seek(0, os.SEEK_END)
+        raw = tensor.cpu().contiguous().view(torch.uint8).numpy()
+        self._file.write(raw.tobytes())
+        self._file.flush()
+        return start, tensor.shape, tensor.dtype
 
 
 def _free_bytes(device: torch.device) -> tuple[float, float]:
+    """What may be taken of GPU memory and of RAM, which processes on this machine share."""
     gpu = 0.0
     if device.type == "cuda":
         gpu = _OF_GPU * torch.cuda.mem_get_info(device)[0]
     import psutil  # accelerate brings it
 
-    return gpu, _OF_RAM * psutil.virtual_memory().available
+    together = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return gpu, _OF_RAM * psutil.virtual_memory().available / together

@@ -133,7 +133,7 @@ def make_report(
     return Report(
         title=", ".join(sweep.name for sweep in sweeps),
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
-        state=_state([r for part in parts for r in part.open], records),
+        state=_state(records),
         sections=tuple(contents),
         facts=tuple(provenance(sweeps, records)),
         records=tuple(records),
@@ -145,8 +145,8 @@ def _claims_of(sweeps: Sequence[Sweep]) -> list[Claim]:
     return [parse_claim(text) for text in dict.fromkeys(texts)]
 
 
-def _state(unfinished: Sequence[RunRecord], records: Sequence[RunRecord]) -> str:
-    runs = [record for record in unfinished if record.name != "base"]
+def _state(records: Sequence[RunRecord]) -> str:
+    runs = [record for record in records if record.name != "base" and not record.complete]
     if not runs:
         return ""
     total = sum(record.name != "base" for record in records)

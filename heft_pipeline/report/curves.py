@@ -9,8 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from heft_pipeline.metrics import read_metrics
-from heft_pipeline.report.figures import SIZE, Figure, save, tidy
-from heft_pipeline.report.sections import Section
+from heft_pipeline.report.figures import SIZE, Figure, main_settings, save, tidy
+from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.spec import StageSpec
 
 _LINES = ["-", "--", "-.", ":"]
@@ -27,7 +27,8 @@ def training_curves(section: Section, path: Path) -> Figure | None:
     Returns:
         The figure; None where no stage has ended an epoch.
     """
-    data = _curves(section)
+    drawn, left_out = main_settings(section)
+    data = _curves(drawn)
     if data.empty:
         return None
     kinds = list(dict.fromkeys(data.stage))
@@ -72,13 +73,14 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         data,
         "Training curves by stage",
         f"{seeds}Top: loss of the answer tokens; bottom: accuracy on the dev split, which chooses "
-        "the epoch that is kept. HEFT's second stage starts from its finished LoRA stage.",
+        "the epoch that is kept. HEFT's second stage starts from its finished LoRA stage. "
+        f"{left_out}".strip(),
     )
 
 
-def _curves(section: Section) -> pd.DataFrame:
+def _curves(settings: Sequence[Setting]) -> pd.DataFrame:
     found: dict[str, list[dict[str, Any]]] = {}
-    for setting in section.settings:
+    for setting in settings:
         for run in setting.runs:
             for stage in run.stages:
                 if stage.training is None or stage.fingerprint in found:

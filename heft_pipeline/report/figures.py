@@ -69,7 +69,7 @@ def accuracy_over_epochs(section: Section, path: Path) -> Figure | None:
     Returns:
         The figure; None where nothing was trained.
     """
-    drawn, left_out = _main_settings(section)
+    drawn, left_out = main_settings(section)
     if not drawn:
         return None
     return _accuracy_lines(
@@ -94,13 +94,17 @@ def accuracy_over_rank(section: Section, path: Path) -> Figure | None:
     Returns:
         The figure; None where only one rank was trained.
     """
-    ranked = [s for s in section.settings if len(s.ranks) == 1]
-    drawn = [s for s in ranked if s.variant == ranked[0].variant]
+    variant = _first_variant(section)
+    drawn = [s for s in section.settings if len(s.ranks) == 1 and _agrees(s, variant)]
     if len({s.ranks for s in drawn}) < 2:
         return None
-    caption = "" if len(drawn) == len(section.settings) else "Settings of one rank alone are drawn."
+    words = [f"{key}={value}" for key, value in variant.items()]
+    caption = ""
+    if len(drawn) < len(section.settings):
+        which = f"Drawn: {', '.join(words)}, " if words else "Drawn: "
+        caption = f"{which}one rank for both adapters; the other settings are in the table."
     if len({s.short for s in drawn}) > _MOST_LINES:
-        most = max(s.total_epochs for s in drawn if len(s.epochs) == 1)
+        most = max(s.epochs[-1] for s in drawn)
         drawn = [s for s in drawn if s.epochs[-1] == most]
         caption = f"At {most} epochs of each stage; the others are in the table."
     return _accuracy_lines(
@@ -260,25 +264,36 @@ def _accuracy_lines(
     return save(drawing, path, data, title, f"{band} {caption}".strip())
 
 
-def _main_settings(section: Section) -> tuple[list[Setting], str]:
-    """The settings of one rank and variant, and what is said where others are left out."""
+def main_settings(section: Section) -> tuple[list[Setting], str]:
+    """The settings of one rank and variant, for figures that cannot show them all.
+
+    Args:
+        section: What is compared.
+
+    Returns:
+        The settings, and what a caption says where others are left out.
+    """
     if not section.settings:
         return [], ""
     kinds = [(s.ranks, tuple(s.variant.items())) for s in section.settings]
     # Settings that hold fewer kinds of adapters agree with one that holds more.
     ranks = max(((r, kinds.count((r, v))) for r, v in kinds), key=lambda pair: pair[1])[0]
-    variant = section.settings[0].variant
-    chosen = [
-        s
-        for s in section.settings
-        if {*s.ranks} <= {*ranks}
-        and all(variant.get(key, value) == value for key, value in s.variant.items())
-    ]
+    variant = _first_variant(section)
+    chosen = [s for s in section.settings if {*s.ranks} <= {*ranks} and _agrees(s, variant)]
     if len(chosen) == len(section.settings):
         return chosen, ""
     words = [f"rank {'/'.join(map(str, ranks))}"] if ranks else []
     words += [f"{key}={value}" for key, value in variant.items()]
     return chosen, f"Drawn: {', '.join(words)}; the other settings are in the table."
+
+
+def _first_variant(section: Section) -> dict[str, str]:
+    """Of the settings that say the most of what varies, the first's."""
+    return max((setting.variant for setting in section.settings), key=len, default={})
+
+
+def _agrees(setting: Setting, variant: dict[str, str]) -> bool:
+    return all(variant.get(key, value) == value for key, value in setting.variant.items())
 
 
 def _grouped(
@@ -288,7 +303,7 @@ def _grouped(
     for setting in settings:
         groups.setdefault(key(setting), []).append(setting)
     return {
-        name: sorted(group, key=lambda s: (s.total_epochs, s.ranks))
+        name: sorted(group, key=lambda s: (s.epochs[-1:], s.total_epochs, s.ranks))
         for name, group in groups.items()
     }
 

@@ -227,6 +227,8 @@ def _predictions(path: Path) -> pd.DataFrame:
     missing = {"id", "gold", "prediction"} - set(predictions.columns)
     if missing or predictions.empty:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'rows'}")
+    if predictions.id.duplicated().any():
+        raise ValueError(f"{path} has an id more than once")
     return predictions
 
 

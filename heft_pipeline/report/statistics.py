@@ -11,6 +11,8 @@ from scipy.stats import binomtest, norm, t
 Right = NDArray[np.bool_]
 #: Significance level and power of all that is reported.
 ALPHA, POWER = 0.05, 0.8
+#: More examples or seeds than this are no advice.
+_MOST = 1e9
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ def compare(first: Right, second: Right) -> Comparison:
     error = math.sqrt(variance)
     return Comparison(
         difference=table.mean,
-        low=table.mean - quantile * error,
-        high=table.mean + quantile * error,
+        low=max(-1.0, table.mean - quantile * error),
+        high=min(1.0, table.mean + quantile * error),
         p_value=float(2 * t.sf(abs(table.mean) / error, table.freedom)),
         wins=wins,
         losses=losses,
@@ -228,7 +230,8 @@ def _two_way(cells: NDArray[np.float64]) -> _TwoWay:
     return _TwoWay(
         mean=float(mean),
         variance=float(total / (seeds * examples)),
-        freedom=float(total**2 / spread) if spread else float(seeds - 1),
+        # Satterthwaite's is below 1 where mean squares all but cancel out; a variance has 1.
+        freedom=max(1.0, float(total**2 / spread)) if spread else float(seeds - 1),
         of_seeds=float(max(0.0, (of_seeds - of_rest) / examples)),
         of_examples=float(max(0.0, (of_examples - of_rest) / seeds)),
         of_cells=float(of_rest),
@@ -260,4 +263,5 @@ def _needed(table: _TwoWay, freedom: float, own: float, other: float, others: in
     left = (table.mean / quantile) ** 2 - other / others
     if left <= 0:
         return None
-    return max(2, math.ceil((own + table.of_cells / others) / left))
+    needed = (own + table.of_cells / others) / left
+    return max(2, math.ceil(needed)) if needed < _MOST else None

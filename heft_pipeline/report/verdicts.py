@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from heft_pipeline.claims import Claim, Side
+from heft_pipeline.config import METHOD_NAMES
 from heft_pipeline.report.runs import RunRecord
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.statistics import ALPHA, Comparison, Right, compare, holm
@@ -90,14 +91,12 @@ def _candidates(side: Side, section: Section) -> list[Setting | None]:
         return [None] if section.gold else []
     if side.method == "base":
         return [section.base] if section.base else []
-    return [
-        setting
-        for setting in section.settings
-        if setting.method == side.method
-        and setting.epochs
-        == (side.epochs * len(setting.epochs) if len(side.epochs) == 1 else side.epochs)
-        and (side.rank is None or side.rank in setting.ranks)
-    ]
+    return [s for s in section.settings if _fits(side, s.method, s.epochs, s.ranks)]
+
+
+def _fits(side: Side, method: str, epochs: tuple[int, ...], ranks: tuple[int, ...]) -> bool:
+    wanted = side.epochs * len(epochs) if len(side.epochs) == 1 else side.epochs
+    return method == side.method and epochs == wanted and (side.rank is None or side.rank in ranks)
 
 
 def _agree(one: Setting | None, two: Setting | None, claim: Claim) -> bool:
@@ -119,16 +118,14 @@ def _missing(claim: Claim, missing: Sequence[Side], section: Section) -> Verdict
     if all(len(side.epochs) == 1 for side in missing):
         methods = ",".join(dict.fromkeys(side.method for side in missing))
         epochs = ",".join(dict.fromkeys(str(side.epochs[0]) for side in missing))
-        text += f"; method={methods} epochs={epochs} would add it"
+        known = all(side.method in METHOD_NAMES.values() for side in missing)
+        what = f"method={methods}" if known else "method.stages=[...]"
+        text += f"; {what} epochs={epochs} would add it"
     return Verdict(claim, str(claim), MISSING, why=text)
 
 
 def _named(run: RunRecord, sides: Sequence[Side]) -> bool:
-    return any(
-        run.method == side.method
-        and (len(side.epochs) != 1 or run.stage_epochs == side.epochs * len(run.stage_epochs))
-        for side in sides
-    )
+    return any(_fits(side, run.method, run.stage_epochs, run.ranks) for side in sides)
 
 
 def _compared(

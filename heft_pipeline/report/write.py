@@ -162,7 +162,7 @@ def _picture(figure: Figure, kind: str) -> Markup:
 
 
 def _terminal_table(title: str, section: Section) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=escape_rich(title), title_justify="left", caption_justify="left")
     table.caption = _caption(section)
     table.add_column("method", no_wrap=True)
     for heading in ("epochs", "rank", "accuracy (95 %)", "params", "train s", "TFLOP"):
@@ -182,7 +182,7 @@ def _terminal_table(title: str, section: Section) -> Table:
             words.short(costs["trainable_params"]),
             f"{costs['train_seconds']:.1f}",
             f"{costs['train_tflop']:.3g}",
-            *([words.variant(setting)] if section.variants else []),
+            *([escape_rich(words.variant(setting))] if section.variants else []),
         )
     for runs in unfinished[:_MOST_ROWS]:
         first = runs[0]
@@ -195,12 +195,13 @@ def _terminal_table(title: str, section: Section) -> Table:
 
 def _caption(section: Section) -> str:
     seeds = f", {section.seeds} seeds" if section.seeds > 1 else ""
-    hidden = max(0, len(section.settings) - _MOST_ROWS)
+    rows = (len(section.settings), len(open_runs(section)))
+    hidden = sum(max(0, count - _MOST_ROWS) for count in rows)
     lines = []
     if section.gold:
         answer, majority = section.majority
         lines.append(
-            f"{section.title}: {len(section.ids):,} examples{seeds}; "
+            f"{escape_rich(section.title)}: {len(section.ids):,} examples{seeds}; "
             f"always {escape_rich(answer)!r} {words.share(majority)}"
         )
     if hidden:

@@ -124,7 +124,7 @@ class Trainer:
         self._epoch_loss = torch.zeros((), dtype=torch.float64, device=self._device)
         if ranks.world > 1:  # equal initial weights, but dropout masks of each process's own
             torch.manual_seed(stage.seed * ranks.world + ranks.rank + 1)
-        self.reuse = ""
+        self.reuse, self._scoring = "", False
         self._resume()
         self._stop = False
         if ranks.first:
@@ -165,7 +165,7 @@ class Trainer:
         counted = self._counters.resumes == 0
 
         def count(rows: int, tokens: int, layers: int) -> None:
-            if counted:
+            if counted and not self._scoring:
                 share = layers / len(self._model.base.layers)
                 self._counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
@@ -269,6 +269,7 @@ class Trainer:
         counters = self._counters
         started = time.perf_counter()
         self._model.training(False)
+        self._scoring = True
         with self._model.rotations():
             dev = score(
                 self._model,
@@ -278,6 +279,7 @@ class Trainer:
                 mode=self._stage.evaluation.mode,
                 ranks=self._ranks,
             )
+        self._scoring = False
         counters.dev_seconds += time.perf_counter() - started
         counters.epoch += 1
         if dev.accuracy > counters.best_accuracy:

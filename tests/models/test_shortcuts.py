@@ -52,10 +52,32 @@ def test_grouped_attention_is_attention(
 
 
 def test_grouped_attention_is_chosen_where_it_is_faster() -> None:
-    assert attention_implementation("auto", CPU, torch.bfloat16) == "grouped"
-    assert attention_implementation("auto", CPU, torch.float32) == "sdpa"
-    assert attention_implementation("auto", torch.device("cuda"), torch.bfloat16) == "sdpa"
-    assert attention_implementation("eager", CPU, torch.bfloat16) == "eager"
+    gpu = torch.device("cuda")
+    assert attention_implementation("auto", "llama", CPU, torch.bfloat16) == "grouped"
+    assert attention_implementation("auto", "llama", CPU, torch.float32) is None
+    assert attention_implementation("auto", "llama", gpu, torch.bfloat16) is None
+    assert attention_implementation("auto", "gpt_oss", CPU, torch.bfloat16) is None
+    assert attention_implementation("eager", "llama", CPU, torch.bfloat16) == "eager"
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt_neox"])
+def test_grouped_attention_is_that_of_each_architecture_it_is_chosen_for(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model(kind, **sizes, **heads, initializer_range=0.3)
+    torch.manual_seed(0)
+    assert attention_implementation("grouped", kind, CPU, torch.float32) == "grouped"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(3, 40, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits[:, -3:]
+        model.set_attn_implementation("grouped")
+        found = model(ids, attention_mask=mask).logits[:, -3:]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

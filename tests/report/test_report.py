@@ -332,3 +332,48 @@ def test_complete_counts_a_damaged_runs_other_seeds(tmp_path: Path) -> None:
     complete(sweep.store, content.section.open[0].last, 0.6)
     (content,) = reported(sweep).sections
     assert not content.section.open
+
+
+def test_many_epochs_and_ranks_of_a_two_stage_method_can_be_drawn(tmp_path: Path) -> None:
+    runs = [
+        (f"method=heft epochs={epochs} rank={rank}", 0.6)
+        for epochs in range(1, 10)
+        for rank in (4, 8)
+    ]
+    reported(make_sweep(tmp_path, runs), figures=tmp_path / "figures")
+    drawn = pd.read_csv(tmp_path / "figures/accuracy_over_rank.csv")
+    assert set(drawn.stage_epochs) == {"9+9"}
+
+
+def test_figures_of_one_configuration_say_which(tmp_path: Path) -> None:
+    runs = [
+        (f"method={method} rank={rank} lora.learning_rate={rate}", 0.6)
+        for method in ("reft", "lora")
+        for rank in (4, 8)
+        for rate in (0.001, 0.002)
+    ]
+    (content,) = reported(make_sweep(tmp_path, runs), figures=tmp_path / "figures").sections
+    figures = {figure.path.name: figure for figure in content.figures}
+    for name in ("accuracy_over_rank", "training_curves"):
+        assert "lora.learning_rate=0.001" in figures[name].caption
+    ranks = pd.read_csv(tmp_path / "figures/accuracy_over_rank.csv")
+    assert sorted(set(ranks.method)) == ["lora", "reft"]
+    curves = pd.read_csv(tmp_path / "figures/training_curves.csv")
+    assert curves[curves.stage == "LoRA"].fingerprint.nunique() == curves["rank"].nunique()
+
+
+def test_an_unfinished_run_of_another_rank_is_not_what_a_claim_waits_for(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [("method=heft rank=4", 0.6), ("method=lora epochs=20", 0.6)])
+    _break(sweep, "gone")
+    (content,) = reported(sweep, "heft@3 r4 > lora@20", "heft@3 r8 > lora@20").sections
+    assert [v.verdict for v in content.verdicts] == ["not complete yet", "not in this sweep"]
+
+
+def test_ids_that_occur_twice_are_not_counted_twice(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[0], TABLE[3]])
+    path = sweep.store.folder(sweep.plan()["runs"][0]["stages"][0]) / "predictions.parquet"
+    table = pd.read_parquet(path)
+    table.loc[1, "id"] = table.loc[0, "id"]
+    table.to_parquet(path)
+    text = shown(sweep, tmp_path)
+    assert "damaged" in text

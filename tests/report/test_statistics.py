@@ -188,3 +188,17 @@ def _draw(
         chance = _chance(_BASE + better + easy + own + cells + of_seed)
         sides.append(random.random(chance.shape) < chance)
     return sides[0], sides[1]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("examples", [1, 2, 4, 400])
+def test_unlucky_tables_give_numbers_all_the_same(seeds: int, examples: int) -> None:
+    """Few seeds and examples, and seeds whose differences cancel out."""
+    random = np.random.default_rng(0)
+    tables = [random.random((2, seeds, examples)) < 0.7 for _ in range(100)]
+    cancelling = np.zeros((2, seeds, examples), dtype=bool)
+    cancelling[0, 0, ::2] = cancelling[1, 1, ::2] = True
+    for first, second in [*tables, cancelling]:
+        found = compare(first, second)
+        assert 0 <= found.p_value <= 1
+        assert -1 <= found.low <= found.difference <= found.high <= 1
