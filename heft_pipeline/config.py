@@ -104,6 +104,7 @@ class ReftConfig:
     engine: str = "hooks"
     reuse: str = "auto"
     reuse_budget_gib: float = 16.0
+    merge_parent: bool = False
     init_from: str | None = None
     epochs: int = 3
     batch_size: int = 32

@@ -250,6 +250,7 @@ def _reft(reft: ReftConfig, sources: Sources) -> ReftSpec:
         engine=reft.engine,
         reuse=reft.reuse,
         reuse_budget_gib=reft.reuse_budget_gib,
+        merge_parent=reft.merge_parent,
         init_from=reft.init_from,
         init_content=sources.adapter("reft.init_from", reft.init_from),
         learning_rate=reft.learning_rate,

@@ -107,6 +107,7 @@ class ReftSpec:
         layers: ``all`` or layer numbers from 0.
         reuse: ``auto`` or ``off``; with ``reuse_budget_gib`` it decides which activations are
             computed together, and with that their rounding.
+        merge_parent: Whether the LoRA adapters that it stands on are added to the weights.
         init_content: ``sha256:...`` of the folder that training starts from, or None.
     """
 
@@ -120,6 +121,7 @@ class ReftSpec:
     engine: str
     reuse: str
     reuse_budget_gib: float
+    merge_parent: bool
     init_from: str | None = field(metadata=NOT_IDENTITY)
     init_content: str | None
     learning_rate: float

@@ -102,7 +102,9 @@ def _train_and_evaluate(
     flops = FlopCounter(base.model, base.layers)
     parents = [(parent, store.adapter(parent)) for parent in stage.chain[:-1]]
     with adapted(base, parents) as model:
-        counters, trainable, reuse = Counters(), 0, ""
+        counters, trainable, reuse, merge_error = Counters(), 0, "", None
+        if stage.reft and not stage.lora and stage.reft.merge_parent:
+            merge_error = model.merge_parents(_probe(task))
         if stage.training is not None:
             torch.manual_seed(stage.seed)
             model.add_trainable(stage)
@@ -142,6 +144,7 @@ def _train_and_evaluate(
         "train_seconds": counters.train_seconds,
         "reuse_seconds": counters.reuse_seconds,
         "reuse": reuse,
+        "merge_error": merge_error,
         "dev_seconds": counters.dev_seconds,
         "eval_seconds": eval_seconds,
         "wall_seconds": time.perf_counter() - started,
@@ -155,6 +158,11 @@ def _train_and_evaluate(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(device),
     }
+
+
+def _probe(task: Task) -> list[AnsweredPrompt]:
+    """A few dev prompts, to see what an approximation changes."""
+    return [AnsweredPrompt(e.prompt, task.choices[0][:1]) for e in task.dev[:8]]
 
 
 def _evaluate(

@@ -101,8 +101,9 @@ CHANGING = [
     "data.dev_size=0.3", "data.max_prompt_tokens=30", "data.truncate_column=null",
     "data.train_split=validation", "data.eval_split=train", "data.dev_split=validation",
     "data.answer_column=question", "data.id_column=question", "data.subset=x",
-    "reft.reuse=off", "reft.reuse_budget_gib=1", "training.gradient_checkpointing=true",
-    "training.compile=true", "model.quantization=nf4", "training.micro_batch_tokens=auto",
+    "reft.reuse=off", "reft.reuse_budget_gib=1", "reft.merge_parent=true",
+    "training.gradient_checkpointing=true", "training.compile=true",
+    "model.quantization=nf4", "training.micro_batch_tokens=auto",
 ]  # fmt: skip
 NOT_CHANGING = [
     "output_dir=elsewhere", "sweep=other", "tracking=wandb", "tracking.project=x",

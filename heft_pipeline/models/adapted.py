@@ -11,10 +11,11 @@ import torch
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from heft_pipeline.data.batches import AnsweredPrompt, Batch
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models import lora as lora_module
 from heft_pipeline.models.base import Base, answer_logits, model_inputs
 from heft_pipeline.models.frozen import FrozenLayers, FrozenPrompts, OnPass
+from heft_pipeline.models.lora_forward import MergedLora
 from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
 from heft_pipeline.models.reft import ReftAdapter, load_reft, prompt_positions
 from heft_pipeline.models.reuse import start_reuse, unsupported
@@ -53,6 +54,7 @@ class AdaptedModel:
         self._trained_reft: ReftAdapter | None = None
         self._handles: list[Any] = []
         self._pyreft: tuple[Any, ReftAdapter] | None = None
+        self._merged: MergedLora | None = None
         self._reuse: FrozenPrompts | FrozenLayers | None = None
 
     def add_parent(self, stage: StageSpec, folder: Path) -> None:
@@ -70,6 +72,28 @@ class AdaptedModel:
             size, layers = self.base.hidden_size, len(self.base.layers)
             self._attach(load_reft(reft_folder(stage, folder), stage.reft, size, layers))
         self.base.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def merge_parents(self, probe: Sequence[AnsweredPrompt]) -> float | None:
+        """Add the finished LoRA adapters to the frozen weights, which spares two products a layer.
+
+        Args:
+            probe: What the error is measured on.
+
+        Returns:
+            The largest change of a logit against the largest logit; None without LoRA parents.
+
+        Raises:
+            UserError: The weights cannot be added to.
+        """
+        if self._peft is None:
+            return None
+        batch = collate(probe, self.base.pad_token_id).to(self.base.device)
+        self.training(False)
+        before = self.logits(batch).float()
+        self._merged = MergedLora(self.base.model)
+        change = (self.logits(batch).float() - before).abs().amax()
+        return float(change / before.abs().amax())
 
     def add_trainable(self, stage: StageSpec) -> None:
         """Put a stage's own adapter on the model, freshly initialised, to be trained.
@@ -307,6 +331,8 @@ class AdaptedModel:
             handle.remove()
         for layer in self.base.layers:
             vars(layer).pop("forward", None)  # compiled, or computed again in the backward pass
+        if self._merged is not None:
+            self._merged.undo()
         if self._peft is not None:
             self._peft.unload()
             # unload leaves PEFT's mark, on which the next adapter would warn.

@@ -9,8 +9,10 @@ numbers are PEFT's.
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Linear, LoraLayer
 from torch.nn.functional import linear
+
+from heft_pipeline.errors import UserError
 
 
 class LeanLinear(Linear):
@@ -38,6 +40,40 @@ class LeanLinear(Linear):
                 # Scaling the narrow product costs less than scaling the wide one.
                 result = result + linear(hidden * self.scaling[name], up.to(x.dtype))
         return result
+
+
+class MergedLora:
+    """LoRA adapters added to the weights they stand on, until :meth:`undo`.
+
+    The sums are computed in float32 and rounded to the weights' dtype once; the weights as they
+    were are kept beside them.
+
+    Args:
+        model: A model with finished LoRA adapters on it, changed in place.
+
+    Raises:
+        UserError: A layer's weights are not plain, as with 4 bits.
+    """
+
+    def __init__(self, model: Any) -> None:
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        if other := [layer for layer in layers if type(layer) is not LeanLinear]:
+            raise UserError(
+                f"reft.merge_parent: {type(other[0]).__name__} layers cannot be merged; use "
+                "reft.merge_parent=false"
+            )
+        self._before = [(layer, layer.base_layer.weight.data) for layer in layers]
+        for layer, weight in self._before:
+            names = [name for name in layer.active_adapters if name in layer.lora_A]
+            added = sum(layer.get_delta_weight(name).float() for name in names)
+            layer.base_layer.weight.data = (weight.float() + added).to(weight.dtype)
+            layer.forward = layer.base_layer.forward
+
+    def undo(self) -> None:
+        """Give the weights back as they were, bit for bit."""
+        for layer, weight in self._before:
+            layer.base_layer.weight.data = weight
+            del layer.forward
 
 
 def use_lean_forward(model: Any) -> None:

@@ -13,7 +13,7 @@ from heft_pipeline.models.attention import attention_implementation, grouped_att
 from heft_pipeline.models.base import load_base
 from heft_pipeline.models.lora_forward import LeanLinear
 from heft_pipeline.plan import Run
-from heft_pipeline.stage import cached_task, run_stage
+from heft_pipeline.stage import cached_base, cached_task, run_stage
 from heft_pipeline.store import Store
 from heft_pipeline.training.accumulate import answer_loss
 from tests.models.test_reft_against_pyreft import some_batch
@@ -151,3 +151,27 @@ def test_the_head_gets_one_product_for_sliced_inputs(
     ids = torch.full((3, 5), 9)
     base.model(ids, logits_to_keep=2)
     assert seen == [True]
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_a_merged_parent_gives_the_losses_of_one_beside_the_weights(
+    compose_run: ComposeRun, small: list[str], store: Store, dtype: str, close: float
+) -> None:
+    made_of = [*small, "method=heft", "epochs=1", f"model.dtype={dtype}"]
+    made_of += ["training.log_every_steps=1", "lora.learning_rate=1e-2"]
+    beside, merged = compose_run(*made_of), compose_run(*made_of, "reft.merge_parent=true")
+    base = cached_base(beside.last.model, CPU)
+    weights = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    losses = []
+    for run in (beside, merged):
+        for stage in run.stages:
+            run_stage(stage, store)
+        lines = read_metrics(store.folder(run.last.fingerprint) / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if line["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=close)
+    error = (store.result(merged.last.fingerprint) or {})["merge_error"]
+    assert 0 < error < close
+    assert (store.result(beside.last.fingerprint) or {})["merge_error"] is None
+    after = base.model.state_dict()
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights.items())
