@@ -10,7 +10,7 @@ from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
 from heft_pipeline.memory import free, is_out_of_memory
 from heft_pipeline.models.adapted import AdaptedModel, ReadPrompts
-from heft_pipeline.models.base import model_inputs
+from heft_pipeline.models.base import cache_name, model_inputs
 from heft_pipeline.parallel import Ranks
 
 Choices = tuple[tuple[int, ...], ...]
@@ -158,9 +158,9 @@ def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> t
         input_ids=padded[:, :-1].clamp(min=0).to(device).repeat(prompts, 1),
         attention_mask=torch.cat([mask, own], dim=1),
         position_ids=mask.sum(dim=1, keepdim=True) + torch.arange(width, device=device),
-        past_key_values=read.cache,
         use_cache=True,
         logits_to_keep=width,
+        **{cache_name(model.base.model): read.cache},
     )
     return _picked(output.logits, labels).view(prompts, len(choices))
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models import lora as lora_module
-from heft_pipeline.models.base import Base, answer_logits, model_inputs
+from heft_pipeline.models.base import Base, answer_logits, kept_cache, model_inputs
 from heft_pipeline.models.frozen import FrozenLayers, FrozenPrompts, OnPass
 from heft_pipeline.models.lora_forward import MergedLora
 from heft_pipeline.models.pyreft_folder import pyreft_model, read_pyreft
@@ -173,7 +173,7 @@ class AdaptedModel:
             inputs = model_inputs(self.base.model, batch) | {"use_cache": True}
             with self.editing(batch):
                 output = self.base.model(**inputs)
-        return ReadPrompts(output.logits[:, -1], output.past_key_values, mask)
+        return ReadPrompts(output.logits[:, -1], kept_cache(output), mask)
 
     @cached_property
     def _unsupported(self) -> str:

@@ -310,8 +310,41 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
         "logits_to_keep": batch.answer_tokens,
         "use_cache": False,
     }
-    accepted = inspect.signature(model.forward).parameters
+    accepted = accepted_inputs(model)
     return inputs | {k: v for k, v in wished.items() if k in accepted}
+
+
+def cache_name(model: Any) -> str:
+    """What a model's forward pass calls its cache of keys and values.
+
+    Args:
+        model: A transformers causal language model.
+
+    Returns:
+        ``past_key_values``, or ``cache`` from transformers 5.24 on; empty where it takes none.
+    """
+    names = accepted_inputs(model)
+    return next((name for name in ("past_key_values", "cache") if name in names), "")
+
+
+def kept_cache(output: Any) -> Any:
+    """The cache that a model's output holds, whatever transformers calls it; None without one."""
+    for name in ("past_key_values", "cache"):
+        if (found := getattr(output, name, None)) is not None:
+            return found
+    return None
+
+
+def accepted_inputs(model: Any) -> set[str]:
+    """The keyword arguments that a model's forward pass takes by name.
+
+    Args:
+        model: A transformers causal language model.
+
+    Returns:
+        Those of its class; libraries wrap an instance's ``forward`` without its signature.
+    """
+    return set(inspect.signature(type(model).forward).parameters)
 
 
 def _where(spec: ModelSpec) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
-from heft_pipeline.models.base import Base, model_inputs
+from heft_pipeline.models.base import Base, cache_name, kept_cache, model_inputs
 from heft_pipeline.models.kept import Kept
 
 Tokens = tuple[int, ...]
@@ -85,7 +85,7 @@ class FrozenPrompts:
         inputs = model_inputs(self._base.model, short) | {
             "attention_mask": whole,
             "position_ids": short.position_ids + mask.sum(dim=1, keepdim=True),
-            "past_key_values": cache,
+            cache_name(self._base.model): cache,
             "use_cache": True,
         }
         with editing(short):
@@ -119,9 +119,7 @@ class FrozenPrompts:
         rows, tokens = batch.input_ids.shape
         self._on_pass(rows, tokens, len(self._base.layers))
         output = self._base.model(**model_inputs(self._base.model, batch) | {"use_cache": True})
-        layers = [
-            torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers
-        ]
+        layers = [torch.stack([layer.keys, layer.values]) for layer in kept_cache(output).layers]
         together = torch.stack(layers)
         width = together.shape[4]
         return [

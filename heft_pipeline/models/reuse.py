@@ -6,7 +6,6 @@ positions and the answer alone. With any interventions, what comes out of the fi
 layer before its edit is the same: it is kept, and training begins there.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,13 @@ import torch
 
 from heft_pipeline.config import parse_positions
 from heft_pipeline.data.batches import AnsweredPrompt, collate
-from heft_pipeline.models.base import Base, answer_logits
+from heft_pipeline.models.base import (
+    Base,
+    accepted_inputs,
+    answer_logits,
+    cache_name,
+    kept_cache,
+)
 from heft_pipeline.models.frozen import Editing, FrozenLayers, FrozenPrompts, OnPass
 from heft_pipeline.models.kept import Kept
 from heft_pipeline.spec import StageSpec
@@ -150,13 +155,13 @@ def unsupported(base: Base) -> str:
     """
     from transformers.cache_utils import DynamicLayer
 
-    accepted = inspect.signature(base.model.forward).parameters
-    if not {"past_key_values", "position_ids", "logits_to_keep"} <= set(accepted):
+    wanted = {cache_name(base.model), "position_ids", "logits_to_keep"}
+    if not wanted <= accepted_inputs(base.model):
         return f"{type(base.model).__name__} takes no cache of keys and values"
     prompt = AnsweredPrompt((base.pad_token_id,) * 2, (0,))
     batch = collate([prompt], base.pad_token_id).to(base.device)
     with torch.no_grad():
-        past = base.model(input_ids=batch.input_ids, use_cache=True).past_key_values
+        past = kept_cache(base.model(input_ids=batch.input_ids, use_cache=True))
     layers = getattr(past, "layers", [])
     plain = len(layers) == len(base.layers) and all(
         type(layer) is DynamicLayer and layer.keys.shape == layer.values.shape for layer in layers

@@ -377,7 +377,7 @@ def test_two_hundred_stages_are_submitted_at_once(
         "partition": None, "account": None, "qos": None, "gres": None, "constraint": None,
         "exclude": None, "nodelist": None, "gpus_per_stage": 1, "cpus_per_gpu": None, "mem": None,
         "time": "5", "setup": [], "sbatch": {"hold": True}, "max_parallel": 4, "max_requeues": 1,
-        "signal_seconds": 30,
+        "signal_seconds": 30, "wait": True,
     }  # fmt: skip
     jobs, submitted = slurm.submit(list(plan.stages.values()), folder, settings)
     try:
