@@ -9,9 +9,8 @@ from torch.nn.functional import pad
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base import Base, cache_name, kept_cache, model_inputs
-from heft_pipeline.models.kept import Kept
+from heft_pipeline.models.kept import Kept, Tokens
 
-Tokens = tuple[int, ...]
 OnPass = Callable[[int, int, int], None]
 Editing = Callable[[Batch], AbstractContextManager[None]]
 
@@ -52,9 +51,7 @@ class FrozenPrompts:
         Returns:
             How many different ones there are.
         """
-        keys = sorted({s.prompt for s in sequences}, key=lambda p: (len(p), p))
-        self.kept.fill(keys, [len(p) for p in keys], tokens, self._compute, advance)
-        return len(keys)
+        return self.kept.fill((s.prompt for s in sequences), tokens, self._compute, advance)
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.
@@ -165,9 +162,7 @@ class FrozenLayers:
         Returns:
             How many different ones there are.
         """
-        keys = sorted({_inputs(s) for s in sequences}, key=lambda k: (len(k), k))
-        self.kept.fill(keys, [len(k) for k in keys], tokens, self._compute, advance)
-        return len(keys)
+        return self.kept.fill(map(_inputs, sequences), tokens, self._compute, advance)
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+#: What a tensor is kept under: the token ids that it was computed from.
+Tokens = tuple[int, ...]
 #: Shares of what is free that kept activations may take.
 _OF_GPU, _OF_RAM = 0.5, 0.5
 #: Reading from a file at about 2 GB/s against computing at about 2e14 operations a second.
@@ -29,9 +31,9 @@ class Kept:
     ) -> None:
         self._device, self._budget, self._folder = device, budget, folder
         self._operations = operations
-        self._tensors: dict[Hashable, torch.Tensor] = {}
+        self._tensors: dict[Tokens, torch.Tensor] = {}
         #: Where in the file, and what shape and dtype.
-        self._in_file: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
+        self._in_file: dict[Tokens, tuple[int, torch.Size, torch.dtype]] = {}
         self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
         self.bytes = 0
@@ -42,35 +44,38 @@ class Kept:
 
     def fill(
         self,
-        keys: Sequence[Any],
-        lengths: Sequence[int],
+        wanted: Iterable[Tokens],
         tokens: int,
-        compute: Callable[[list[Any]], list[torch.Tensor]],
+        compute: Callable[[list[Tokens]], list[torch.Tensor]],
         advance: Callable[[int, int], None],
-    ) -> None:
-        """Compute and keep tensors, in a grouping that keys and lengths alone decide.
+    ) -> int:
+        """Compute and keep tensors, in an order and grouping that the keys alone decide.
 
         Args:
-            keys: Sorted by length, each once.
-            lengths: Tokens of each.
+            wanted: The keys; repeated ones count once.
             tokens: Most padded tokens a pass.
             compute: Makes the tensors of a group of keys.
             advance: Told how many are done, and of how many.
+
+        Returns:
+            How many different keys there are.
         """
+        keys = sorted(set(wanted), key=lambda key: (len(key), key))
         start = 0
         while start < len(keys) and self.bytes < self._budget:
             stop = start + 1
-            while stop < len(keys) and lengths[stop] * (stop + 1 - start) <= tokens:
+            while stop < len(keys) and len(keys[stop]) * (stop + 1 - start) <= tokens:
                 stop += 1
-            group = list(keys[start:stop])
+            group = keys[start:stop]
             for key, tensor in zip(group, compute(group), strict=True):
                 if self.bytes + tensor.nbytes > self._budget or not self._keep(key, tensor):
-                    return
+                    return len(keys)
             start = stop
             advance(start, len(keys))
+        return len(keys)
 
     def get(
-        self, keys: Sequence[Any], compute: Callable[[list[Any]], list[torch.Tensor]]
+        self, keys: Sequence[Tokens], compute: Callable[[list[Tokens]], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
         """Tensors on the device; those that are not kept are computed now.
 
@@ -86,7 +91,7 @@ class Kept:
         found |= dict(zip(missing, compute(missing), strict=True)) if missing else {}
         return [found[key].to(self._device, non_blocking=True) for key in keys]
 
-    def _kept(self, key: Hashable) -> torch.Tensor | None:
+    def _kept(self, key: Tokens) -> torch.Tensor | None:
         if key in self._tensors:
             return self._tensors[key]
         if key not in self._in_file:
@@ -96,7 +101,7 @@ class Kept:
         raw = bytearray(self._file.read(shape.numel() * dtype.itemsize))
         return torch.frombuffer(raw, dtype=dtype).view(shape)
 
-    def _keep(self, key: Hashable, tensor: torch.Tensor) -> bool:
+    def _keep(self, key: Tokens, tensor: torch.Tensor) -> bool:
         size = tensor.nbytes
         if self._device.type == "cuda" and size <= self._gpu_left:
             self._gpu_left -= size
