@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.sources import BUILTIN
+from heft_pipeline.plan.sources import BUILTIN
 
 #: The published shapes of models, without their weights (transformers' LlamaConfig).
 SHAPES: dict[str, dict[str, Any]] = {

@@ -8,14 +8,14 @@ import torch
 
 from benchmarks.piece import Measured, Piece, composed
 from heft_pipeline.data.prompts import Task
-from heft_pipeline.evaluation import score
-from heft_pipeline.memory import peak_mb, reset_peak
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.models.adapted import adapted
+from heft_pipeline.scoring.score import score
+from heft_pipeline.devices.memory import peak_mb, reset_peak
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.models.base import quieten, resolve_device
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.stage import cached_base, cached_task, run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.stage.run_stage import cached_base, cached_task, run_stage
+from heft_pipeline.store.stage_folders import Store
 
 
 class EpochClock:

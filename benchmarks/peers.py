@@ -26,10 +26,10 @@ from benchmarks.own import input_tokens
 from benchmarks.piece import Measured, Piece, composed
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task
-from heft_pipeline.memory import peak_mb, reset_peak
+from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.models.base import decoder_layers, load_tokenizer, quieten, resolve_device
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.stage import cached_task
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.stage.run_stage import cached_task
 from heft_pipeline.training.flops import FlopCounter
 
 with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package

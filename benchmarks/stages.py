@@ -15,9 +15,9 @@ from benchmarks.inputs import LARGE, SHAPES, write_rows
 from benchmarks.piece import Measured, Piece, composed
 from benchmarks.summary import GRID, PARTS, POSITIONS, Results, summary
 from benchmarks.table import show
-from heft_pipeline.config import ReftConfig
+from heft_pipeline.settings.schema import ReftConfig
 from heft_pipeline.errors import UserError
-from heft_pipeline.sources import BUILTIN
+from heft_pipeline.plan.sources import BUILTIN
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: Rows and epochs of the comparison of losses.
@@ -259,7 +259,7 @@ def _run(piece: Piece, threads: int | None) -> Measured:
 
 def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
     from heft_pipeline.models.base import resolve_device
-    from heft_pipeline.stage import machine
+    from heft_pipeline.stage.run_stage import machine
 
     return {
         "settings": vars(options),

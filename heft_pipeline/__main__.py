@@ -10,8 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from heft_pipeline.config import config_dir, register
 from heft_pipeline.errors import UserError
+from heft_pipeline.settings.schema import config_dir, register
 
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EEXIST)
 
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from launch.sweep import run_point
+    from launch.run_sweep import run_point
 
     try:
         return run_point(cfg)

@@ -2,21 +2,20 @@
 
     python -m heft_pipeline.dashboard [--entity E] [--project P] [--group SWEEP]
 
-The view's address follows from the project and the sweep, so asking again updates it.
+The view's address follows from the project and the sweep, so repeating the command updates it.
 """
 
 import argparse
-import contextlib
 import hashlib
 import importlib.util
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.errors import UserError
 from heft_pipeline.tracking.account import logged_in
+from heft_pipeline.tracking.wandb_backend import quiet
 
 _COSTS = {
     "total_epochs": "epochs of all stages",
@@ -34,7 +33,6 @@ _CURVES = {
     "examples_per_second": "examples/s",
     "peak_memory_mb": "peak memory, MB",
 }
-_STAGES = {"lora": "LoRA stages", "reft": "ReFT stages", "joint": "Joint stages"}
 _COLUMNS = [
     "run:displayName",
     "run:jobType",
@@ -52,7 +50,7 @@ _COLUMNS = [
 
 
 def workspace(entity: str, project: str, group: str | None) -> Any:
-    """The workspace, not saved yet.
+    """Make the workspace without saving it.
 
     Args:
         entity: The W&B user or team.
@@ -76,7 +74,7 @@ def workspace(entity: str, project: str, group: str | None) -> Any:
 
 
 def view_name(entity: str, project: str, group: str | None) -> str:
-    """W&B's own name of the view, which follows from what it shows.
+    """W&B's internal name of the view, which follows from what the view shows.
 
     Args:
         entity: The W&B user or team.
@@ -84,14 +82,14 @@ def view_name(entity: str, project: str, group: str | None) -> str:
         group: The sweep, or None.
 
     Returns:
-        A name of the form that W&B gives to saved views.
+        A name in the form that W&B gives to saved views.
     """
     text = "/".join([entity, project, group or ""])
     return f"nw-{hashlib.sha256(text.encode()).hexdigest()[:11]}-v"
 
 
 def save(entity: str | None, project: str, group: str | None) -> str:
-    """Make the view, or bring it up to date.
+    """Create or update the view.
 
     Args:
         entity: The W&B user or team; None for the account's default.
@@ -103,7 +101,7 @@ def save(entity: str | None, project: str, group: str | None) -> str:
 
     Raises:
         UserError: A package or an account is missing, there is no such project, or W&B does not
-            take it.
+            accept the view.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError(
@@ -111,15 +109,15 @@ def save(entity: str | None, project: str, group: str | None) -> str:
             "pip install 'heft-pipeline[dashboard]' (or: pip install wandb-workspaces)"
         )
     if not logged_in():
-        raise UserError("the dashboard is kept at W&B, which has no API key here: `wandb login`")
+        raise UserError("the dashboard needs a W&B API key, and there is none here: `wandb login`")
     try:
-        with _quiet():
+        with quiet():
             return _save(entity, project, group)
     except UserError:
         raise
-    except Exception as error:  # W&B raises of many kinds, all with the same way out
+    except Exception as error:  # W&B raises many types, all with the same way out
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"W&B did not take the dashboard: {text}") from error
+        raise UserError(f"W&B did not accept the dashboard: {text}") from error
 
 
 def _save(entity: str | None, project: str, group: str | None) -> str:
@@ -140,13 +138,13 @@ def _save(entity: str | None, project: str, group: str | None) -> str:
                 f"there is no project {owner}/{project} that this account can see; send a sweep "
                 f"first (python -m heft_pipeline.tracking SWEEP), or give --project and --entity"
             ) from error
-        view = workspace(owner, project, group)  # it is not there yet
+        view = workspace(owner, project, group)  # it does not exist yet
     view.save()
     return str(view.url)
 
 
 def _accuracy_panels() -> list[Any]:
-    """Accuracy by method, and against each cost."""
+    """The panels of accuracy by method, and against each cost."""
     import wandb_workspaces.reports.v2 as wr
 
     accuracy = wr.SummaryMetric("accuracy")
@@ -187,25 +185,15 @@ def _accuracy_panels() -> list[Any]:
 
 
 def _fill(view: Any, group: str | None) -> None:
-    """Put the panels and the table's settings into a workspace, in place of what it has."""
+    """Replace a workspace's panels and the settings of its table."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    curves = [
-        ws.Section(
-            name=title,
-            is_open=prefix != "joint",
-            panels=[
-                wr.LinePlot(title=what, x=f"{prefix}/step", y=[f"{prefix}/{name}"])
-                for name, what in _CURVES.items()
-            ],
-        )
-        for prefix, title in _STAGES.items()
-    ]
     view.sections = [
         ws.Section(name="Accuracy and its costs", is_open=True, panels=_accuracy_panels()),
-        *curves,
+        *(_curves(f"{kind.title} stages", prefix, True) for prefix, kind in kinds().items()),
+        _curves("Joint stages", "joint", False),
         ws.Section(name="Runs", panels=[wr.RunComparer(diff_only=True)]),
     ]
     view.runset_settings = ws.RunsetSettings(
@@ -216,25 +204,30 @@ def _fill(view: Any, group: str | None) -> None:
     view.settings = ws.WorkspaceSettings(max_runs=100)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep W&B's notes to the terminal away; the view's address is said once."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        yield
+def _curves(title: str, prefix: str, is_open: bool) -> Any:
+    """The section with the curves of the stages that have a prefix."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    panels = [
+        wr.LinePlot(title=what, x=f"{prefix}/step", y=[f"{prefix}/{name}"])
+        for name, what in _CURVES.items()
+    ]
+    return ws.Section(name=title, is_open=is_open, panels=panels)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
+    """Create or update the view, and print its address.
 
     Args:
-        arguments: Without the program's name; the process's own where None.
+        arguments: The arguments without the program's name; None for the process's own.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.dashboard",
-        description="Make a W&B workspace that compares the methods, or bring it up to date.",
+        description="Create or update a W&B workspace that compares the methods.",
     )
     parser.add_argument("--entity", metavar="E", help="the W&B user or team")
     parser.add_argument("--project", metavar="P", default="heft", help="default: heft")

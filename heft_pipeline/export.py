@@ -14,19 +14,8 @@ import sys
 from pathlib import Path
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.spec import StageSpec, from_json
-from heft_pipeline.store import STAGE, Store
-
-_LOAD_REFT = """\
-import torch
-from pyreft import ReftModel
-reft = ReftModel.load("{folder}", model)
-for key, intervention in reft.interventions.items():
-    # pyreft builds interventions in bfloat16; these were trained in float32.
-    intervention.float()
-    intervention.load_state_dict(torch.load(f"{folder}/intkey_{{key}}.bin"))
-reft.eval()
-"""
+from heft_pipeline.plan.stage_spec import StageSpec, from_json
+from heft_pipeline.store.stage_folders import STAGE, Store
 
 
 def export(stage: StageSpec, store: Store, to: Path) -> None:
@@ -38,11 +27,11 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
         to: The folder to write; made where missing.
 
     Raises:
-        UserError: A stage is not complete or has no adapter, ``to`` is not empty, or pyreft
-            cannot load the adapter.
+        UserError: A stage is not complete or has no adapter, ``to`` is not empty, or an adapter
+            cannot be loaded by the library that defines its kind.
     """
     if stage.training is None:
-        raise UserError("a stage of kind base trains nothing; there is no adapter to export")
+        raise UserError("the untouched model has no adapter to export")
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"--to {to} is not empty; give a new folder")
     for part in stage.chain:
@@ -66,40 +55,18 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
 
 
 def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
-    """Write one stage; return the lines that put it on ``model``."""
-    from heft_pipeline.models.adapted import lora_folder, reft_folder
+    """Write one stage; return the lines that put its adapters on ``model``."""
+    from heft_pipeline.adapters.adapted import adapter_folder
+    from heft_pipeline.models.base import quieten
 
-    lines = []
-    if stage.lora:
-        target = lora_folder(stage, folder)
-        shutil.copytree(lora_folder(stage, store.adapter(stage)), target, dirs_exist_ok=True)
-        lines += [
-            "from peft import PeftModel",
-            f'model = PeftModel.from_pretrained(model, "{target.relative_to(root)}")'
-            ".base_model.model",
-        ]
-    if stage.reft:
-        target = reft_folder(stage, folder)
-        _export_reft(stage, reft_folder(stage, store.adapter(stage)), target)
-        lines.append(_LOAD_REFT.format(folder=target.relative_to(root)))
-    return lines
-
-
-def _export_reft(stage: StageSpec, source: Path, target: Path) -> None:
-    from safetensors.torch import load_file
-
-    from heft_pipeline.models.base import decoder_layers, quieten, skeleton
-    from heft_pipeline.models.pyreft_folder import write_pyreft
-    from heft_pipeline.models.reft import CONFIG, WEIGHTS, ReftAdapter
-
-    assert stage.reft is not None
     quieten()
-    model = skeleton(stage.model)
-    layers = len(decoder_layers(model)[1])
-    adapter = ReftAdapter(stage.reft, model.config.get_text_config().hidden_size, layers)
-    adapter.load_effective_state(load_file(source / WEIGHTS))
-    write_pyreft(adapter, model, target)
-    shutil.copy(source / CONFIG, target / CONFIG)
+    lines = []
+    for settings in stage.adapters:
+        source = adapter_folder(store.adapter(stage), settings, stage.adapters)
+        to = adapter_folder(folder, settings, stage.adapters)
+        code = settings.adapter_class().export(settings, stage.model, source, to)
+        lines.append(code.format(folder=to.relative_to(root)))
+    return lines
 
 
 def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:

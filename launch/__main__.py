@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.live import Live
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan import read_plan
-from heft_pipeline.sweep import Sweep, find_sweep
+from heft_pipeline.plan.graph import read_plan
+from heft_pipeline.store.sweep_folders import Sweep, find_sweep
 
 _WATCH_SECONDS = 2.0
 
@@ -118,8 +118,8 @@ def _log_files(folder: Path, output_dir: Path) -> list[Path]:
 
 
 def _cancel(given: argparse.Namespace, console: Console) -> int:
-    from launch.slurm import read_job
-    from launch.slurm_commands import cancel_jobs, job_states
+    from launch.slurm.submit import read_job
+    from launch.slurm.commands import cancel_jobs, job_states
 
     sweep = find_sweep(given.sweep, given.output_dir)
     plan, store = sweep.plan(), sweep.store
@@ -152,7 +152,7 @@ def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
 
 
 def _retry(given: argparse.Namespace, console: Console) -> int:
-    from launch.sweep import execute_plan
+    from launch.run_sweep import execute_plan
 
     sweep = find_sweep(given.sweep, given.output_dir)
     launcher = sweep.plan()["launcher"]

@@ -1,30 +1,74 @@
 """Composing the configs of many jobs quickly.
 
-Hydra composes one job in tens of milliseconds, which a sweep of thousands cannot afford. Jobs
-that choose the same config groups differ by plain values alone; for those, Hydra composes once,
-and each section of the config is made once for each set of values that can affect it.
+Hydra needs tens of milliseconds to compose a job, which is too long for a sweep of thousands.
+Jobs that choose the same config groups differ in plain values only. For those, Hydra composes
+once, and the values are set on what it composed: each section of the settings is made once for
+each set of values that can affect it, and the full config of a job is a copy.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from heft_pipeline.config import HeftConfig
+from heft_pipeline.declare import check
 from heft_pipeline.errors import UserError
-from heft_pipeline.validation import check, typed
+from heft_pipeline.settings.checks import typed
+from heft_pipeline.settings.schema import HeftConfig
 
-_REFERENCE = re.compile(r"\$\{\.*([A-Za-z_]\w*)")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+class Job:
+    """One job of a sweep, composed.
+
+    Attributes:
+        number: Hydra's number of the job, unique in the sweep.
+        overrides: The job's overrides.
+        settings: Its checked settings.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        parsed: Sequence[Override],
+        composed: "_Composed",
+        values: dict[str, Any],
+        settings: HeftConfig,
+    ) -> None:
+        self.number, self.settings = number, settings
+        self.overrides = tuple(_text(override) for override in parsed)
+        self._parsed, self._composed, self._values = parsed, composed, values
+
+    def hydra_config(self) -> DictConfig:
+        """The full config of the job, as Hydra's launchers hand it to ``run_job``.
+
+        Returns:
+            What Hydra's ``load_sweep_config`` gives for the overrides, with the job's number.
+        """
+        cfg = self._composed.copy_with(self._values)
+        task = [override for override in self._parsed if not override.is_hydra_override()]
+        job, layout = cfg.hydra.job, cfg.hydra.job.config.override_dirname
+        with open_dict(cfg.hydra):
+            cfg.hydra.overrides.task = [_text(override) for override in task]
+            job.override_dirname = get_overrides_dirname(
+                task, layout.exclude_keys, layout.item_sep, layout.kv_sep
+            )
+            job.id = job.num = self.number
+        return cfg
 
 
 class Composer:
-    """Makes typed configs from the overrides of Hydra jobs.
+    """Composes jobs from their overrides.
 
     Args:
         loader: Hydra's, which composes.
@@ -35,155 +79,184 @@ class Composer:
         self._loader, self._config = loader, config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
-        self._bases: dict[tuple[str, ...], _Base] = {}
+        self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
 
-    def job(self, overrides: Sequence[str]) -> DictConfig:
-        """Let Hydra compose one job, its ``hydra`` node included.
+    def job(self, number: int, overrides: Sequence[str]) -> Job:
+        """Compose a job.
 
         Args:
+            number: Hydra's number of the job.
             overrides: The job's overrides.
 
         Returns:
-            The config.
-        """
-        return self._loader.load_sweep_config(self._config, list(overrides))
-
-    def typed(self, overrides: Sequence[str]) -> HeftConfig:
-        """Make the typed and checked config of one job.
-
-        Args:
-            overrides: The job's overrides.
-
-        Returns:
-            What :func:`heft_pipeline.config.typed` gives for the job that Hydra composes.
+            The job, equal to what Hydra composes from the overrides.
 
         Raises:
-            UserError: A value is missing or makes no sense; the text ends with the overrides.
+            UserError: A value is missing or makes no sense; the message ends with the overrides.
+            HydraException: An override has no meaning, or a value is of the wrong type.
         """
-        structure: list[str] = []
-        values: list[str] = []
-        for text in overrides:
-            override = self._parse(text)
-            (values if self._is_plain_value(override) else structure).append(text)
-        base = self._base(tuple(structure))
-        plain = {}
-        for text in values:
-            override = self._parse(text)
-            if base.is_new(override.key_or_group):
-                self.job([*structure, text])  # Hydra's own checks and words
-            plain[override.key_or_group] = override.value()
+        parsed = [self._parse(text) for text in overrides]
+        composed, values = self._split(parsed)
         try:
-            return base.with_values(plain)
+            settings = composed.settings_with(values)
         except UserError as error:
             raise UserError(f"{error}\n(in the run {' '.join(overrides)})") from error
+        except OmegaConfBaseException:
+            self._by_hydra(overrides)  # refuses the same value, in Hydra's words
+            raise
+        return Job(number, parsed, composed, values, settings)
+
+    def _split(self, parsed: Sequence[Override]) -> tuple["_Composed", dict[str, Any]]:
+        """What Hydra has to compose of a job, and the plain values to set on that."""
+        overlapping = _overlapping(
+            tuple(one.key_or_group for one in parsed if not self._is_group(one.key_or_group))
+        )
+        structure: list[Override] = []
+        plain: list[Override] = []
+        for one in parsed:
+            is_value = self._is_plain(one) and one.key_or_group not in overlapping
+            (plain if is_value else structure).append(one)
+        composed = self._compose(structure)
+        new = [one for one in plain if not composed.has(one.key_or_group)]
+        if new:  # Hydra knows what to do with these
+            composed = self._compose([*structure, *new])
+        return composed, {one.key_or_group: one.value() for one in plain if one not in new}
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
             self._parsed[text] = self._parser.parse_override(text)
         return self._parsed[text]
 
-    def _is_plain_value(self, override: Override) -> bool:
-        """Whether an override sets one existing key to a value that refers to nothing."""
+    def _is_plain(self, override: Override) -> bool:
+        """Whether an override sets a key of the settings to a value that refers to nothing."""
         if override.is_add() or override.is_force_add() or override.is_delete():
             return False
-        key = override.key_or_group
-        if key not in self._groups:
-            self._groups[key] = bool(self._loader.get_group_options(key))
-        return (
-            not self._groups[key] and override.package is None and "${" not in str(override.value())
+        if override.is_hydra_override() or override.is_sweep_override() or override.package:
+            return False
+        value = override.value()
+        # Hydra merges a mapping into what is there.
+        return not (
+            isinstance(value, dict) or "${" in str(value) or self._is_group(override.key_or_group)
         )
 
-    def _base(self, structure: tuple[str, ...]) -> "_Base":
-        if structure not in self._bases:
-            self._bases[structure] = _Base(without_hydra(self.job(structure)))
-        return self._bases[structure]
+    def _is_group(self, key: str) -> bool:
+        if key not in self._groups:
+            self._groups[key] = bool(self._loader.get_group_options(key))
+        return self._groups[key]
+
+    def _compose(self, overrides: Iterable[Override]) -> "_Composed":
+        texts = tuple(_text(override) for override in overrides)
+        if texts not in self._composed:
+            self._composed[texts] = _Composed(self._by_hydra(texts))
+        return self._composed[texts]
+
+    def _by_hydra(self, overrides: Iterable[str]) -> DictConfig:
+        return self._loader.load_sweep_config(self._config, list(overrides))
 
 
-class _Base:
-    """A composed config, and what its sections are for the values set on top of it."""
+class _Composed:
+    """What Hydra composed for some overrides, and the results of setting values on it.
+
+    Args:
+        cfg: The config, its ``hydra`` node included.
+    """
 
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
-        raw = OmegaConf.to_container(cfg, resolve=False)
+        self._scratch = _without_hydra(cfg)
+        raw = OmegaConf.to_container(self._scratch, resolve=False)
         assert isinstance(raw, dict)
-        direct = {str(key): _referenced(value) for key, value in raw.items()}
+        direct = {str(key): _words_of_references(value) for key, value in raw.items()}
         self._affected_by = {key: _closure(key, direct) for key in direct}
-        self._missing = bool(OmegaConf.missing_keys(cfg))
+        self._incomplete = bool(OmegaConf.missing_keys(self._scratch))
         self._sections: dict[tuple[Any, ...], Any] = {}
         self._originals: dict[str, Any] = {}
 
-    def is_new(self, key: str) -> bool:
-        """Whether no value has been set under a key yet."""
-        return key not in self._originals
+    def has(self, key: str) -> bool:
+        """Whether there is a key for a value in one of the config's mappings."""
+        parent, _, last = key.rpartition(".")
+        holder = OmegaConf.select(self._cfg, parent) if parent else self._cfg
+        return isinstance(holder, DictConfig) and last in holder._content
 
-    def with_values(self, values: dict[str, Any]) -> HeftConfig:
+    def settings_with(self, values: dict[str, Any]) -> HeftConfig:
+        """The checked settings with some values set."""
         sections = {}
         ready = False
+        known = [(key, key.split(".", 1)[0], repr(value)) for key, value in sorted(values.items())]
         for field in fields(HeftConfig):
-            name = field.name
-            reach = self._affected_by[name]
-            mine = tuple(
-                (key, repr(value))
-                for key, value in sorted(values.items())
-                if key.split(".", 1)[0] in reach
-            )
-            if (name, mine) not in self._sections:
+            name, reach = field.name, self._affected_by[field.name]
+            identity = (name, *((key, text) for key, top, text in known if top in reach))
+            if identity not in self._sections:
                 if not ready:
                     self._set(values)
                     ready = True
-                node = OmegaConf.select(self._cfg, name)
-                self._sections[name, mine] = (
+                node = OmegaConf.select(self._scratch, name)
+                self._sections[identity] = (
                     OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
                 )
-            sections[name] = self._sections[name, mine]
-        config = HeftConfig(**sections)
-        check(config)
-        return config
+            sections[name] = self._sections[identity]
+        settings = HeftConfig(**sections)
+        check(settings)
+        return settings
+
+    def copy_with(self, values: dict[str, Any]) -> DictConfig:
+        """A copy of the whole config with some values set."""
+        cfg = copy.deepcopy(self._cfg)
+        for key, value in values.items():
+            OmegaConf.update(cfg, key, value)
+        return cfg
 
     def _set(self, values: dict[str, Any]) -> None:
-        """Give the config these values, and its own under every key that they leave out."""
+        """Set values on the scratch config, and undo those of other jobs."""
         for key in values:
             if key not in self._originals:
                 parent, _, last = key.rpartition(".")
-                holder = OmegaConf.select(self._cfg, parent) if parent else self._cfg
+                holder = OmegaConf.select(self._scratch, parent) if parent else self._scratch
                 self._originals[key] = copy.deepcopy(holder._get_node(last))
         for key, original in self._originals.items():
-            OmegaConf.update(self._cfg, key, values.get(key, original), merge=False)
-        if self._missing and OmegaConf.missing_keys(self._cfg):
-            typed(self._cfg)  # says which value is missing
+            OmegaConf.update(self._scratch, key, values.get(key, original), merge=False)
+        if self._incomplete and OmegaConf.missing_keys(self._scratch):
+            typed(self._scratch)  # says which value is missing
 
 
-def without_hydra(job: DictConfig) -> DictConfig:
-    """A job's config as its task function gets it.
+def _text(override: Override) -> str:
+    assert override.input_line is not None  # it was parsed from a text
+    return override.input_line
 
-    Args:
-        job: A config with a ``hydra`` node.
 
-    Returns:
-        A copy without that node.
-    """
+@functools.cache
+def _overlapping(keys: tuple[str, ...]) -> frozenset[str]:
+    """The keys that are given more than once or lie within another: their order counts."""
+    return frozenset(
+        key
+        for number, key in enumerate(keys)
+        for other_number, other in enumerate(keys)
+        if number != other_number
+        and f"{key}.".startswith(f"{other}.") | f"{other}.".startswith(f"{key}.")
+    )
+
+
+def _without_hydra(job: DictConfig) -> DictConfig:
     cfg = copy.deepcopy(job)
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
     return cfg
 
 
-def _referenced(value: Any) -> set[str]:
-    """The top-level keys that a raw config node's interpolations mention."""
-    texts: Iterable[Any] = [value]
-    if isinstance(value, dict):
-        texts = value.values()
-    elif isinstance(value, list):
-        texts = value
-    else:
-        return set(_REFERENCE.findall(value)) if isinstance(value, str) else set()
-    return set().union(*map(_referenced, texts))
+def _words_of_references(value: Any) -> set[str]:
+    """All words in a raw config node's interpolations: the keys that they mention, and more."""
+    if isinstance(value, str):
+        return set(_WORD.findall(value)) if "${" in value else set()
+    if not isinstance(value, dict | list):
+        return set()
+    parts = value.values() if isinstance(value, dict) else value
+    return set().union(*map(_words_of_references, parts))
 
 
 def _closure(key: str, direct: dict[str, set[str]]) -> set[str]:
     """A key and all that it depends on, directly or not."""
-    reached, waiting = set(), [key]
+    reached, waiting = set[str](), [key]
     while waiting:
         name = waiting.pop()
         if name not in reached:

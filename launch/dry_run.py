@@ -1,38 +1,53 @@
 """Showing a plan without executing it."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from heft_pipeline.plan import Plan
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.store import Store
+from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+from launch.local.settings import LocalSettings
+from launch.progress import other_versions
+from launch.slurm.settings import SlurmSettings
 
 _MOST_LINES = 40
 
 
 def show_plan(
-    plan: Plan, store: Store, kind: str, settings: dict[str, Any], console: Console
+    plan: Plan, store: Store, launcher: LocalSettings | SlurmSettings, console: Console
 ) -> None:
     """Print the runs, the unique stages with their states, and what would be submitted.
 
     Args:
         plan: The plan.
         store: Where stages are.
-        kind: ``local`` or ``slurm``.
-        settings: The launcher's own config.
-        console: Where to.
+        launcher: The launcher's settings.
+        console: Where to print.
     """
     states = {key: store.state(key) for key in plan.stages}
-    to_do = [stage for key, stage in plan.stages.items() if states[key] != "complete"]
-    baselines = len(plan.stages) - plan.unique
+    unfinished = [stage for key, stage in plan.stages.items() if states[key] != "complete"]
     tree = Tree(f"[bold]{len(plan.runs)} runs[/] (dry run: nothing is trained)")
-    by_method = tree.add(f"runs: {_counts([run.method for run in plan.runs])}")
+    _show_runs(tree, plan)
+    _show_stages(tree, plan, states)
+    if isinstance(launcher, SlurmSettings):
+        _show_submissions(tree, unfinished, launcher)
+    else:
+        _show_workers(tree, len(unfinished), launcher)
+    if unused := other_versions(store):
+        tree.add(escape(unused))
+    console.print(tree, soft_wrap=True, highlight=False)
+
+
+def _show_runs(tree: Tree, plan: Plan) -> None:
+    branch = tree.add(f"runs: {_counts([run.method for run in plan.runs])}")
     for run in plan.runs[:_MOST_LINES]:
-        by_method.add(escape(f"{run.name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
-    _more(by_method, len(plan.runs))
+        branch.add(escape(f"{run.name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
+    _more(branch, len(plan.runs))
+
+
+def _show_stages(tree: Tree, plan: Plan, states: dict[str, str]) -> None:
+    baselines = len(plan.stages) - plan.unique
     branch = tree.add(
         f"unique stages: {plan.unique} of {plan.asked} asked for, "
         f"{plan.asked - plan.unique} saved by sharing"
@@ -42,26 +57,24 @@ def show_plan(
     for key, stage in list(plan.stages.items())[:_MOST_LINES]:
         branch.add(escape(f"{key[:8]} {stage.label}: {states[key]}"))
     _more(branch, len(plan.stages))
-    if kind == "slurm":
-        _submissions(tree, to_do, settings)
-    else:
-        workers, size = settings["workers"], settings["gpus_per_stage"]
-        tree.add(
-            f"would train {len(to_do)} stages here, {workers} at a time"
-            + (f", {size} processes each" if size > 1 else "")
-        )
-    console.print(tree, soft_wrap=True, highlight=False)
 
 
-def _submissions(tree: Tree, to_do: list[StageSpec], settings: dict[str, Any]) -> None:
-    from launch.slurm import groups, sbatch_parameters
+def _show_workers(tree: Tree, stages: int, launcher: LocalSettings) -> None:
+    size = launcher.gpus_per_stage
+    together = f", {size} processes each" if size > 1 else ""
+    tree.add(f"would train {stages} stages here, {launcher.workers} at a time{together}")
 
-    batches = groups(to_do)
-    branch = tree.add(f"would submit {len(to_do)} jobs in {len(batches)} calls of sbatch")
-    flags = ", ".join(f"{k}={v}" for k, v in sorted(sbatch_parameters(settings, None).items()))
+
+def _show_submissions(tree: Tree, stages: list[StageSpec], launcher: SlurmSettings) -> None:
+    from launch.slurm.sbatch import stage_flags  # imports submitit
+    from launch.slurm.submit import groups
+
+    batches = groups(stages)
+    branch = tree.add(f"would submit {len(stages)} jobs in {len(batches)} calls of sbatch")
+    flags = ", ".join(f"{k}={v}" for k, v in sorted(stage_flags(launcher, None).items()))
     branch.add(escape(flags))
-    for parent, stages in list(batches.items())[:_MOST_LINES]:
-        what = f"array of {len(stages)}" if len(stages) > 1 else stages[0].label
+    for parent, group in list(batches.items())[:_MOST_LINES]:
+        what = f"array of {len(group)}" if len(group) > 1 else group[0].label
         after = f", afterok on {parent[:8]}" if parent else ""
         branch.add(escape(f"{what}{after}"))
     _more(branch, len(batches))

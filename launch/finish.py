@@ -1,9 +1,9 @@
-"""What is done when a sweep's stages have ended: tracking, and the report."""
+"""What is done when a sweep's stages have ended: tracking and the report."""
 
 from rich.console import Console
 
-from heft_pipeline.sweep import Sweep
-from launch.tracking import tracked
+from heft_pipeline.store.sweep_folders import Sweep
+from launch.tracker import tracked
 
 
 def report(sweep: Sweep, console: Console) -> None:
@@ -22,7 +22,7 @@ def report(sweep: Sweep, console: Console) -> None:
 
 
 def finish_sweep(sweep: Sweep, console: Console, only: str | None = None) -> None:
-    """Track what has not been tracked of a sweep and make its report, from its files alone.
+    """Send to the tracker what it does not have yet and write the report, from files alone.
 
     Args:
         sweep: The sweep.

@@ -7,18 +7,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from heft_pipeline.plan import Plan
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.store import Store
-from launch.job import ShowProgress
+from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+from launch.attempt import ShowProgress
 
 
 class StageProgress:
-    """A progress bar for each stage at work, and a line for each finished one.
+    """A progress bar for each running stage, and a line for each finished one.
 
     Args:
         console: Where to show it.
-        total: How many stages are to be made.
+        total: How many stages are to be run.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -55,7 +55,7 @@ class StageProgress:
         self.of(stage)("load", 0, 1)
 
     def of(self, stage: StageSpec) -> ShowProgress:
-        """What moves a stage's bar; see :class:`heft_pipeline.training.loop.Progress`."""
+        """A function that moves a stage's bar: its phase, steps done, steps in all, and a note."""
 
         def show(phase: str, done: int, total: int, note: str = "") -> None:
             task = self._tasks.get(stage.fingerprint)
@@ -68,7 +68,7 @@ class StageProgress:
         return show
 
     def end(self, fingerprint: str) -> None:
-        """Take a stage's bar away."""
+        """Remove a stage's bar."""
         task = self._tasks.pop(fingerprint, None)
         if task is not None:
             self._progress.remove_task(task)
@@ -84,10 +84,10 @@ class StageProgress:
 
 
 def announce(console: Console, plan: Plan, store: Store) -> None:
-    """Say what a plan needs and what is there already.
+    """Print what a plan needs and how much of that is finished already.
 
     Args:
-        console: Where to.
+        console: Where to print.
         plan: The plan.
         store: Where stages are.
     """
@@ -99,6 +99,27 @@ def announce(console: Console, plan: Plan, store: Store) -> None:
         + (f" and {_count(baselines, 'untouched model')}" if baselines else "")
         + f": {complete} complete",
         highlight=False,
+    )
+    if unused := other_versions(store):
+        console.print(escape(unused), highlight=False, soft_wrap=True)
+
+
+def other_versions(store: Store) -> str:
+    """A line about the stages that are not used because another version wrote them.
+
+    Args:
+        store: Where stages are.
+
+    Returns:
+        The line; empty where there are no such stages.
+    """
+    number = store.other_versions()
+    if not number:
+        return ""
+    return (
+        f"{_count(number, 'stage')} in {store.output_dir / 'stages'} "
+        f"{'was' if number == 1 else 'were'} written by another version of heft_pipeline and "
+        f"{'is' if number == 1 else 'are'} not used"
     )
 
 

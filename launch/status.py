@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.spec import from_json
-from heft_pipeline.sweep import Sweep
-from launch.slurm import read_job
-from launch.slurm_commands import job_states
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.plan.stage_spec import from_json
+from heft_pipeline.store.sweep_folders import Sweep
+from launch.slurm.submit import read_job
+from launch.slurm.commands import job_states
 
 _MOST_ROWS = 60
 _COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "red"}

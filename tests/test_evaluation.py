@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.evaluation import _batches, score
-from heft_pipeline.models.adapted import adapted
+from heft_pipeline.scoring.score import _batches, score
+from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.models.base import load_base
-from heft_pipeline.plan import Run
+from heft_pipeline.plan.graph import Run
 
 ComposeRun = Callable[..., Run]
 

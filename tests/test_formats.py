@@ -14,11 +14,11 @@ from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.errors import UserError
 from heft_pipeline.export import main as export_main
 from heft_pipeline.models.base import load_tokenizer
-from heft_pipeline.models.reft import prompt_positions
-from heft_pipeline.plan import Run
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.adapters.reft.adapter import prompt_positions
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 
 ComposeRun = Callable[..., Run]
 
@@ -141,7 +141,7 @@ def test_a_peft_folder_becomes_a_stages_start(
 def test_a_start_of_another_rank_is_refused_before_training(
     compose_run: ComposeRun, small: list[str], store: Store
 ) -> None:
-    from heft_pipeline.preflight import preflight
+    from heft_pipeline.stage.preflight import preflight
 
     first = trained(compose_run(*small, "method=lora", "epochs=1"), store)
     other = compose_run(

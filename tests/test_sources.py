@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.sources import BUILTIN, Sources
+from heft_pipeline.plan.sources import BUILTIN, Sources
 
 COMMIT = "f" * 40
 
@@ -87,7 +87,7 @@ def test_builtin_names_are_folders_of_the_package(tmp_path: Path) -> None:
 def test_digests_of_large_files_are_remembered_until_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heft_pipeline.sources._REMEMBER_BYTES", 10)
+    monkeypatch.setattr("heft_pipeline.plan.sources._REMEMBER_BYTES", 10)
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "big.safetensors").write_text("x" * 20)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from heft_pipeline.plan import Plan, Run
-from heft_pipeline.spec import StageSpec, from_json, identity, to_json
+from heft_pipeline.plan.graph import Plan, Run
+from heft_pipeline.plan.stage_spec import StageSpec, from_json, identity, to_json
 
 ComposeRun = Callable[..., Run]
 

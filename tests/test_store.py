@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 
 ComposeRun = Callable[..., Run]
 
@@ -122,9 +122,9 @@ def test_selection_last_keeps_the_last_epoch(
 
 SCRIPT = """
 import json, sys, time
-from heft_pipeline.spec import from_json
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.plan.stage_spec import from_json
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 stage = from_json(json.load(open(sys.argv[1])))
 def slow():
     time.sleep(0.05)
@@ -149,7 +149,7 @@ def test_two_processes_train_a_stage_once(
 ) -> None:
     import json
 
-    from heft_pipeline.spec import to_json
+    from heft_pipeline.plan.stage_spec import to_json
 
     stage = compose_run(*small, "method=lora", "epochs=4").last
     spec = tmp_path / "stage.json"
@@ -168,7 +168,7 @@ def test_a_killed_process_frees_its_stage(
 ) -> None:
     import json
 
-    from heft_pipeline.spec import to_json
+    from heft_pipeline.plan.stage_spec import to_json
 
     stage = compose_run(*small, "method=lora", "epochs=50").last
     spec, store = tmp_path / "stage.json", Store(tmp_path / "out")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from heft_pipeline.data.rows import Row, read_splits
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.spec import DataSpec
 
 _TOKENIZE_AT_ONCE = 1024
 
@@ -54,7 +54,7 @@ class Task:
         return min(len(e.prompt) for e in (*self.train, *self.dev, *self.eval))
 
 
-def load_task(data: DataSpec, tokenizer: Any, seed: int) -> Task:
+def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
     """Read, render and tokenise a task.
 
     Args:
@@ -89,7 +89,7 @@ def load_task(data: DataSpec, tokenizer: Any, seed: int) -> Task:
     )
 
 
-def render(data: DataSpec, row: Row) -> str:
+def render(data: DataSettings, row: Row) -> str:
     """Fill the prompt template with a row.
 
     Args:
@@ -118,7 +118,7 @@ def render(data: DataSpec, row: Row) -> str:
         ) from error
 
 
-def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[int, ...], ...]:
+def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tuple[int, ...], ...]:
     """Tokenise the answer choices as they stand after a prompt.
 
     Args:
@@ -134,7 +134,7 @@ def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[in
     """
     before = _ids(tokenizer, [prompt])[0]
     choices = []
-    for label, text in data.choices:
+    for label, text in data.choices.items():
         joined = _ids(tokenizer, [prompt + text])[0]
         # A tokenizer that merges across the boundary gets the choice tokenised by itself.
         apart = joined[: len(before)] == before and len(joined) > len(before)
@@ -154,18 +154,19 @@ def choice_tokens(data: DataSpec, tokenizer: Any, prompt: str) -> tuple[tuple[in
                 f"know ({tokenizer.unk_token}); use other words"
             )
         choices.append(ids)
+    texts = list(data.choices.values())
     for i, one in enumerate(choices):
         for j, other in enumerate(choices):
             if i != j and other[: len(one)] == one:
                 raise UserError(
-                    f"data.choices: the tokens of {data.choices[j][1]!r} begin with those of "
-                    f"{data.choices[i][1]!r}, which would always be at least as likely; use "
+                    f"data.choices: the tokens of {texts[j]!r} begin with those of "
+                    f"{texts[i]!r}, which would always be at least as likely; use "
                     "choices that differ from their first words on"
                 )
     return tuple(choices)
 
 
-def _golds(data: DataSpec, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
+def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
     column, first = data.answer_column, rows[0][1]
     names = {"train": data.train_split, "dev": data.dev_split, "eval": data.eval_split}
     where = f"data.{split}_split={names[split]}" if names[split] else "the held-out dev rows"
@@ -195,7 +196,7 @@ def _golds(data: DataSpec, split: str, rows: Sequence[tuple[str, Row]]) -> list[
 
 
 def _tokenize(
-    data: DataSpec, tokenizer: Any, rows: Sequence[Row]
+    data: DataSettings, tokenizer: Any, rows: Sequence[Row]
 ) -> tuple[list[tuple[int, ...]], int]:
     texts = [render(data, row) for row in rows]
     prompts = []
@@ -207,7 +208,7 @@ def _tokenize(
     return prompts, len(long)
 
 
-def _cut(data: DataSpec, tokenizer: Any, row: Row, tokens: int) -> tuple[int, ...]:
+def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int, ...]:
     """Tokenise a row with the longest head of its truncatable column that fits."""
     column = data.truncate_column
     limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"

@@ -3,18 +3,15 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from heft_pipeline.data.dev_split import Row, hold_out
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.spec import DataSpec
 
-Row = dict[str, Any]
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def read_splits(data: DataSpec, seed: int) -> dict[str, list[tuple[str, Row]]]:
+def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]]]:
     """Read a task's three splits.
 
     Where ``data.dev_split`` is null, the dev rows are held out of the training rows by ``seed``.
@@ -39,7 +36,7 @@ def read_splits(data: DataSpec, seed: int) -> dict[str, list[tuple[str, Row]]]:
     return {"train": train, "dev": dev, "eval": read_eval(data)}
 
 
-def read_eval(data: DataSpec) -> list[tuple[str, Row]]:
+def read_eval(data: DataSettings) -> list[tuple[str, Row]]:
     """Read the rows that are reported.
 
     Args:
@@ -54,40 +51,11 @@ def read_eval(data: DataSpec) -> list[tuple[str, Row]]:
     return _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
 
 
-def hold_out(
-    rows: list[tuple[str, Row]], dev_size: float, seed: int
-) -> tuple[list[tuple[str, Row]], list[tuple[str, Row]]]:
-    """Split rows into training and dev rows at random.
-
-    Args:
-        rows: All training rows.
-        dev_size: A share of them below 1, else their number.
-        seed: Decides which.
-
-    Returns:
-        (train, dev), each in file order.
-
-    Raises:
-        UserError: Nothing would be left to train on, or no dev row is asked for.
-    """
-    count = round(dev_size * len(rows)) if dev_size < 1 else int(dev_size)
-    if not 0 < count < len(rows):
-        raise UserError(
-            f"data.dev_size={dev_size:g} holds {count} of {len(rows)} training rows out for dev; "
-            "choose a size that leaves rows on both sides, e.g. data.dev_size=0.1"
-        )
-    held = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:count].tolist())
-    return (
-        [row for i, row in enumerate(rows) if i not in held],
-        [row for i, row in enumerate(rows) if i in held],
-    )
-
-
 def _limit(rows: list[tuple[str, Row]], count: int | None) -> list[tuple[str, Row]]:
     return rows if count is None else rows[:count]
 
 
-def _read(data: DataSpec, key: str, split: str) -> list[tuple[str, Row]]:
+def _read(data: DataSettings, key: str, split: str) -> list[tuple[str, Row]]:
     where = f"data.{key}={split}"
     rows = _read_hub(data, where, split) if data.revision else _read_folder(data, where, split)
     if not rows:
@@ -109,8 +77,8 @@ def _read(data: DataSpec, key: str, split: str) -> list[tuple[str, Row]]:
     return list(zip(ids, rows, strict=True))
 
 
-def _read_folder(data: DataSpec, where: str, split: str) -> list[Row]:
-    folder = Path(data.location)
+def _read_folder(data: DataSettings, where: str, split: str) -> list[Row]:
+    folder = Path(str(data.location))
     files = sorted(
         f
         for f in folder.iterdir()
@@ -149,7 +117,7 @@ def _read_file(file: Path) -> list[Row]:
     return rows
 
 
-def _read_hub(data: DataSpec, where: str, split: str) -> list[Row]:
+def _read_hub(data: DataSettings, where: str, split: str) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()

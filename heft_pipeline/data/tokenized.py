@@ -13,7 +13,8 @@ import pyarrow
 import pyarrow.parquet
 
 from heft_pipeline.data.prompts import Example, Task, load_task
-from heft_pipeline.spec import DataSpec, ModelSpec, identity
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.declare import identity
 
 #: Raised when a change of the code changes what a task is tokenised to.
 _FORMAT = 1
@@ -22,17 +23,17 @@ _SPLITS = ("train", "dev", "eval")
 
 
 def tokenized_task(
-    data: DataSpec,
-    model: ModelSpec,
+    data: DataSettings,
+    model: str,
     seed: int,
-    tokenizer: Callable[[ModelSpec], Any],
+    tokenizer: Callable[[], Any],
     cache: Path | None,
 ) -> Task:
     """A tokenised task, from a file where it was tokenised before.
 
     Args:
         data: The task; its rows are identified by their content.
-        model: The model whose tokenizer is used.
+        model: The content of the model whose tokenizer is used.
         seed: Decides the dev split.
         tokenizer: Loads it; not called where a file is found.
         cache: The folder of such files; None to keep none.
@@ -46,14 +47,14 @@ def tokenized_task(
     path = cache / f"{_key(data, model, seed)}.parquet" if cache is not None else None
     if path is not None and (task := _read(path)) is not None:
         return task
-    task = load_task(data, tokenizer(model), seed)
+    task = load_task(data, tokenizer(), seed)
     if path is not None:
         _write(path, task)
     return task
 
 
-def _key(data: DataSpec, model: ModelSpec, seed: int) -> str:
-    made_of = [_FORMAT, version("tokenizers"), identity(data), model.content, seed]
+def _key(data: DataSettings, model: str, seed: int) -> str:
+    made_of = [_FORMAT, version("tokenizers"), identity(data), model, seed]
     text = json.dumps(made_of, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -1,7 +1,6 @@
-"""Loading the frozen base model, and its forward pass on answers alone."""
+"""Loading the frozen base model."""
 
 import importlib.util
-import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation
-from heft_pipeline.spec import ModelSpec
+from heft_pipeline.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -45,31 +43,6 @@ class Base:
         return int(self.model.config.get_text_config().hidden_size)
 
 
-def resolve_device(name: str) -> torch.device:
-    """Turn the config's ``device`` into a torch device.
-
-    Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-
-    Returns:
-        The device; for ``auto`` CUDA where there is one.
-
-    Raises:
-        UserError: The machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; "
-            "use device=auto or device=cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps: this machine has no Metal device; use device=auto")
-    return device
-
-
 def quieten() -> None:
     """Keep the libraries' progress bars and advice off the terminal, which shows the sweep."""
     from transformers.utils import logging
@@ -80,11 +53,11 @@ def quieten() -> None:
     logging.set_verbosity_error()
 
 
-def load_config(spec: ModelSpec) -> Any:
+def load_config(settings: ModelSettings) -> Any:
     """Read a model's configuration.
 
     Args:
-        spec: The model.
+        settings: The model.
 
     Returns:
         The transformers config.
@@ -95,16 +68,18 @@ def load_config(spec: ModelSpec) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(spec.id, **_where(spec))
+        return AutoConfig.from_pretrained(settings.id, **_where(settings))
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(spec, "has no configuration that transformers can read", error) from error
+        raise _unloadable(
+            settings, "has no configuration that transformers can read", error
+        ) from error
 
 
-def load_tokenizer(spec: ModelSpec) -> Any:
+def load_tokenizer(settings: ModelSettings) -> Any:
     """Load a model's tokenizer.
 
     Args:
-        spec: The model.
+        settings: The model.
 
     Returns:
         The transformers tokenizer.
@@ -115,16 +90,16 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(spec.id, **_where(spec))
+        return AutoTokenizer.from_pretrained(settings.id, **_where(settings))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable(spec, "has no tokenizer that transformers can read", error) from error
+        raise _unloadable(settings, "has no tokenizer that transformers can read", error) from error
 
 
-def skeleton(spec: ModelSpec) -> Any:
+def skeleton(settings: ModelSettings) -> Any:
     """The model's modules without weights, for checks that need names and shapes only.
 
     Args:
-        spec: The model.
+        settings: The model.
 
     Returns:
         The transformers model on the meta device.
@@ -134,40 +109,40 @@ def skeleton(spec: ModelSpec) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(spec)
+    config = load_config(settings)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=spec.trust_remote_code
+                config, trust_remote_code=settings.trust_remote_code
             )
     except ValueError as error:
-        raise _unloadable(spec, "is not a causal language model", error) from error
+        raise _unloadable(settings, "is not a causal language model", error) from error
 
 
-def base_dtype(spec: ModelSpec, config: Any) -> torch.dtype:
+def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
     """The dtype that the frozen weights are kept in.
 
     Args:
-        spec: The model; its dtype may be ``auto``.
+        settings: The model; its dtype may be ``auto``.
         config: Its transformers config.
 
     Returns:
         float32 or bfloat16. ``auto`` is what the checkpoint is stored in, bfloat16 for float16,
         whose range is too small to train through without loss scaling.
     """
-    if spec.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[spec.dtype]
+    if settings.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
     stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
     if isinstance(stored, str):
         stored = getattr(torch, stored)
     return torch.bfloat16 if stored in (torch.float16, torch.bfloat16) else torch.float32
 
 
-def load_base(spec: ModelSpec, device: torch.device) -> Base:
+def load_base(settings: ModelSettings, device: torch.device) -> Base:
     """Load a base model, frozen.
 
     Args:
-        spec: The model.
+        settings: The model.
         device: Where to put it.
 
     Returns:
@@ -178,25 +153,25 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
     """
     from transformers import AutoModelForCausalLM
 
-    check_quantization(spec, device)
-    config = load_config(spec)
-    tokenizer = load_tokenizer(spec)
-    dtype = base_dtype(spec, config)
+    check_quantization(settings, device)
+    config = load_config(settings)
+    tokenizer = load_tokenizer(settings)
+    dtype = base_dtype(settings, config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            spec.id,
+            settings.id,
             dtype=dtype,
             attn_implementation=attention_implementation(
-                spec.attn_implementation, config.get_text_config().model_type, device, dtype
+                settings.attn_implementation, config.get_text_config().model_type, device, dtype
             ),
             use_safetensors=True,
-            **_quantized(spec, device, dtype),
-            **_where(spec),
+            **_quantized(settings, device, dtype),
+            **_where(settings),
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unloadable(spec, "cannot be loaded", error) from error
+        raise _unloadable(settings, "cannot be loaded", error) from error
     model.requires_grad_(False).eval()
-    if spec.quantization == "none":
+    if settings.quantization == "none":
         model.to(device)
     _keep_head_input_contiguous(model)
     path, layers = decoder_layers(model)
@@ -210,38 +185,39 @@ def load_base(spec: ModelSpec, device: torch.device) -> Base:
     )
 
 
-def check_quantization(spec: ModelSpec, device: torch.device) -> None:
+def check_quantization(settings: ModelSettings, device: torch.device) -> None:
     """Refuse 4-bit weights where they cannot be had.
 
     Args:
-        spec: The model.
+        settings: The model.
         device: Where it will be.
 
     Raises:
         UserError: The device is no CUDA GPU, or bitsandbytes is not installed.
     """
-    if spec.quantization == "none":
+    if settings.quantization == "none":
         return
     if device.type != "cuda":
         raise UserError(
-            f"model.quantization={spec.quantization} needs a CUDA GPU, and the device is {device}; "
-            "use model.quantization=none"
+            f"model.quantization={settings.quantization} needs a CUDA GPU, and the device is "
+            f"{device}; use model.quantization=none"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"model.quantization={spec.quantization} needs bitsandbytes: pip install bitsandbytes"
+            f"model.quantization={settings.quantization} needs bitsandbytes: "
+            "pip install bitsandbytes"
         )
 
 
-def _quantized(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _quantized(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What loads a model's weights in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314)."""
-    if spec.quantization == "none":
+    if settings.quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_quant_type=settings.quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
@@ -280,77 +256,13 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
-def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """The logits that predict a batch's answers; no other position is projected.
-
-    Args:
-        model: A transformers causal language model.
-        batch: A batch padded on the left: B sequences of at most K answer tokens.
-
-    Returns:
-        [B, K, V] logits in the model's dtype.
-    """
-    return model(**model_inputs(model, batch)).logits[:, -batch.answer_tokens :]
-
-
-def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
-    """The keyword arguments of a model's forward pass for a batch.
-
-    Args:
-        model: A transformers causal language model.
-        batch: The batch.
-
-    Returns:
-        Token ids and mask, with positions, the wish for answer logits alone, and no cache where
-        the model takes them.
-    """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    wished = {
-        "position_ids": batch.position_ids,
-        "logits_to_keep": batch.answer_tokens,
-        "use_cache": False,
+def _where(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "revision": settings.revision or "main",
+        "trust_remote_code": settings.trust_remote_code,
     }
-    accepted = accepted_inputs(model)
-    return inputs | {k: v for k, v in wished.items() if k in accepted}
 
 
-def cache_name(model: Any) -> str:
-    """What a model's forward pass calls its cache of keys and values.
-
-    Args:
-        model: A transformers causal language model.
-
-    Returns:
-        ``past_key_values``, or ``cache`` from transformers 5.24 on; empty where it takes none.
-    """
-    names = accepted_inputs(model)
-    return next((name for name in ("past_key_values", "cache") if name in names), "")
-
-
-def kept_cache(output: Any) -> Any:
-    """The cache that a model's output holds, whatever transformers calls it; None without one."""
-    for name in ("past_key_values", "cache"):
-        if (found := getattr(output, name, None)) is not None:
-            return found
-    return None
-
-
-def accepted_inputs(model: Any) -> set[str]:
-    """The keyword arguments that a model's forward pass takes by name.
-
-    Args:
-        model: A transformers causal language model.
-
-    Returns:
-        Those of its class; libraries wrap an instance's ``forward`` without its signature.
-    """
-    return set(inspect.signature(type(model).forward).parameters)
-
-
-def _where(spec: ModelSpec) -> dict[str, Any]:
-    return {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
-
-
-def _unloadable(spec: ModelSpec, what: str, error: Exception) -> UserError:
+def _unloadable(settings: ModelSettings, what: str, error: Exception) -> UserError:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"model.id={spec.id} {what}: {first_line}")
+    return UserError(f"model.id={settings.id} {what}: {first_line}")

@@ -1,6 +1,6 @@
-"""What sweeps' numbers say: report.html, report.md, results.csv, figures, the terminal's table.
+"""What a sweep's numbers say: report.html, report.md, results.csv, figures, the terminal's table.
 
-Reads the store's files only; knows nothing of torch.
+Everything is made from the store's files alone, without torch.
 """
 
 from heft_pipeline.report.write import write_report

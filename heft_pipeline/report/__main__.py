@@ -1,4 +1,4 @@
-"""The report of one or more sweeps, at any time.
+"""The command line that writes the report of one or more sweeps, at any time.
 
 python -m heft_pipeline.report [SWEEP...] [--to DIR] [--claim CLAIM]
 """
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from heft_pipeline.claims import parse_claim
 from heft_pipeline.errors import UserError
-from heft_pipeline.sweep import find_sweep
+from heft_pipeline.evidence.claims import parse_claim
+from heft_pipeline.store.sweep_folders import find_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
+    """Write a report and print the comparison.
 
     Args:
-        arguments: Without the program's name; the process's own where None.
+        arguments: The arguments without the program's name; None for the process's own.
 
     Returns:
         The exit status.
@@ -50,15 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.report",
-        description="Write report.html, report.md, results.csv and figures/ of sweeps, also of "
-        "those that are still running. Several make one report.",
+        description="Write report.html, report.md, results.csv and figures/ for one or more "
+        "sweeps, including those that are still running. Several sweeps make one report.",
     )
     parser.add_argument("sweep", nargs="*", help="a sweep's name or folder; the newest by default")
     parser.add_argument(
         "--to",
         type=Path,
         metavar="DIR",
-        help="by default the sweep's own folder, or one below reports/ for several",
+        help="where to write it; by default the sweep's own folder, or for several sweeps a folder "
+        "in OUTPUT_DIR/reports",
     )
     parser.add_argument(
         "--claim",

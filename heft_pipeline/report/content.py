@@ -4,13 +4,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from heft_pipeline.claims import Claim, parse_claim
+from heft_pipeline.adapters.kind import kinds
+from heft_pipeline.evidence.claims import Claim, parse_claim
 from heft_pipeline.report import words
 from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.disagreement import Disagreement, disagreement
-from heft_pipeline.report.edits import reft_edits
+from heft_pipeline.report.edit_figure import edit_figure
 from heft_pipeline.report.figures import (
     Figure,
     accuracy_against_compute,
@@ -20,7 +22,7 @@ from heft_pipeline.report.figures import (
 from heft_pipeline.report.forest import effects
 from heft_pipeline.report.paper import SOURCE, paper_accuracy
 from heft_pipeline.report.provenance import Fact, provenance
-from heft_pipeline.report.runs import RunRecord, read_runs
+from heft_pipeline.report.records import RunRecord, read_runs
 from heft_pipeline.report.sections import Section, Setting, check_examples, sections
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
@@ -31,9 +33,9 @@ from heft_pipeline.report.verdicts import (
     Verdict,
     judge,
 )
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.store.sweep_folders import Sweep
 
-#: Heading of a table's column, and whether its cells are numbers.
+#: The heading of a table's column, and whether its cells are numbers.
 Column = tuple[str, bool]
 
 
@@ -42,9 +44,9 @@ class Row:
     """A row of the comparison.
 
     Attributes:
-        cells: One a column.
-        kind: ``reference`` (majority class, untouched model), ``setting``, or ``open`` (a run
-            that is not complete).
+        cells: One for each column.
+        kind: ``reference`` (the majority class or the untouched model), ``setting``, or ``open``
+            (runs that are not complete).
     """
 
     cells: tuple[str, ...]
@@ -53,16 +55,16 @@ class Row:
 
 @dataclass(frozen=True)
 class SectionContent:
-    """A section as it is shown.
+    """A section with everything that is shown of it.
 
     Attributes:
         section: The compared runs.
         verdicts: What they say of the claims.
         columns: The table's columns.
         rows: The table's rows.
-        effects: The figure of the claims' effects, where one could be tested.
+        effects: The figure of the claims' effects; None where no claim could be tested.
         figures: The other figures.
-        disagreement: Where HEFT and LoRA disagree.
+        disagreement: Where two of the settings disagree; None without two to compare.
     """
 
     section: Section
@@ -80,11 +82,11 @@ class Report:
 
     Attributes:
         title: The sweeps' names.
-        made: When, local time.
-        state: What is not complete, in a sentence; empty where all is.
-        sections: Runs that may be compared with each other, a section each.
-        facts: How it was made.
-        records: All runs read.
+        made: When it was made, in local time.
+        state: What is not complete, in a sentence; empty where everything is.
+        sections: The runs, a section for each group that may be compared with each other.
+        facts: How the runs were made.
+        records: All runs.
     """
 
     title: str
@@ -96,7 +98,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """What became of the claims, in a sentence; empty where there are none."""
+        """What the verdicts are, in a sentence; empty where there are no claims."""
         verdicts = [v for content in self.sections for v in content.verdicts]
         if not verdicts:
             return ""
@@ -115,7 +117,7 @@ def make_report(
 
     Args:
         sweeps: At least one.
-        claims: What to test; None for what the sweeps were given.
+        claims: The claims to test; None for those that the sweeps were given.
         figures: The folder for figures; None to draw none.
 
     Returns:
@@ -163,9 +165,9 @@ def _content(
     section: Section, verdicts: Sequence[Verdict], folder: Path | None, suffix: str
 ) -> SectionContent:
     columns, rows = _table(section)
-    told = (section, tuple(verdicts), tuple(columns), tuple(rows))
+    text = (section, tuple(verdicts), tuple(columns), tuple(rows))
     if folder is None:
-        return SectionContent(*told, effects=None, figures=(), disagreement=None)
+        return SectionContent(*text, effects=None, figures=(), disagreement=None)
     drawn = [
         draw(section, folder / f"{name}{suffix}")
         for name, draw in (
@@ -173,11 +175,11 @@ def _content(
             ("accuracy_over_rank", accuracy_over_rank),
             ("accuracy_against_compute", accuracy_against_compute),
             ("training_curves", training_curves),
-            ("reft_edits", reft_edits),
+            *((f"{name}_edits", partial(edit_figure, kind=kind)) for name, kind in kinds().items()),
         )
     ]
     return SectionContent(
-        *told,
+        *text,
         effects=effects(verdicts, folder / f"effects{suffix}"),
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
@@ -233,13 +235,13 @@ def _table(section: Section) -> tuple[list[Column], list[Row]]:
 
 
 def open_runs(section: Section) -> list[list[RunRecord]]:
-    """The runs of a section that are not complete, those alike but for their seed together.
+    """Group the runs of a section that are not complete, all seeds of a setting together.
 
     Args:
         section: The section.
 
     Returns:
-        Lists of runs with one method, epochs, rank and status.
+        Lists of runs that have method, epochs, rank and status in common.
     """
     groups: dict[object, list[RunRecord]] = {}
     for run in section.open:

@@ -8,20 +8,20 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from heft_pipeline.metrics import read_metrics
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.report.figures import SIZE, Figure, main_settings, save, tidy
 from heft_pipeline.report.sections import Section, Setting
-from heft_pipeline.spec import StageSpec
+from heft_pipeline.training.metrics import read_metrics
 
 _LINES = ["-", "--", "-.", ":"]
 _SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"]
 
 
 def training_curves(section: Section, path: Path) -> Figure | None:
-    """Draw training loss and dev accuracy by epoch, a column a kind of stage.
+    """Draw training loss and dev accuracy by epoch, with a column for each kind of stage.
 
     Args:
-        section: What is compared.
+        section: The compared runs.
         path: The files' path without an ending.
 
     Returns:
@@ -73,7 +73,7 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         data,
         "Training curves by stage",
         f"{seeds}Top: loss of the answer tokens; bottom: accuracy on the dev split, which chooses "
-        "the epoch that is kept. HEFT's second stage starts from its finished LoRA stage. "
+        "the epoch that is kept. A stage on another is trained on top of it once it is finished. "
         f"{left_out}".strip(),
     )
 
@@ -83,14 +83,14 @@ def _curves(settings: Sequence[Setting]) -> pd.DataFrame:
     for setting in settings:
         for run in setting.runs:
             for stage in run.stages:
-                if stage.training is None or stage.fingerprint in found:
+                if not stage.adapters or stage.fingerprint in found:
                     continue
                 file = run.store.folder(stage.fingerprint) / "metrics.jsonl"
                 found[stage.fingerprint] = [
                     {
-                        "stage": _kind(stage.chain),
-                        "epochs": stage.training.epochs,
-                        "rank": next(a.rank for a in (stage.lora, stage.reft) if a),
+                        "stage": _name(stage),
+                        "epochs": stage.epochs,
+                        "rank": stage.rank,
                         "seed": stage.seed,
                         "fingerprint": stage.fingerprint,
                         "epoch": line["epoch"],
@@ -103,7 +103,7 @@ def _curves(settings: Sequence[Setting]) -> pd.DataFrame:
     return pd.DataFrame([row for rows in found.values() for row in rows])
 
 
-def _kind(chain: Sequence[StageSpec]) -> str:
-    names = {"lora": "LoRA", "reft": "ReFT", "joint": "LoRA and ReFT at once"}
-    *parents, own = [names.get(stage.kind, stage.kind) for stage in chain]
+def _name(stage: StageSpec) -> str:
+    """What is trained on what, e.g. ``ReFT on LoRA``."""
+    *parents, own = [one.title for one in stage.chain]
     return f"{own} on {' + '.join(reversed(parents))}" if parents else own

@@ -22,15 +22,16 @@ _EXAMPLES, _MOST_TEXT = 3, 900
 
 @dataclass(frozen=True)
 class DisputedExample:
-    """An evaluated example that one of two settings answers rightly.
+    """An evaluated example that exactly one of two settings answers correctly.
 
     Attributes:
         id: Its id.
         gold: The right answer.
-        right: The setting that gives it.
-        wrong: The other one.
-        seeds: In how many of the compared seeds it is so, of how many.
-        text: The prompt, its middle cut where long; empty where the data is not at hand.
+        right: The name of the setting that gives it.
+        wrong: The name of the other setting.
+        seeds: In how many of the compared seeds this is so, and how many were compared.
+        text: The prompt, without its middle where it is long; empty where the data cannot be
+            read.
     """
 
     id: str
@@ -49,9 +50,9 @@ class Disagreement:
         figure: The 2 x 2.
         first: The first setting's name.
         second: The second's.
-        counts: Examples both answer rightly, only the first, only the second, neither: means
-            over seeds.
-        examples: Some that only the first answers rightly, then some that only the second does.
+        counts: How many examples both answer correctly, only the first, only the second, and
+            neither: means over seeds.
+        examples: Some that only the first answers correctly, then some that only the second does.
     """
 
     figure: Figure
@@ -62,16 +63,16 @@ class Disagreement:
 
 
 def disagreement(section: Section, verdicts: Sequence[Verdict], path: Path) -> Disagreement | None:
-    """Compare HEFT's answers with LoRA's.
+    """Compare HEFT's answers with LoRA's, or else those of the first two settings.
 
     Args:
-        section: What is compared.
-        verdicts: The claims; the first on HEFT and LoRA chooses the settings. Without one, each
-            at the most epochs, and without those methods the first two settings.
+        section: The compared runs.
+        verdicts: The verdicts on the claims. The first claim about HEFT and LoRA chooses the
+            settings; without such a claim, the settings with the most epochs are compared.
         path: The figure's path without an ending.
 
     Returns:
-        The comparison; None where there are not two settings with a seed in common.
+        The comparison; None unless there are two settings with a seed in common.
     """
     pair = _pair(section, verdicts)
     if pair is None:
@@ -167,19 +168,19 @@ def _draw(
         path,
         data,
         f"Where {names[0]} and {names[1]} disagree",
-        "Evaluated examples by who answers them rightly"
+        "Evaluated examples by which of the two answers them correctly"
         + (f", means over {seeds} seeds." if seeds > 1 else ".")
-        + " A paired test looks only at the two cells in which they differ.",
+        + " A paired test uses only the two cells in which they differ.",
     )
 
 
 def _texts(section: Section) -> dict[str, str]:
-    """The prompts by id; empty where the data is not where the sweep found it."""
+    """The prompts by id; empty where the data can no longer be read."""
     data = section.spec.data
     try:
         return {id: _cut(render(data, row)) for id, row in read_eval(data)}
-    except (UserError, OSError, ValueError, KeyError) as error:  # the hub's are OSErrors
-        log.warning("the evaluated examples of %s cannot be read: %s", data.name, error)
+    except (UserError, OSError, ValueError, KeyError) as error:  # the hub's errors are OSErrors
+        log.warning("cannot read the evaluated examples of %s: %s", data.name, error)
         return {}
 
 

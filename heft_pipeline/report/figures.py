@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-matplotlib.use("Agg")  # no window, whatever the machine has
+matplotlib.use("Agg")  # opens no window
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from heft_pipeline.report.sections import Section, Setting
 
-#: Method: colour (Okabe and Ito's, safe for colour blindness), marker and line, so that the
-#: figures can be read in black and white.
+#: Each method's colour (Okabe and Ito's palette for colour blindness), marker and line; the
+#: last two tell methods apart in black and white.
 _STYLES = {
     "lora": ("#0072B2", "o", "-"),
     "reft": ("#E69F00", "s", "--"),
@@ -36,7 +36,8 @@ class Figure:
     Attributes:
         title: What it shows.
         caption: How to read it, and what it leaves out.
-        path: Its files without their ending: ``.png``, ``.svg``, and ``.csv`` with the numbers.
+        path: The path of its files without their endings: ``.png``, ``.svg``, and ``.csv`` with
+            the drawn numbers.
     """
 
     title: str
@@ -60,10 +61,10 @@ class Figure:
 
 
 def accuracy_over_epochs(section: Section, path: Path) -> Figure | None:
-    """Draw accuracy over the epochs of each stage, a line a method, with 95 % bands.
+    """Draw accuracy over the epochs of each stage, with a line and 95 % band for each method.
 
     Args:
-        section: What is compared.
+        section: The compared runs.
         path: The files' path without an ending.
 
     Returns:
@@ -85,10 +86,10 @@ def accuracy_over_epochs(section: Section, path: Path) -> Figure | None:
 
 
 def accuracy_over_rank(section: Section, path: Path) -> Figure | None:
-    """Draw accuracy over the adapters' rank, a line a method and epochs.
+    """Draw accuracy over the adapters' rank, with a line for each method and epochs.
 
     Args:
-        section: What is compared.
+        section: The compared runs.
         path: The files' path without an ending.
 
     Returns:
@@ -123,7 +124,7 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
     """Draw accuracy against training operations, with the Pareto front.
 
     Args:
-        section: What is compared.
+        section: The compared runs.
         path: The files' path without an ending.
 
     Returns:
@@ -181,8 +182,8 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
         path,
         data,
         "Accuracy against compute",
-        "Whatever lies below the stepped line is reached or beaten for less. A run is charged for "
-        "every stage that it stands on.",
+        "Anything below the stepped line is equalled or beaten at a lower cost. A run is charged "
+        "for every stage that it stands on.",
     )
 
 
@@ -202,7 +203,7 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
     figure = Figure(title, caption, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(figure.png, dpi=160)
-    # A fixed salt and no date: the same numbers give the same file.
+    # With a fixed salt and no date, the same numbers give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "heft"}):
         drawing.savefig(figure.svg, metadata={"Date": None})
     plt.close(drawing)
@@ -211,7 +212,7 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
 
 
 def tidy(axes: Axes) -> None:
-    """Take away what carries no information.
+    """Remove the lines of axes that carry no information.
 
     Args:
         axes: The axes.
@@ -235,7 +236,7 @@ def _accuracy_lines(
     drawing, axes = plt.subplots(figsize=SIZE, layout="constrained")
     lines = _grouped(settings, series)
     for number, (name, group) in enumerate(lines.items()):
-        # Slightly apart, so that marks at the same place can be told from each other.
+        # Lines are moved apart a little, so that marks at the same place stay visible.
         places = [x(s) * 1.025 ** (number - (len(lines) - 1) / 2) for s in group]
         colour, marker, line = _style(group[0].method, number)
         low, high = [s.interval[0] for s in group], [s.interval[1] for s in group]
@@ -258,25 +259,25 @@ def _accuracy_lines(
     band = "Bands and bars are 95 % intervals" + (
         f" over {section.seeds} seeds and {len(section.ids):,} examples."
         if section.seeds > 1
-        else f" of {len(section.ids):,} examples; one seed, so they say nothing of other seeds."
+        else f" of {len(section.ids):,} examples with one seed, and say nothing about other seeds."
     )
     data = _table(settings, "x", x)
     return save(drawing, path, data, title, f"{band} {caption}".strip())
 
 
 def main_settings(section: Section) -> tuple[list[Setting], str]:
-    """The settings of one rank and variant, for figures that cannot show them all.
+    """Choose the settings of one rank and variant, for figures that cannot show them all.
 
     Args:
-        section: What is compared.
+        section: The compared runs.
 
     Returns:
-        The settings, and what a caption says where others are left out.
+        The settings, and a sentence for the caption where others are left out.
     """
     if not section.settings:
         return [], ""
     kinds = [(s.ranks, tuple(s.variant.items())) for s in section.settings]
-    # Settings that hold fewer kinds of adapters agree with one that holds more.
+    # A setting with fewer kinds of adapters agrees with one that has more.
     ranks = max(((r, kinds.count((r, v))) for r, v in kinds), key=lambda pair: pair[1])[0]
     variant = _first_variant(section)
     chosen = [s for s in section.settings if {*s.ranks} <= {*ranks} and _agrees(s, variant)]
@@ -288,7 +289,7 @@ def main_settings(section: Section) -> tuple[list[Setting], str]:
 
 
 def _first_variant(section: Section) -> dict[str, str]:
-    """Of the settings that say the most of what varies, the first's."""
+    """The variant of the first setting that has a value for the most varying keys."""
     return max((setting.variant for setting in section.settings), key=len, default={})
 
 
@@ -338,7 +339,7 @@ def _finish_axes(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel=label, ylabel="accuracy (95 % interval)")
     tidy(axes)
-    # Above the axes, where it hides nothing.
+    # Above the axes it hides nothing.
     axes.legend(
         frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0
     )

@@ -1,4 +1,4 @@
-"""The report's figure of what the claims' comparisons came to."""
+"""The report's figure of the difference that each claim is about, with its interval."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from heft_pipeline.report.figures import Figure, save
 from heft_pipeline.report.verdicts import CONTRADICTED, SUPPORTED, Verdict
 
 _MOST = 30
-#: Filled where decided; the shape says in which direction.
+#: Decided claims have a filled mark, whose shape shows the direction.
 _MARKS = {SUPPORTED: (">", "black"), CONTRADICTED: ("<", "black")}
 
 
@@ -18,7 +18,7 @@ def effects(verdicts: Sequence[Verdict], path: Path) -> Figure | None:
     """Draw the difference of each tested claim with its 95 % interval.
 
     Args:
-        verdicts: The claims; the first that could be tested are drawn.
+        verdicts: The verdicts; the first 30 whose claim could be tested are drawn.
         path: The files' path without an ending.
 
     Returns:
@@ -71,13 +71,13 @@ def effects(verdicts: Sequence[Verdict], path: Path) -> Figure | None:
             for verdict, found in tested
         ]
     )
-    more = f" The first {_MOST} of {len(tested)}." if len(tested) > _MOST else ""
+    more = f" The first {_MOST} of {len(tested)} claims are drawn." if len(tested) > _MOST else ""
     return save(
         drawing,
         path,
         data,
         "Effects",
-        "Right of the line the claim's first side is more accurate. Filled marks are decided "
-        "after correction for all claims of the report, open ones are not; bars are not "
-        f"corrected.{more}",
+        "To the right of the line, the claim's first side is more accurate. Filled marks are "
+        "decided after correction for all claims of the report, open marks are not decided; the "
+        f"bars are not corrected.{more}",
     )

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.report import words
-from heft_pipeline.report.runs import RunRecord
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.report.records import RunRecord
+from heft_pipeline.store.sweep_folders import Sweep
 
 _VERSIONS = (
     "heft_pipeline",
@@ -25,12 +25,12 @@ _VERSIONS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know.
+    """One fact about how the runs were made.
 
     Attributes:
-        name: What it is.
-        values: Its value, or several where stages differ.
-        code: Whether it is to be typed or compared letter by letter.
+        name: What it is about.
+        values: Its value, or several where the stages differ.
+        code: Whether the values are text to be typed or compared exactly.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Fact:
 
 
 def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fact]:
-    """Collect how runs were made from their sweeps' and stages' files.
+    """Collect from sweeps' and stages' files how their runs were made.
 
     Args:
         sweeps: The sweeps.
         records: Their runs.
 
     Returns:
-        The facts, those that cannot be known left out.
+        The facts that are known.
     """
     stages, results = _unique(records)
     specs = list(stages.values())
@@ -57,7 +57,7 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
         Fact("Prompt", _each(s.data.prompt for s in specs), code=True),
         Fact("Answer choices", _each(_choices(s) for s in specs), code=True),
         Fact("Examples", _each(_examples(r) for r in results)),
-        Fact("Training", _each(_training(s) for s in specs if s.training)),
+        Fact("Training", _each(_training(s) for s in specs if s.adapters)),
         Fact("Device", _each(_device(r) for r in results)),
         Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
         Fact("Time", (_time(results),) if results else ()),
@@ -98,12 +98,13 @@ def _data(stage: StageSpec) -> str:
     )
 
 
-def _content(content: str) -> str:
+def _content(content: str | None) -> str:
+    assert content is not None  # found in planning
     return content if content.startswith("hub:") else content[: len("sha256:") + 12]
 
 
 def _choices(stage: StageSpec) -> str:
-    return ", ".join(f"{label}: {text!r}" for label, text in stage.data.choices)
+    return ", ".join(f"{label}: {text!r}" for label, text in stage.data.choices.items())
 
 
 def _examples(result: dict[str, Any]) -> str:
@@ -115,26 +116,12 @@ def _examples(result: dict[str, Any]) -> str:
 
 
 def _training(stage: StageSpec) -> str:
-    training = stage.training
+    training, schedule = stage.training, stage.adapters[0]
     assert training is not None
-    parts = []
-    if stage.lora:
-        modules = stage.lora.target_modules
-        where = modules if isinstance(modules, str) else ", ".join(modules)
-        parts.append(
-            f"LoRA on {where}: alpha {stage.lora.alpha:g} at rank {stage.lora.rank}, dropout "
-            f"{stage.lora.dropout:g}, learning rate {stage.lora.learning_rate:g}"
-        )
-    if stage.reft:
-        layers = stage.reft.layers
-        where = layers if isinstance(layers, str) else ", ".join(map(str, layers))
-        parts.append(
-            f"ReFT ({stage.reft.intervention}) at {stage.reft.positions}, layers {where}, rank "
-            f"{stage.reft.rank}, learning rate {stage.reft.learning_rate:g}"
-        )
+    adapters = "; ".join(adapter.describe() for adapter in stage.adapters)
     return (
-        "; ".join(parts) + f"; batch {training.batch_size}, {training.lr_scheduler} after "
-        f"{training.warmup_ratio:.0%} warm-up, the epoch kept: {training.selection}"
+        f"{adapters}; batch {schedule.batch_size}, {training.lr_scheduler} after "
+        f"{schedule.warmup_ratio:.0%} warm-up, the epoch kept: {training.selection}"
     )
 
 

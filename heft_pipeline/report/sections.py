@@ -1,6 +1,7 @@
-"""Which runs may be compared with each other, and which differ by their seed alone."""
+"""Which runs may be compared with each other, and which differ in nothing but their seed."""
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +11,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from heft_pipeline.report.runs import RunRecord, damaged
-from heft_pipeline.report.statistics import Right, seeds_interval, wilson_interval
-from heft_pipeline.spec import StageSpec, identity
+from heft_pipeline.adapters.kind import AdapterSettings, Schedule
+from heft_pipeline.declare import Settings, identity
+from heft_pipeline.evidence.intervals import seeds_interval, wilson_interval
+from heft_pipeline.evidence.two_way import Right
+from heft_pipeline.plan.stage_spec import StageSpec, made_of
+from heft_pipeline.report.records import RunRecord, damaged
 
-#: What of the data decides which examples are evaluated, and how they read.
+#: The settings of a task that decide which examples are evaluated, and how they read.
 _EVALUATED = (
     "content", "subset", "eval_split", "max_eval_rows", "prompt", "answer_column", "choices",
     "id_column", "truncate_column", "max_prompt_tokens",
 )  # fmt: skip
 _MODEL = ("content", "dtype", "quantization", "attn_implementation")
+#: The settings of a stage's schedule, and those that every kind of adapter has.
+_SCHEDULE, _ANY = (
+    {field.name for field in dataclasses.fields(section)} for section in (Schedule, AdapterSettings)
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Complete runs that differ by their seed alone.
+    """Complete runs that differ in nothing but their seed.
 
     Attributes:
-        runs: One a seed, by seed.
-        variant: What else tells it from the section's other settings, by config key.
+        runs: One for each seed, ordered by seed.
+        variant: The config values, besides method, epochs and rank, that not all settings of
+            the section share.
         right: [seeds, examples], whether each answer was right, in the section's order.
     """
 
@@ -43,7 +52,7 @@ class Setting:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds, rising."""
+        """The seeds in ascending order."""
         return tuple(run.last.seed for run in self.runs)
 
     @property
@@ -58,25 +67,24 @@ class Setting:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks of the LoRA and the ReFT adapter, equal ones once."""
+        """The ranks of the adapters, equal ones once."""
         return self.runs[0].ranks
 
     @property
     def accuracy(self) -> float:
-        """The mean over seeds, a share."""
+        """The mean accuracy over seeds, as a share."""
         return float(self.right.mean())
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The accuracy's 95 % interval; see
-        :func:`~heft_pipeline.report.statistics.seeds_interval`.
-        """
+        """The 95 % interval of the accuracy, from :func:`seeds_interval`."""
         return seeds_interval(self.right)
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """Means over seeds of :attr:`RunRecord.costs`, the largest ``peak_memory_mb``, and
-        ``examples_per_second`` of training.
+        """The runs' costs: means over seeds, except for the largest ``peak_memory_mb``.
+
+        ``examples_per_second`` is the speed of training.
         """
         table = pd.DataFrame([run.costs for run in self.runs])
         costs = {str(key): float(value) for key, value in table.mean().items()}
@@ -102,11 +110,12 @@ class Section:
     Attributes:
         title: For instance ``tiny on demo``.
         apart: Why it is kept apart from the first section; empty for that one.
-        settings: In the order they were asked for; the untouched model is not among them.
-        base: The untouched model, where it was evaluated.
-        open: Runs that are not complete.
+        settings: The settings in the order in which they were asked for, without the untouched
+            model.
+        base: The untouched model; None where it was not evaluated.
+        open: The runs that are not complete.
         ids: The examples' ids.
-        gold: Their right answers.
+        gold: The examples' right answers.
     """
 
     title: str
@@ -119,7 +128,7 @@ class Section:
 
     @cached_property
     def majority(self) -> tuple[str, float]:
-        """The most frequent answer and its share; ("", 0) where nothing is complete."""
+        """The most frequent answer and its share; ``("", 0)`` where nothing is complete."""
         counts = pd.Series(self.gold).value_counts(normalize=True)
         return (str(counts.index[0]), float(counts.iloc[0])) if len(counts) else ("", 0.0)
 
@@ -130,29 +139,29 @@ class Section:
 
     @property
     def spec(self) -> StageSpec:
-        """A stage of the section; its model and data are those of all."""
+        """A stage of the section; all its stages have the same model and data."""
         records = [run for setting in self.settings for run in setting.runs]
         return [*records, *(self.base.runs if self.base else ()), *self.open][0].last
 
     @property
     def seeds(self) -> int:
-        """The most seeds of a setting."""
+        """The largest number of seeds that a setting has."""
         return max((len(setting.seeds) for setting in self.settings), default=0)
 
     @property
     def variants(self) -> bool:
-        """Whether settings differ by more than method, epochs and rank."""
+        """Whether settings differ in more than method, epochs and rank."""
         return any(setting.variant for setting in self.settings)
 
 
 def check_examples(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Mark runs whose predictions are of other examples than their specs say.
+    """Mark runs whose predictions are not of the examples that their stages name.
 
     Args:
         records: The runs of one or more sweeps.
 
     Returns:
-        The runs; damaged where most runs of an equal evaluation hold other examples.
+        The runs; a run is damaged where most runs of the same evaluation hold other examples.
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -172,13 +181,13 @@ def check_examples(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def sections(records: Sequence[RunRecord]) -> list[Section]:
-    """Group runs by what they were evaluated on; a run that several sweeps share counts once.
+    """Group runs by what they were evaluated on; a run shared by several sweeps counts once.
 
     Args:
         records: The runs of one or more sweeps, checked by :func:`check_examples`.
 
     Returns:
-        The sections in the order they first appear; each says why it is kept apart.
+        The sections in the order in which they first appear.
     """
     unique: dict[str, RunRecord] = {}
     for record in records:
@@ -188,7 +197,7 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
     groups: dict[str, list[RunRecord]] = {}
     for record in unique.values():
         groups.setdefault(repr(_evaluation(record.last)), []).append(record)
-    # A section that holds a baseline alone has nothing to compare with it.
+    # A section with nothing but a baseline has nothing to compare.
     kept = [group for group in groups.values() if any(r.name != "base" for r in group)] or [
         *groups.values()
     ]
@@ -214,7 +223,7 @@ def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
         settings=tuple(
             _setting(runs, variant, ids) for runs, variant in zip(own, variants, strict=True)
         ),
-        # Nothing is trained, so its seeds are the same run.
+        # Nothing is trained, so the runs of all its seeds are the same.
         base=_setting(base[0][:1], {}, ids) if base else None,
         open=tuple(record for record in records if not record.complete),
         ids=tuple(ids),
@@ -222,10 +231,11 @@ def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
     )
 
 
-def _examples(record: RunRecord) -> int:
+def _examples(record: RunRecord) -> str:
+    """A digest of the examples that a complete run answered."""
     assert record.predictions is not None
     pairs = zip(record.predictions.id, record.predictions.gold, strict=True)
-    return hash(tuple(sorted(pairs)))
+    return hashlib.sha256(repr(sorted(pairs)).encode()).hexdigest()
 
 
 def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str]) -> Setting:
@@ -239,7 +249,7 @@ def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str])
 
 
 def _evaluation(stage: StageSpec) -> dict[str, Any]:
-    """What decides whether two runs answer the same question with the same model, by config key."""
+    """What must be equal for two runs to be comparable, by config key."""
     return (
         {f"model.{key}": getattr(stage.model, key) for key in _MODEL}
         | {f"data.{key}": getattr(stage.data, key) for key in _EVALUATED}
@@ -248,7 +258,7 @@ def _evaluation(stage: StageSpec) -> dict[str, Any]:
 
 
 def _difference(first: StageSpec, other: StageSpec) -> str:
-    """Why runs of the second are not compared with runs of the first."""
+    """Why runs of the second stage are not compared with runs of the first."""
     one, two = _evaluation(first), _evaluation(other)
     return "; ".join(
         f"{key} is {_cut(two[key])} here and {_cut(one[key])} above"
@@ -258,18 +268,14 @@ def _difference(first: StageSpec, other: StageSpec) -> str:
 
 
 def _cut(value: Any, most: int = 60) -> str:
-    text = repr(dict(value) if isinstance(value, tuple) else value)
+    text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _without_seed(stage: StageSpec) -> Any:
-    """What runs that differ by their seed alone have in common."""
-    fields = [
-        (f.name, identity(getattr(stage, f.name)))
-        for f in dataclasses.fields(stage)
-        if f.name not in ("seed", "parent", "device")
-    ]
-    return [*fields, ("parent", _without_seed(stage.parent) if stage.parent else None)]
+def _without_seed(stage: StageSpec) -> dict[str, Any]:
+    """What runs that differ in nothing but their seed have in common."""
+    parent = _without_seed(stage.parent) if stage.parent else None
+    return made_of(stage) | {"seed": None, "parent": parent}
 
 
 def _variants(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
@@ -284,17 +290,20 @@ def _variants(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
 
 
 def _settings(run: RunRecord) -> dict[str, str]:
+    """A run's settings by config key; of two stages of one kind, the last counts."""
     found: dict[str, str] = {}
     for stage in run.stages:
-        for name, part in (("data", stage.data), ("lora", stage.lora), ("reft", stage.reft)):
-            if part is not None:
-                values = identity(part)
-                found |= {f"{name}.{key}": repr(value) for key, value in values.items()}
-        if stage.lora:
-            found["lora.alpha"] = f"{stage.lora.alpha / stage.lora.rank:g} x rank"
+        found |= _shown("data", stage.data)
+        for adapter in stage.adapters:
+            # The kind's own settings come first: they tell more than those that all kinds have.
+            for key, value in sorted(adapter.compared().items(), key=lambda item: item[0] in _ANY):
+                # Adapters that are trained at once share a schedule, which has its own section.
+                name = stage.kind if key in _SCHEDULE else adapter.kind
+                found[f"{name}.{key}"] = value
         if stage.training is not None:
-            for key, value in identity(stage.training).items():
-                of_kind = key in ("batch_size", "warmup_ratio")
-                found[f"{stage.kind if of_kind else 'training'}.{key}"] = repr(value)
-    unwanted = ("lora.rank", "reft.rank", "training.epochs")
-    return {key: value for key, value in found.items() if key not in unwanted}
+            found |= _shown("training", stage.training)
+    return found
+
+
+def _shown(name: str, section: Settings) -> dict[str, str]:
+    return {f"{name}.{key}": repr(value) for key, value in identity(section).items()}

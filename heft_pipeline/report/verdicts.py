@@ -1,15 +1,15 @@
-"""What a section's runs say of each claim."""
+"""What a section's runs say about each claim."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from heft_pipeline.claims import Claim, Side
-from heft_pipeline.config import METHOD_NAMES
-from heft_pipeline.report.runs import RunRecord
+from heft_pipeline.evidence.claims import Claim, Side
+from heft_pipeline.evidence.significance import ALPHA, Comparison, Right, compare, holm
+from heft_pipeline.report.records import RunRecord
 from heft_pipeline.report.sections import Section, Setting
-from heft_pipeline.report.statistics import ALPHA, Comparison, Right, compare, holm
+from heft_pipeline.settings.schema import METHOD_NAMES
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not decided by this data"
 MISSING, UNFINISHED = "not in this sweep", "not complete yet"
@@ -17,18 +17,19 @@ MISSING, UNFINISHED = "not in this sweep", "not complete yet"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what the data says of it.
+    """A claim and what the data says about it.
 
     Attributes:
         claim: The claim.
-        what: The claim with what tells its settings from others that it fits, for people.
+        what: The claim as people read it; where it fits several pairs of settings, with what
+            tells this pair from the others.
         verdict: ``supported``, ``contradicted``, ``not decided by this data``, ``not in this
             sweep`` or ``not complete yet``.
-        comparison: None where the sweep has not what the claim names.
+        comparison: The comparison; None where the sweep lacks what the claim names.
         adjusted: Holm's p-value over all claims of the report that could be tested.
-        why: Where something is missing, what, and how to add it.
-        budgets: Training operations of both sides in TFLOP; 0 for what is not trained.
-        pair: The settings compared; None for a constant answer or what is missing.
+        why: What is missing, and how to add it; empty where nothing is.
+        budgets: The training operations of both sides in TFLOP; 0 for what is not trained.
+        pair: The compared settings; None for a constant answer or a missing setting.
     """
 
     claim: Claim
@@ -44,15 +45,15 @@ class Verdict:
 def judge(claims: Sequence[Claim], section_list: Sequence[Section]) -> list[list[Verdict]]:
     """Test claims on each section.
 
-    A claim that fits several pairs of settings (ranks, learning rates) is tested on each pair
-    that agrees in them, and each test counts in the correction.
+    A claim that fits several pairs of settings (of several ranks or learning rates) is tested on
+    each pair whose sides agree in them, and each test counts in the correction.
 
     Args:
         claims: The claims.
         section_list: The sections.
 
     Returns:
-        The verdicts, a list a section. p-values are adjusted over all of them together.
+        A list of verdicts for each section. The p-values are adjusted for all of them together.
     """
     found = [[v for claim in claims for v in _judge(claim, s)] for s in section_list]
     tested = [v.comparison.p_value for verdicts in found for v in verdicts if v.comparison]
@@ -86,7 +87,7 @@ def _judge(claim: Claim, section: Section) -> list[Verdict]:
 
 
 def _candidates(side: Side, section: Section) -> list[Setting | None]:
-    """The settings that a side names; [None] is the constant answer."""
+    """The settings that a side names; ``[None]`` for the constant answer."""
     if side.method == "majority":
         return [None] if section.gold else []
     if side.method == "base":
@@ -151,9 +152,9 @@ def _compared(
 
 
 def _paired(pair: tuple[Setting | None, Setting | None], section: Section) -> tuple[Right, Right]:
-    """Both sides' right answers, seed by seed: equal seeds, or else in the seeds' order.
+    """Both sides' right answers, paired by seed: equal seeds, or without any, in their order.
 
-    What is not trained has no seeds and stands for each of the other side's.
+    A side that is not trained has no seeds; it is repeated for each seed of the other side.
     """
     trained = [setting for setting in pair if setting is not None and setting.epochs]
     if len(trained) == 2:

@@ -1,7 +1,7 @@
-"""How the report puts numbers and verdicts."""
+"""How the report writes numbers and verdicts."""
 
+from heft_pipeline.evidence.significance import ALPHA, POWER, Comparison
 from heft_pipeline.report.sections import Setting
-from heft_pipeline.report.statistics import ALPHA, POWER, Comparison
 from heft_pipeline.report.verdicts import Verdict
 
 _MOST_EXAMPLES = 10_000_000
@@ -18,7 +18,7 @@ def interval(low: float, high: float) -> str:
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points with its sign, e.g. ``+0.12``."""
+    """A difference of shares in percentage points with a sign, e.g. ``+0.12``."""
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -41,7 +41,7 @@ def seconds(value: float) -> str:
 
 
 def epochs(stage_epochs: tuple[int, ...]) -> str:
-    """Epochs of each stage, with their sum where there are several: ``3``, ``3 (6)``."""
+    """The epochs of each stage, and their sum where there are several: ``3``, ``3 (6)``."""
     if not stage_epochs:
         return ""
     same = len(set(stage_epochs)) == 1
@@ -60,7 +60,7 @@ def joined(numbers: tuple[int, ...]) -> str:
 
 
 def variant(setting: Setting) -> str:
-    """What tells a setting from others besides method, epochs and rank, by config key."""
+    """The config values that tell a setting from others with its method, epochs and rank."""
     return ", ".join(f"{key}={value}" for key, value in setting.variant.items())
 
 
@@ -73,7 +73,7 @@ def effect(verdict: Verdict) -> str:
     """What was measured, in one sentence.
 
     Args:
-        verdict: A claim that could be tested.
+        verdict: The verdict on a claim that could be tested.
 
     Returns:
         For instance ``-1.20 points (95 % interval -3.90 to +1.50; p = 0.39, ...)``.
@@ -88,7 +88,7 @@ def effect(verdict: Verdict) -> str:
 
 
 def explanation(verdict: Verdict) -> str:
-    """How a verdict came about and what would decide it, for people.
+    """How a verdict came about, and what would decide an open one, for people.
 
     Args:
         verdict: Any verdict.
@@ -102,20 +102,20 @@ def explanation(verdict: Verdict) -> str:
     seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
     mean = "" if found.seeds == 1 else " on average"
     sentences = [
-        f"On {found.examples:,} examples and {seeds}, the first alone is right on "
-        f"{found.wins:.0f}{mean}, the second alone on {found.losses:.0f}."
+        f"On {found.examples:,} examples and {seeds}, only the first is right on "
+        f"{found.wins:.0f}{mean}, and only the second on {found.losses:.0f}."
     ]
     if all(verdict.budgets):
         one, two = verdict.budgets
         sentences.append(f"Training took {one:.3g} against {two:.3g} TFLOP.")
     if found.seeds == 1:
-        sentences.append("One seed says nothing of how much another would differ.")
+        sentences.append("One seed says nothing about how much other seeds would differ.")
     sentences.append(_what_it_takes(found))
     return " ".join(sentences)
 
 
 def test_name(verdict: Verdict) -> str:
-    """The test behind a verdict."""
+    """The name of the test behind a verdict."""
     found = verdict.comparison
     if found is None:
         return ""
@@ -128,23 +128,23 @@ def _with_holm(adjusted: float) -> str:
 
 def _what_it_takes(found: Comparison) -> str:
     if not found.difference:
-        return "There is no difference to show."
-    chance = f"a difference of this size at {POWER:.0%} power and a level of {ALPHA:.0%}"
+        return "There is no difference to detect."
+    chance = f"a difference of this size with {POWER:.0%} power at a level of {ALPHA:.0%}"
     examples = found.needed_examples
     if examples is not None and examples <= _MOST_EXAMPLES:
         with_seeds = "" if found.seeds == 1 else f" with {found.seeds} seeds"
-        return f"To show {chance} takes about {_rounded(examples)} examples{with_seeds}."
+        return f"Detecting {chance} takes about {_rounded(examples)} examples{with_seeds}."
     if examples is not None:
-        return f"To show {chance} takes more than {_MOST_EXAMPLES:,} examples."
+        return f"Detecting {chance} takes more than {_MOST_EXAMPLES:,} examples."
     if found.needed_seeds is not None:
         return (
-            f"No number of examples shows {chance} with {found.seeds} seeds; about "
-            f"{_rounded(found.needed_seeds)} seeds would, on these examples."
+            f"With {found.seeds} seeds, no number of examples would be enough to detect {chance}; "
+            f"about {_rounded(found.needed_seeds)} seeds would be enough on these examples."
         )
-    return f"To show {chance} takes both more seeds and more examples."
+    return f"Detecting {chance} takes both more seeds and more examples."
 
 
 def _rounded(number: int) -> str:
-    """Two digits: an estimate from an estimate."""
+    """Two significant digits: more would suggest a precision that an estimate lacks."""
     digits = max(0, len(str(number)) - 2)
     return f"{round(number, -digits):,}"

@@ -1,4 +1,4 @@
-"""Writing a report: the page, Markdown, results.csv, and the terminal's table."""
+"""Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
 import base64
 import os
@@ -14,13 +14,13 @@ from rich.markup import escape as escape_rich
 from rich.table import Table
 from rich.text import Text
 
-from heft_pipeline.claims import Claim
+from heft_pipeline.evidence.claims import Claim
+from heft_pipeline.evidence.significance import ALPHA
 from heft_pipeline.report import words
 from heft_pipeline.report.content import Report, make_report, open_runs
 from heft_pipeline.report.figures import Figure
-from heft_pipeline.report.runs import results_table
+from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
-from heft_pipeline.report.statistics import ALPHA
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
     MISSING,
@@ -29,7 +29,7 @@ from heft_pipeline.report.verdicts import (
     UNFINISHED,
     Verdict,
 )
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.store.sweep_folders import Sweep
 
 _MARKS = {
     SUPPORTED: "\N{CHECK MARK}",
@@ -61,12 +61,12 @@ def write_report(
     """Write ``report.html``, ``report.md``, ``results.csv`` and ``figures/``.
 
     Args:
-        sweeps: One or more; runs that are not complete are marked.
-        folder: Where to; a sweep's own folder, or one for several together.
-        claims: What to test; None for what the sweeps were given.
+        sweeps: One or more sweeps; runs that are not complete are marked.
+        folder: Where to write: a sweep's own folder, or one for several together.
+        claims: The claims to test; None for those that the sweeps were given.
 
     Returns:
-        The comparison for a terminal of 80 columns.
+        The comparison, for a terminal of 80 columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".report.lock"):
@@ -84,7 +84,7 @@ def terminal(report: Report) -> Group:
         report: The report.
 
     Returns:
-        Something that rich prints.
+        What rich is to print.
     """
     shown: list[Any] = []
     for content in report.sections:
@@ -119,7 +119,7 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
 
 
 def notes(section: Section) -> str:
-    """How a section's table is to be read.
+    """How to read a section's table.
 
     Args:
         section: The section.
@@ -128,16 +128,17 @@ def notes(section: Section) -> str:
         A paragraph.
     """
     how = (
-        "Intervals are Wilson's; with one seed they say nothing of how much another would differ."
+        "Intervals are Wilson's. With one seed they say nothing about how much other seeds would "
+        "differ."
         if section.seeds <= 1
-        else "Accuracy is the mean over seeds; its interval counts seeds and examples as drawn "
-        "at random (Wilson's for one seed)."
+        else "Accuracy is the mean over seeds. Its interval treats both seeds and examples as "
+        "random samples (Wilson's interval for one seed)."
     )
     return (
-        f"{how} Epochs are of each stage, their sum in brackets. Parameters, seconds, operations "
-        "and examples are those of all stages that a run stands on, reused ones included. "
-        "Stages shared: how many of the stages that these runs stand on were complete already or "
-        "trained for another run as well."
+        f"{how} Epochs are those of each stage, with their sum in brackets. Parameters, seconds, "
+        "operations and examples count all stages that a run stands on, including reused ones. "
+        "Stages shared: how many of the stages that these runs stand on were already complete, or "
+        "were also trained for another run."
     )
 
 

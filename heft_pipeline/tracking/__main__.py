@@ -14,23 +14,24 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from heft_pipeline.config import TRACKING_MODES, TrackingConfig
+from heft_pipeline.declare import check
 from heft_pipeline.errors import UserError
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.follow import Event, Sender
-from heft_pipeline.tracking.runs import PlannedRun, planned_runs
+from heft_pipeline.tracking.payload import PlannedRun, planned_runs
 from heft_pipeline.tracking.send import require_tracker
 from heft_pipeline.tracking.summary import Summary
-from heft_pipeline.validation import check_tracking
 
+_MODES = TrackingSettings.__dataclass_fields__["mode"].metadata["bounds"].choices
 _MARKS = {"sent": "[green]✓[/]", "unchanged": "[cyan]=[/]", "skipped": "[dim]-[/]"}
 _EPILOG = """\
-What is sent comes from the sweep's files alone, so this works at any time, also
-for a sweep that was not tracked, and as often as wanted: what was sent and has
-not changed is not sent again, and no line of a curve is sent twice. A run that
-is not complete is sent as far as it is; its summary says so (status), and W&B
-shows it as failed or preempted until it is sent again. Where to, and which
-project, is what the runs' configs say unless it is given here.
+Everything is read from the sweep's files, so this works at any time, also for a
+sweep that was not tracked, and can be repeated: a run that was sent and has not
+changed is not sent again, and no line of a curve is sent twice. A run that is
+not complete is sent as far as it has come; its summary says so (status), and W&B
+shows it as failed or preempted until it is sent again. The runs' configs say
+which tracker and project are used, unless they are given here.
 """
 
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; None for this process's own.
 
     Returns:
-        The exit status: 1 where something was not taken.
+        The exit status: 1 where a run was not accepted.
     """
     asked = _parser().parse_args(arguments)
     try:
@@ -66,39 +67,43 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("sweep", type=Path, metavar="SWEEP", help="its folder, like outputs/sweeps/NAME")
-    add("--to", choices=("wandb", "tensorboard"), help="default: the config's, else wandb")
-    add("--mode", choices=TRACKING_MODES, help="of W&B; default: the config's")
-    add("--project", metavar="P", help="of W&B; default: the config's")
+    add("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, e.g. outputs/sweeps/NAME")
+    add(
+        "--to",
+        choices=("wandb", "tensorboard"),
+        help="default: the config's, else wandb",
+    )
+    add("--mode", choices=_MODES, help="W&B's mode; default: the config's")
+    add("--project", metavar="P", help="the W&B project; default: the config's")
     add("--entity", metavar="E", help="the W&B user or team; default: the config's")
-    add("--run", metavar="NAME", help="this run only, like 0-heft-e3-r8-s0")
-    add("--again", action="store_true", help="send what has not changed, too")
+    add("--run", metavar="NAME", help="send only this run, e.g. 0-heft-e3-r8-s0")
+    add("--again", action="store_true", help="also send what has not changed")
     add(
         "--follow",
         action="store_true",
-        help="go on until standard input ends or says 'end', showing runs while they are "
-        "trained; reports lines of JSON",
+        help="keep sending runs while they are trained, until standard input ends or says "
+        "'end'; print events as lines of JSON",
     )
     add("--every", type=float, default=2.0, metavar="S", help=argparse.SUPPRESS)
     return parser
 
 
 def _given(asked: argparse.Namespace) -> dict[str, Any]:
-    """The settings of tracking that the command line gives."""
+    """The tracking settings that are given on the command line."""
     names = {"name": "to", "mode": "mode", "project": "project", "entity": "entity"}
     values = {key: getattr(asked, option) for key, option in names.items()}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _overrides(asked: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """The settings given on the command line, checked; W&B for a sweep that was not tracked."""
+    """The checked settings from the command line; W&B for a sweep that was not tracked."""
     found = _given(asked)
     if runs and "name" not in found and runs[0].config.tracking.name == "none":
         found["name"] = "wandb"
     merged = dataclasses.replace(
-        runs[0].config.tracking if runs else TrackingConfig(name="wandb"), **found
+        runs[0].config.tracking if runs else TrackingSettings(name="wandb"), **found
     )
-    check_tracking(merged)
+    check(merged, "tracking")
     require_tracker(merged)
     return found
 
@@ -125,21 +130,21 @@ def _send(sweep: Sweep, runs: Sequence[PlannedRun], asked: argparse.Namespace) -
 
 
 def _follow(sweep: Sweep, asked: argparse.Namespace) -> int:
-    """Serve the process that trains: its end of standard input says when it has ended."""
+    """Send runs until the process that trains closes standard input."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # What libraries print goes to the log, and leaves the reports alone.
+    # What libraries print goes to the log, so that standard output has nothing but events.
     reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     ended = threading.Event()
     threading.Thread(target=_wait_for_end, args=(sys.stdin, ended), daemon=True).start()
 
     def report(event: Event) -> None:
-        # Where nobody listens any more, what remains is sent all the same.
+        # What remains is sent even where nobody reads the events any more.
         with contextlib.suppress(BrokenPipeError):
             reports.write(json.dumps(dataclasses.asdict(event)) + "\n")
 
     Sender(sweep, report, asked.run, _given(asked), asked.again).follow(ended, asked.every)
-    return 0  # what was not taken is reported; any other status is that of an error
+    return 0  # runs that were not accepted are reported as events; other statuses mean a crash
 
 
 def _wait_for_end(stream: TextIO, ended: threading.Event) -> None:

@@ -1,6 +1,7 @@
-"""Whether W&B is to be reached from here: what its variables and files say.
+"""Whether W&B can be used from here, according to its environment variables and files.
 
-Asked before training too, so nothing here imports wandb, sends a request, prompts or writes.
+This is also asked before training, so nothing here imports wandb, sends a request, prompts or
+writes.
 """
 
 import configparser
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from heft_pipeline.errors import UserError
 
 _SERVER = "https://api.wandb.ai"
-#: What WANDB_MODE, or `wandb offline`, may say, and the mode that it means.
+#: The modes that WANDB_MODE and `wandb offline` can name, and what they mean here.
 _MODES = {
     "online": "online",
     "run": "online",
@@ -24,17 +25,17 @@ _MODES = {
 
 
 def resolve_mode(mode: str) -> str:
-    """What ``tracking.mode`` comes to here.
+    """Resolve ``tracking.mode``.
 
     Args:
         mode: ``auto``, ``online``, ``offline`` or ``disabled``.
 
     Returns:
-        ``online``, ``offline`` or ``disabled``. ``auto`` is what ``WANDB_MODE`` or ``wandb
-        offline`` has said, else online where there is an API key, else offline.
+        ``online``, ``offline`` or ``disabled``. ``auto`` becomes the mode that ``WANDB_MODE`` or
+        ``wandb offline`` has set, else online where there is an API key, else offline.
 
     Raises:
-        UserError: Online is asked for and there is no key, or ``WANDB_MODE`` has no meaning.
+        UserError: Online is asked for and there is no key, or ``WANDB_MODE`` is not a mode.
     """
     if mode == "auto":
         said = os.environ.get("WANDB_MODE") or _settings().get("mode")
@@ -43,14 +44,14 @@ def resolve_mode(mode: str) -> str:
         mode = _MODES[said] if said else "online" if logged_in() else "offline"
     if mode == "online" and not logged_in():
         raise UserError(
-            "W&B has no API key here, which tracking.mode=online needs: run `wandb login`, or "
-            "use tracking.mode=offline"
+            "tracking.mode=online needs a W&B API key, and there is none here: run `wandb login`, "
+            "or use tracking.mode=offline"
         )
     return mode
 
 
 def logged_in() -> bool:
-    """Whether there is an API key: in the environment, in W&B's settings, or in netrc."""
+    """Whether there is an API key in the environment, in W&B's settings, or in netrc."""
     settings = _settings()
     if any(os.environ.get(f"WANDB_{name}") for name in ("API_KEY", "IDENTITY_TOKEN_FILE")):
         return True
@@ -69,7 +70,7 @@ def logged_in() -> bool:
 
 
 def _settings() -> Mapping[str, str]:
-    """W&B's settings file, which ``wandb login --host`` and ``wandb offline`` write."""
+    """The settings that ``wandb login --host`` and ``wandb offline`` write to a file."""
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     parser = configparser.ConfigParser(interpolation=None)
     try:

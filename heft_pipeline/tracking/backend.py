@@ -4,22 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from heft_pipeline.tracking.runs import TrackedRun
+from heft_pipeline.tracking.payload import TrackedRun
 
 
 class TrackerError(Exception):
-    """A tracker did not take a run; the text is for people."""
+    """A tracker did not accept a run; the text is for people."""
 
 
 class Unreachable(TrackerError):
-    """A tracker takes nothing at all now: there is no use in trying the next run."""
+    """A tracker accepts nothing at the moment, so there is no point in trying the next run."""
 
 
 class Writer(Protocol):
     """One run while it is being sent.
 
     Attributes:
-        next_line: The number of the first line that the tracker has not taken.
+        next_line: The number of the first line that the tracker does not have yet.
     """
 
     next_line: int
@@ -33,16 +33,16 @@ class Writer(Protocol):
         """
 
     def finish(self, run: TrackedRun) -> str:
-        """Send what is not a line, and close the run in the state that it is in.
+        """Send everything that is not a line, and close the run in its current state.
 
         Args:
-            run: The run with all its lines sent.
+            run: The run; all its lines have been sent.
 
         Returns:
             Where people find it: an address or a folder.
 
         Raises:
-            TrackerError: It was not taken.
+            TrackerError: The tracker did not accept it.
         """
 
 
@@ -59,10 +59,10 @@ class Backend(Protocol):
 
     @property
     def target(self) -> Mapping[str, Any]:
-        """Where runs go, JSON-ready; a run sent elsewhere is another run."""
+        """Where runs are sent, as JSON-ready data; a run that is sent elsewhere counts as new."""
 
     def open(self, run: TrackedRun, folder: Path) -> Writer:
-        """Begin a run, or go on with it.
+        """Begin a run, or continue it.
 
         Args:
             run: The run.
@@ -72,12 +72,12 @@ class Backend(Protocol):
             Its writer.
 
         Raises:
-            TrackerError: The tracker does not take it.
+            TrackerError: The tracker does not accept it.
         """
 
     def still_has(self, note: Mapping[str, Any]) -> bool:
-        """Whether what was sent is where it was put, as far as that can be seen from here.
+        """Whether a run that was sent is still where it was put, as far as can be seen from here.
 
         Args:
-            note: What was noted then.
+            note: The note that was made when it was sent.
         """

@@ -1,4 +1,4 @@
-"""All runs of a sweep to their trackers, while they are trained and when they have ended."""
+"""Send all runs of a sweep to their trackers, while they are trained and when they have ended."""
 
 import logging
 import threading
@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from heft_pipeline.config import TrackingConfig
 from heft_pipeline.errors import UserError
-from heft_pipeline.sweep import PLAN, Sweep
+from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.tracking.backend import Backend, TrackerError, Unreachable
-from heft_pipeline.tracking.runs import PlannedRun, planned_runs
+from heft_pipeline.tracking.payload import PlannedRun, planned_runs
 from heft_pipeline.tracking.send import Session, make_backend, send_run
 
 log = logging.getLogger(__name__)
 
-#: A tracker that cannot be reached is left alone for so long.
+#: How long to wait before a tracker that could not be reached is tried again.
 _RETRY_SECONDS = 60.0
-#: At the end it is tried once more, unless that was just done.
+#: At the end it is tried once more, unless the last try is less than this long ago.
 _LAST_TRY_SECONDS = 10.0
 
 
@@ -30,9 +30,9 @@ class Event:
         run: Its name.
         status: ``open`` (it is shown while it is trained), ``sent``, ``unchanged``, ``skipped``
             or ``problem``.
-        text: Where it is, or why it was not taken.
+        text: Where it is, or why it was not accepted.
         tracker: What people call the tracker.
-        mode: ``online`` or ``offline``; empty where there is no such thing.
+        mode: ``online`` or ``offline``; empty for a tracker without modes.
     """
 
     run: str
@@ -46,14 +46,14 @@ Report = Callable[[Event], None]
 
 
 class Sender:
-    """Sends a sweep's runs and reports what came of it; a run that fails stops no other.
+    """Sends a sweep's runs and reports what happens to each; a problem with one stops no other.
 
     Args:
         sweep: The sweep.
-        report: Told of each run.
-        only: The one run to send; None for all.
-        overrides: Settings of tracking that are not to be read from the runs' configs.
-        again: Send what has not changed, too.
+        report: Called with each event.
+        only: The only run to send; None for all.
+        overrides: Tracking settings that replace those of the runs' configs.
+        again: Whether to send runs that have not changed as well.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Sender:
         self._done: set[str] = set()
 
     def follow(self, ended: threading.Event, every: float) -> None:
-        """Send runs as they become complete and show those at work, then send what remains.
+        """Send runs as they become complete, show those in training, and then send what remains.
 
-        A stage at work is shown in the first run that stands on it.
+        A stage in training is shown in the first run that stands on it.
 
         Args:
             ended: Set when nothing is trained any more.
-            every: Seconds between two looks at the files.
+            every: How often to look at the files, in seconds.
         """
         while not ended.wait(every):
             at_work: set[str] = set()
@@ -100,7 +100,7 @@ class Sender:
                 self._send(planned, last=True)
 
     def send_all(self) -> None:
-        """Send every run as far as it is."""
+        """Send every run as far as it has come."""
         for planned in self._left():
             self._send(planned, last=True)
 
@@ -116,16 +116,16 @@ class Sender:
         path = self._sweep.store.folder(key) / "metrics.jsonl"
         return planned.name not in self._problems and path.is_file() and path.stat().st_size > 0
 
-    def _tracking(self, planned: PlannedRun) -> TrackingConfig:
+    def _tracking(self, planned: PlannedRun) -> TrackingSettings:
         return replace(planned.config.tracking, **self._overrides)
 
-    def _backend(self, tracking: TrackingConfig) -> Backend | None:
+    def _backend(self, tracking: TrackingSettings) -> Backend | None:
         key = repr(tracking)
         if key not in self._backends:
             self._backends[key] = make_backend(tracking)
         return self._backends[key]
 
-    def _show(self, planned: PlannedRun, tracking: TrackingConfig, backend: Backend) -> None:
+    def _show(self, planned: PlannedRun, tracking: TrackingSettings, backend: Backend) -> None:
         """Send the lines of a run that is not complete."""
         if not backend.live:
             return
@@ -138,9 +138,9 @@ class Sender:
         self._open[planned.name].feed(run)
 
     def _send(self, planned: PlannedRun, last: bool = False) -> None:
-        """Send a run as far as it is, and close it."""
+        """Send a run as far as it has come, and close it."""
 
-        def action(planned: PlannedRun, tracking: TrackingConfig, backend: Backend) -> None:
+        def action(planned: PlannedRun, tracking: TrackingSettings, backend: Backend) -> None:
             if self._silent_for(backend) < (_LAST_TRY_SECONDS if last else _RETRY_SECONDS):
                 if last:
                     raise Unreachable(self._unreachable[backend.name][1])
@@ -157,14 +157,14 @@ class Sender:
         self._attempt(planned, action)
 
     def _silent_for(self, backend: Backend) -> float:
-        """Seconds since the tracker could not be reached."""
+        """How many seconds ago the tracker could not be reached."""
         since, _ = self._unreachable.get(backend.name, (float("-inf"), ""))
         return time.monotonic() - since
 
     def _attempt(
         self,
         planned: PlannedRun,
-        action: Callable[[PlannedRun, TrackingConfig, Backend], None],
+        action: Callable[[PlannedRun, TrackingSettings, Backend], None],
     ) -> None:
         backend = None
         try:
@@ -174,7 +174,7 @@ class Sender:
                 self._done.add(planned.name)
             else:
                 action(planned, tracking, backend)
-        except Exception as error:  # whatever a tracker raises, the next run may be taken
+        except Exception as error:  # whatever a tracker raises, it may accept the next run
             self._open.pop(planned.name, None)
             if isinstance(error, Unreachable) and backend is not None:
                 if self._silent_for(backend) > _LAST_TRY_SECONDS:
@@ -183,7 +183,7 @@ class Sender:
                 self._problems.add(planned.name)
             known = isinstance(error, UserError | TrackerError)
             if not known:
-                log.exception("%s was not taken", planned.name)
+                log.exception("%s was not accepted", planned.name)
             text = str(error) if known else f"{type(error).__name__}: {error}"
             self._tell(planned, "problem", text, backend)
 

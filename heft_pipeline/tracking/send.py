@@ -1,4 +1,4 @@
-"""One run to one tracker, once: what was sent and has not changed is not sent again."""
+"""Send one run to one tracker, once: a run that was sent and has not changed is not sent again."""
 
 import contextlib
 import importlib.util
@@ -9,12 +9,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from heft_pipeline.config import TrackingConfig
 from heft_pipeline.errors import UserError
-from heft_pipeline.store import write_json
+from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.store.stage_folders import write_json
 from heft_pipeline.tracking.account import resolve_mode
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
-from heft_pipeline.tracking.runs import PlannedRun, TrackedRun
+from heft_pipeline.tracking.payload import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
 from heft_pipeline.tracking.wandb_backend import WandbBackend
 
@@ -23,25 +23,25 @@ NOTE = "tracking.json"
 
 @dataclass(frozen=True)
 class Sent:
-    """What sending a run came to.
+    """What became of a run that was to be sent.
 
     Attributes:
-        status: ``sent``, ``unchanged`` (it was there already) or ``skipped``.
-        text: Why it was skipped, else where it is.
+        status: ``sent``, ``unchanged`` (the tracker had it already) or ``skipped``.
+        text: Why it was skipped, or else where it is.
     """
 
     status: str
     text: str
 
 
-def require_tracker(tracking: TrackingConfig) -> None:
-    """Refuse a tracker that cannot work here, before anything is trained.
+def require_tracker(tracking: TrackingSettings) -> None:
+    """Refuse a tracker that cannot work here, so that this is known before training.
 
     Args:
         tracking: The settings.
 
     Raises:
-        UserError: Its package is not installed, or it needs an account that there is not.
+        UserError: Its package is not installed, or it needs an account and there is none.
     """
     if tracking.name == "tensorboard" and importlib.util.find_spec("tensorboardX") is None:
         raise UserError(
@@ -52,17 +52,17 @@ def require_tracker(tracking: TrackingConfig) -> None:
         resolve_mode(tracking.mode)
 
 
-def make_backend(tracking: TrackingConfig) -> Backend | None:
+def make_backend(tracking: TrackingSettings) -> Backend | None:
     """The tracker that settings ask for.
 
     Args:
         tracking: The settings.
 
     Returns:
-        The tracker, or None for none or ``mode=disabled``.
+        The tracker; None for ``name=none`` and ``mode=disabled``.
 
     Raises:
-        UserError: It cannot work here.
+        UserError: The tracker cannot work here.
     """
     require_tracker(tracking)
     if tracking.name == "tensorboard":
@@ -74,7 +74,7 @@ def make_backend(tracking: TrackingConfig) -> Backend | None:
 
 
 class Session:
-    """A run that is held by this process and open at a tracker.
+    """A run that is open at a tracker and locked by this process.
 
     Args:
         planned: The run.
@@ -84,7 +84,7 @@ class Session:
     """
 
     def __init__(
-        self, planned: PlannedRun, tracking: TrackingConfig, backend: Backend, run: TrackedRun
+        self, planned: PlannedRun, tracking: TrackingSettings, backend: Backend, run: TrackedRun
     ) -> None:
         self._planned, self._tracking, self._backend = planned, tracking, backend
         self._lock = FileLock(planned.folder / ".tracking.lock")
@@ -103,7 +103,7 @@ class Session:
             raise TrackerError("another process is sending it") from error
 
     def feed(self, run: TrackedRun) -> None:
-        """Send the lines that are new.
+        """Send the new lines.
 
         Args:
             run: The run as it is now.
@@ -112,7 +112,7 @@ class Session:
             self._writer.log(number, run.lines[number])
 
     def close(self, run: TrackedRun) -> Sent:
-        """Send what remains and note what was sent.
+        """Send what remains, and note what was sent.
 
         Args:
             run: The run as it is now.
@@ -121,7 +121,7 @@ class Session:
             Where it is.
 
         Raises:
-            TrackerError: It was not taken.
+            TrackerError: The tracker did not accept it.
         """
         try:
             self.feed(run)
@@ -137,21 +137,21 @@ class Session:
 
 
 def send_run(
-    planned: PlannedRun, tracking: TrackingConfig, backend: Backend, again: bool = False
+    planned: PlannedRun, tracking: TrackingSettings, backend: Backend, again: bool = False
 ) -> Sent:
-    """Send a run as far as it is.
+    """Send a run as far as it has come.
 
     Args:
         planned: The run.
         tracking: The settings.
         backend: The tracker.
-        again: Send it even if nothing has changed.
+        again: Whether to send it even if nothing has changed.
 
     Returns:
-        What it came to.
+        What became of it.
 
     Raises:
-        TrackerError: It was not taken.
+        TrackerError: The tracker did not accept it.
         UserError: Its config cannot be read.
     """
     run = planned.tracked(tracking)

@@ -1,4 +1,4 @@
-"""What is said in the terminal of runs that were sent."""
+"""What the terminal says about runs that were sent."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,23 +8,23 @@ from heft_pipeline.tracking.follow import Event
 
 @dataclass
 class Summary:
-    """Counts of what came of each run, the newest word on it.
+    """Counts what became of each run, according to its newest event.
 
     Attributes:
         folder: The sweep's folder, as the user would type it.
-        events: The newest event of each run.
+        events: The newest event of each run, by name.
     """
 
     folder: Path
     events: dict[str, Event] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
-        """Take an event."""
+        """Replace a run's event."""
         self.events[event.run] = event
 
     @property
     def problems(self) -> dict[str, list[Event]]:
-        """The events of runs that were not taken, by why."""
+        """The events of runs that were not accepted, grouped by reason."""
         found: dict[str, list[Event]] = {}
         for event in self.events.values():
             if event.status == "problem":
@@ -32,23 +32,24 @@ class Summary:
         return found
 
     def lines(self) -> list[str]:
-        """What to say: a line a tracker, and a line a distinct problem.
+        """The summary: a line for each tracker, and one for each distinct problem.
 
         Returns:
-            Plain text; a line that tells of a problem begins with ``!``.
+            Plain text; a line about a problem begins with ``!``.
         """
         lines = []
-        kinds = dict.fromkeys((e.tracker, e.mode) for e in self.events.values() if _taken(e))
+        kinds = dict.fromkeys((e.tracker, e.mode) for e in self.events.values() if _accepted(e))
         for tracker, mode in kinds:
-            taken = [e for e in self.events.values() if _taken(e) and e.tracker == tracker]
-            taken = [e for e in taken if e.mode == mode]
-            unchanged = sum(e.status == "unchanged" for e in taken)
-            count = _runs(len(taken)) + (f" ({unchanged} unchanged)" if unchanged else "")
-            lines.append(f"{tracker}: {count}{self._where(mode, taken[-1].text)}")
+            accepted = [e for e in self.events.values() if _accepted(e) and e.tracker == tracker]
+            accepted = [e for e in accepted if e.mode == mode]
+            unchanged = sum(e.status == "unchanged" for e in accepted)
+            count = _runs(len(accepted)) + (f" ({unchanged} unchanged)" if unchanged else "")
+            lines.append(f"{tracker}: {count}{self._where(mode, accepted[-1].text)}")
         for text, events in self.problems.items():
             who = events[0].tracker or "tracking"
             lines.append(
-                f"! {who} did not take {_runs(len(events))}: {text}. To send later: {self._again()}"
+                f"! {who} did not accept {_runs(len(events))}: {text}. "
+                f"To send later: {self._again()}"
             )
         return lines
 
@@ -66,7 +67,7 @@ class Summary:
         return f"python -m heft_pipeline.tracking {self.folder}"
 
 
-def _taken(event: Event) -> bool:
+def _accepted(event: Event) -> bool:
     return event.status in ("sent", "unchanged")
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard: event files, a folder a run."""
+"""TensorBoard: a folder of event files for each run."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heft_pipeline.tracking.runs import TrackedRun
+from heft_pipeline.tracking.payload import TrackedRun
 
 
 class TensorboardBackend:
@@ -17,9 +17,9 @@ class TensorboardBackend:
     target: Mapping[str, Any] = {}
 
     def open(self, run: TrackedRun, folder: Path) -> "TensorboardWriter":
-        """Begin a run's folder anew.
+        """Start a run's folder from scratch.
 
-        Event files can only be added to, so what is there is written again from the first line.
+        Event files can only be appended to, so a run is written again from its first line.
 
         Args:
             run: The run.
@@ -33,7 +33,7 @@ class TensorboardBackend:
         return TensorboardWriter(events)
 
     def still_has(self, note: Mapping[str, Any]) -> bool:
-        """Whether there are event files where they were written."""
+        """Whether there are still event files where they were written."""
         return any(Path(note["where"]).glob("events.out.tfevents.*"))
 
 
@@ -41,7 +41,7 @@ class TensorboardWriter:
     """A run's event files while they are written.
 
     Args:
-        folder: Where they go.
+        folder: The folder that they are written to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class TensorboardWriter:
         self.next_line = 0
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
-        """Write a line; each stage's curves go over its own steps.
+        """Write a line; the curves of each stage have its own steps as their x axis.
 
         Args:
             number: Its number in the run.
@@ -70,7 +70,7 @@ class TensorboardWriter:
         """Write the config and the results, and close the files.
 
         Args:
-            run: The run with all its lines written.
+            run: The run; all its lines have been written.
 
         Returns:
             The folder.
@@ -84,11 +84,11 @@ class TensorboardWriter:
         return str(self._folder.resolve())
 
     def _write_table_row(self, run: TrackedRun) -> None:
-        """Settings and results as TensorBoard's table of runs (HParams) reads them."""
+        """Write settings and results for TensorBoard's table of runs (HParams)."""
         from tensorboardX.summary import hparams
 
         results = {k: float(v) for k, v in run.summary.items() if isinstance(v, int | float)}
-        # SummaryWriter.add_hparams would put them into a folder that is shown as another run.
+        # SummaryWriter.add_hparams writes to another folder, which is shown as another run.
         for part in hparams(_settings(run), results):
             self._writer.file_writer.add_summary(part)
         for name, value in results.items():

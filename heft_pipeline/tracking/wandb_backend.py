@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run a run of the sweep."""
+"""Weights & Biases: one W&B run for each run of the sweep."""
 
 import contextlib
 import os
@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from heft_pipeline.config import TrackingConfig
+from heft_pipeline.settings.surroundings import TrackingSettings
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
-from heft_pipeline.tracking.runs import TrackedRun
+from heft_pipeline.tracking.payload import TrackedRun
 
-#: Most seconds for beginning a run and for one request; less where tracking.finish_seconds is.
+#: The longest time to begin a run, and for one request; a short tracking.finish_seconds lowers
+#: both.
 _INIT_SECONDS, _REQUEST_SECONDS = 30.0, 10.0
 
 
 class WandbBackend:
-    """Weights & Biases, online or into folders for ``wandb sync``.
+    """Weights & Biases, online or in folders for ``wandb sync``.
 
     Args:
         tracking: The settings; ``mode`` is resolved.
@@ -25,13 +26,13 @@ class WandbBackend:
 
     name = "W&B"
 
-    def __init__(self, tracking: TrackingConfig) -> None:
+    def __init__(self, tracking: TrackingSettings) -> None:
         self._tracking = tracking
         self.live = tracking.mode == "online"
 
     @property
     def target(self) -> Mapping[str, Any]:
-        """Mode, project and entity, and the server where it is not the usual one."""
+        """Mode, project and entity, and the server if it is not the usual one."""
         target = {
             "mode": self._tracking.mode,
             "project": self._tracking.project,
@@ -41,18 +42,18 @@ class WandbBackend:
         return target | ({"server": server} if server and self.live else {})
 
     def open(self, run: TrackedRun, folder: Path) -> "WandbWriter":
-        """Begin a W&B run, or go on with it.
+        """Begin a W&B run, or continue it.
 
         Args:
             run: The run.
             folder: Its folder in the sweep; W&B's own files go there.
 
         Returns:
-            Its writer; online it goes on after the last line that the server has.
+            Its writer; online, it continues after the last line that the server has.
 
         Raises:
-            Unreachable: W&B cannot be reached or does not take the key.
-            TrackerError: It does not take this run.
+            Unreachable: W&B cannot be reached or does not accept the key.
+            TrackerError: W&B does not accept this run.
         """
         import wandb
 
@@ -60,7 +61,7 @@ class WandbBackend:
             remove_copies(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _without_words():
+            with quiet():
                 made = wandb.init(
                     project=self._tracking.project,
                     entity=self._tracking.entity,
@@ -78,7 +79,7 @@ class WandbBackend:
                 )
         except wandb.errors.CommError as error:
             raise Unreachable(_one_line(error, run.id)) from error
-        except Exception as error:  # W&B raises of many kinds; the run's own files are complete
+        except Exception as error:  # W&B raises many types; the run's own files are complete
             raise TrackerError(_one_line(error, run.id)) from error
         for prefix in run.prefixes:
             made.define_metric(f"{prefix}/step", hidden=True)
@@ -86,7 +87,7 @@ class WandbBackend:
         return WandbWriter(made, folder, self.live)
 
     def still_has(self, note: Mapping[str, Any]) -> bool:
-        """Whether an offline run's folder is there; what is online is taken to be."""
+        """Whether an offline run's folder still exists; an online run is assumed to."""
         return self.live or Path(note["where"]).is_dir()
 
 
@@ -94,14 +95,14 @@ class WandbWriter:
     """A W&B run while it is being sent.
 
     Args:
-        run: W&B's.
+        run: The run's object in W&B's client.
         folder: The run's folder in the sweep.
         live: Whether it is online.
     """
 
     def __init__(self, run: Any, folder: Path, live: bool) -> None:
         self._run, self._folder, self._live = run, folder, live
-        # The W&B step is the line's number, so the server says which lines it has.
+        # A line's number is its W&B step, so the server's last step says which lines it has.
         self.next_line = int(run.starting_step)
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
@@ -115,19 +116,19 @@ class WandbWriter:
         self.next_line = number + 1
 
     def finish(self, run: TrackedRun) -> str:
-        """Send the summary and what else is wanted, and close the run.
+        """Send the summary and the optional extras, and close the run.
 
-        A failed run is closed as failed, an unfinished one as preempted: W&B shows it as running
-        again when it goes on.
+        A failed run is closed as failed, and an unfinished one as preempted: W&B shows it as
+        running again when it continues.
 
         Args:
-            run: The run with all its lines sent.
+            run: The run; all its lines have been sent.
 
         Returns:
-            The run's address; the folder to sync where offline.
+            The run's address online, and offline the folder to sync.
 
         Raises:
-            TrackerError: Not everything was taken in time.
+            TrackerError: W&B did not accept everything in time.
         """
         made = self._run
         try:
@@ -136,14 +137,14 @@ class WandbWriter:
             if run.status in ("running", "incomplete"):
                 made.mark_preempting()
             where = made.url if self._live else str(Path(made.dir).parent.resolve())
-            with _without_words():
+            with quiet():
                 made.finish(exit_code=0 if run.status == "complete" else 1)
         except TimeoutError as error:
-            raise Unreachable("it did not take everything in time") from error
-        except Exception as error:  # W&B raises of many kinds; the run's own files are complete
+            raise Unreachable("it did not accept everything in time") from error
+        except Exception as error:  # W&B raises many types; the run's own files are complete
             raise TrackerError(_one_line(error, run.id)) from error
         if self._live:
-            # The store has all that W&B's own copies hold, those written offline included.
+            # The store has everything that W&B's own copies hold, including offline ones.
             remove_copies(self._folder)
         return str(where)
 
@@ -168,10 +169,10 @@ class WandbWriter:
 
 
 def remove_copies(folder: Path) -> None:
-    """Remove what W&B wrote of a run: it is made from the store's files again when needed.
+    """Remove W&B's own copies of a run, which can be made again from the store's files.
 
-    Also where the run stood on other stages then and had another id, so that ``wandb sync`` does
-    not send what the sweep has no more.
+    Copies from when the run had other stages, and so another id, are removed as well, so that
+    ``wandb sync`` does not send a run that the sweep no longer has.
 
     Args:
         folder: The run's folder in the sweep.
@@ -181,13 +182,14 @@ def remove_copies(folder: Path) -> None:
 
 
 def _settings(seconds: float) -> Any:
-    """Settings without what says nothing about training: this process only sends it.
+    """W&B's settings, with everything off that would describe this process instead of training.
 
-    Names with ``x_`` are not promised by W&B; those that its version lacks are left out.
+    Settings named ``x_...`` are internal to W&B; those that the installed version lacks are left
+    out.
     """
     import wandb
 
-    within = 0.8 * seconds  # leaves time to say that W&B did not answer
+    within = 0.8 * seconds  # leaves time to report that W&B did not answer
     asked = {
         "silent": True,
         "console": "off",
@@ -206,7 +208,7 @@ def _settings(seconds: float) -> Any:
         "x_disable_stats": True,
         "x_disable_machine_info": True,
         "x_save_requirements": False,
-        # A request that hangs is given up by itself, with a reason, before init_timeout.
+        # A request that hangs times out on its own, with a reason, before init_timeout.
         "x_graphql_timeout_seconds": min(_REQUEST_SECONDS, within / 3),
         "x_graphql_retry_max": 1,
         "x_graphql_retry_wait_min_seconds": 1.0,
@@ -217,7 +219,7 @@ def _settings(seconds: float) -> Any:
 
 
 def _one_line(error: Exception, id: str) -> str:
-    """What went wrong, the same for all runs that it happens to."""
+    """What went wrong, in words that are the same for every run."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     text = text.replace(f" for run {id}", "").replace(id, "RUN")
     if re.search(r"\b40[13]\b|not logged in|permission", text):
@@ -226,7 +228,11 @@ def _one_line(error: Exception, id: str) -> str:
 
 
 @contextlib.contextmanager
-def _without_words() -> Iterator[None]:
-    """Keep W&B's notes to the terminal away; what matters is raised."""
+def quiet() -> Iterator[None]:
+    """Keep W&B's messages off the terminal; problems are raised as exceptions.
+
+    Yields:
+        Nothing.
+    """
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield

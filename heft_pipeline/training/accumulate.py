@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
+from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.data.batches import (
     IGNORED_LABEL,
     AnsweredPrompt,
@@ -13,10 +14,9 @@ from heft_pipeline.data.batches import (
     collate,
     split_by_tokens,
 )
+from heft_pipeline.devices.memory import free, is_out_of_memory
+from heft_pipeline.devices.random_state import load_random, random_tensors
 from heft_pipeline.errors import UserError
-from heft_pipeline.memory import free, is_out_of_memory
-from heft_pipeline.models.adapted import AdaptedModel
-from heft_pipeline.training.checkpoint import load_random, random_tensors
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def accumulate(
         answer_tokens: What its summed loss is divided by.
         most_tokens: Most padded tokens of a part; 0 for the whole batch at once.
         parameters: What is trained.
-        count: Told each part that was done.
+        count: Called with each part that was done.
 
     Returns:
         The loss, a scalar in nats, and ``most_tokens``, halved as often as it took.
@@ -82,7 +82,7 @@ def _passes(
     device = model.base.device
     total = torch.zeros((), device=device)
     batches = []
-    with model.rotations():
+    with model.between_steps():
         for part in parts:
             batch = collate(sequences[part], model.base.pad_token_id).to(device)
             loss = answer_loss(model.logits(batch), batch) / answer_tokens

@@ -1,8 +1,14 @@
-"""Checkpoints that resume training exactly: one safetensors file each, replaced atomically."""
+"""Checkpoints that resume training exactly: one safetensors file each, replaced atomically.
+
+``last`` holds the trained parameters, the optimiser's state, the random generators of every
+process, and as its metadata the counters and the schedule. ``best`` holds the parameters of the
+best epoch so far. ``constants`` holds what was drawn at initialisation and never changes.
+"""
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,105 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from heft_pipeline.devices.processes import Ranks
+from heft_pipeline.devices.random_state import load_random, random_tensors
+from heft_pipeline.training.state import Counters, TrainingState
+
+LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 _META = "heft"
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    Args:
+        folder: Where they are.
+        state: What is saved and restored.
+        constants: Tensors that were drawn at initialisation and are never trained.
+        ranks: The processes that train the stage together; the first one writes.
+        device: Where this process computes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        constants: Mapping[str, torch.Tensor],
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self._folder, self._state, self._constants = folder, state, constants
+        self._ranks, self._device = ranks, device
+
+    @property
+    def last(self) -> Path | None:
+        """The file that training would go on from; None where there is none."""
+        path = self._folder / LAST
+        return path if path.is_file() else None
+
+    def save(self) -> None:
+        """Write everything that is needed to go on from here, bit for bit."""
+        state = self._state
+        own = (random_tensors(self._device), state.counters.train_flop)
+        of_ranks = self._ranks.gather(own)
+        if not self._ranks.first:
+            return
+        if not (self._folder / CONSTANTS).is_file():
+            write(self._folder / CONSTANTS, self._constants, {})
+        state.counters.epoch_loss = state.epoch_loss.item()
+        tensors = {
+            **state.parameters,
+            **_optimizer_tensors(state.optimizer, state.names),
+            **{
+                f"{rank}/{name}": generator
+                for rank, (generators, _) in enumerate(of_ranks)
+                for name, generator in generators.items()
+            },
+        }
+        meta = {
+            "counters": asdict(state.counters),
+            "flop_of_ranks": [flop for _, flop in of_ranks],
+            "scheduler": state.scheduler.state_dict(),
+        }
+        write(self._folder / LAST, tensors, meta)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, where there is one."""
+        if self.last is None:
+            return
+        state = self._state
+        constants, _ = read(self._folder / CONSTANTS)
+        for name, tensor in self._constants.items():
+            tensor.copy_(constants[name])
+        tensors, meta = read(self.last)
+        state.load_parameters(tensors)
+        _load_optimizer(state.optimizer, state.names, tensors)
+        load_random(tensors, self._device, f"{self._ranks.rank}/")
+        state.scheduler.load_state_dict(meta["scheduler"])
+        rates = meta["scheduler"]["_last_lr"]
+        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        state.counters = Counters(**meta["counters"])
+        state.counters.resumes += 1
+        flops = meta["flop_of_ranks"]
+        if len(flops) == self._ranks.world:
+            state.counters.train_flop = flops[self._ranks.rank]
+        else:  # another number of processes goes on
+            state.counters.train_flop = sum(flops) if self._ranks.first else 0.0
+        state.epoch_loss.fill_(state.counters.epoch_loss)
+
+    def save_best(self) -> None:
+        """Keep the parameters as those of the best epoch."""
+        if self._ranks.first:
+            write(
+                self._folder / BEST, self._state.parameters, {"epoch": self._state.counters.epoch}
+            )
+
+    def load_best(self) -> None:
+        """Give the model the parameters of the best epoch."""
+        self._ranks.gather(None)  # process 0 has written it
+        tensors, _ = read(self._folder / BEST)
+        self._state.load_parameters(tensors)
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -31,31 +135,16 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what :func:`write` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        (tensors, meta).
-    """
+    """Read what :func:`write` wrote: the tensors and the JSON data."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(file.metadata()[_META])
 
 
-def optimizer_tensors(
+def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
 ) -> dict[str, torch.Tensor]:
-    """An optimiser's state as named tensors.
-
-    Args:
-        optimizer: The optimiser; all its state must be tensors, as AdamW's is.
-        names: A name for each of its parameters.
-
-    Returns:
-        Tensors under ``optimizer/PARAMETER/KEY``.
-    """
+    """An optimiser's state under ``optimizer/PARAMETER/KEY``; all of AdamW's are tensors."""
     return {
         f"optimizer/{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -63,18 +152,12 @@ def optimizer_tensors(
     }
 
 
-def load_optimizer(
+def _load_optimizer(
     optimizer: torch.optim.Optimizer,
     names: Mapping[torch.Tensor, str],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give an optimiser the state that :func:`optimizer_tensors` took.
-
-    Args:
-        optimizer: A fresh optimiser of the same parameters.
-        names: The same names.
-        tensors: The tensors.
-    """
+    """Give a fresh optimiser of the same parameters the state of another."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
@@ -83,34 +166,3 @@ def load_optimizer(
             # AdamW keeps its step counts on the CPU unless it is fused.
             on_device = field != "step" or parameter.device.type == "cuda"
             optimizer.state[parameter][field] = value.to(parameter.device if on_device else "cpu")
-
-
-def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's random generators.
-
-    Args:
-        device: Where training runs.
-
-    Returns:
-        Tensors under ``random/...``.
-    """
-    states = {"random/cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["random/cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def load_random(
-    tensors: Mapping[str, torch.Tensor], device: torch.device, prefix: str = ""
-) -> None:
-    """Set torch's random generators to what :func:`random_tensors` took.
-
-    Args:
-        tensors: The tensors; a generator that they lack is left as it is.
-        device: Where training runs.
-        prefix: Stands before the names.
-    """
-    if f"{prefix}random/cpu" in tensors:
-        torch.set_rng_state(tensors[f"{prefix}random/cpu"])
-    if device.type == "cuda" and f"{prefix}random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[f"{prefix}random/cuda"], device)

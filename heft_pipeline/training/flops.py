@@ -1,7 +1,6 @@
 """Counting the floating-point operations of forward and backward passes."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -54,7 +53,7 @@ class FlopCounter:
         rows: int,
         tokens: int,
         answer_tokens: int,
-        trained_layers: Iterable[int],
+        lowest_layer: int,
         *,
         reused: int = 0,
         skipped: int = 0,
@@ -65,20 +64,19 @@ class FlopCounter:
             rows: B, sequences.
             tokens: T, padded tokens of each.
             answer_tokens: K, projected positions of each.
-            trained_layers: The decoder layers that hold a trained part.
+            lowest_layer: The first decoder layer in which training needs a gradient.
             reused: Padded tokens before them whose keys and values are reused.
             skipped: First layers whose output is reused.
 
         Returns:
             Floating-point operations.
         """
-        lowest = min(trained_layers, default=self._layers)
         attention = rows * 4.0 * tokens * (tokens + reused) * self._attention
         own = rows * 4.0 * tokens**2 * self._attention
         forward = self.forward(rows, tokens, answer_tokens) - own + attention
         head = rows * 2.0 * answer_tokens * self._head
         body, done = forward - head, 1 - skipped / self._layers
-        share = (self._layers - lowest) / self._layers
+        share = (self._layers - lowest_layer) / self._layers
         # Attention's backward pass does twice the forward's products: both factors have gradients.
         return done * body + 2 * head + share * (body + attention)
 

@@ -3,95 +3,85 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.adapters.kind import Schedule
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, epoch_batches
 from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.devices.memory import peak_mb
+from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
-from heft_pipeline.evaluation import score
-from heft_pipeline.memory import peak_mb
-from heft_pipeline.metrics import MetricsLog
-from heft_pipeline.models.adapted import AdaptedModel
-from heft_pipeline.parallel import Ranks
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.training import checkpoint
+from heft_pipeline.scoring.score import Scores, score
+from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.accumulate import accumulate
+from heft_pipeline.training.checkpoint import Checkpoints
 from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.metrics import MetricsLog
+from heft_pipeline.training.reuse import reuse_activations
+from heft_pipeline.training.settings import TrainingSettings
+from heft_pipeline.training.state import Counters, TrainingState
 
 log = logging.getLogger(__name__)
-LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 
 
 class Progress(Protocol):
-    """Told how far a stage is."""
+    """Shows how far a stage is."""
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Take a state.
+        """Show a state.
 
         Args:
-            phase: ``train``, ``dev`` or ``eval``.
+            phase: ``reuse``, ``train``, ``dev`` or ``eval``.
             done: Steps (``train``) or examples done.
             total: Of how many.
             note: The last loss or accuracy, for people.
         """
 
 
-@dataclass
-class Counters:
-    """How far training is and what it has cost; all of it survives a resume.
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained.
 
     Attributes:
-        step: Optimiser steps done.
-        epoch: Whole epochs done.
-        best_accuracy: The highest dev accuracy so far; -1 before the first.
-        best_epoch: Its epoch, from 1.
-        train_seconds: Wall time of optimiser steps.
-        dev_seconds: Wall time of dev evaluations.
-        train_flop: Floating-point operations of training.
-        examples: Examples trained on.
-        epoch_loss: Summed loss of this epoch's examples so far.
-        epoch_examples: Their number.
-        resumes: How often training went on from a checkpoint.
-        micro_batch_tokens: Most padded tokens a pass, as it turned out; 0 for whole batches.
-        reuse_seconds: Of ``train_seconds``, what computing reused activations took.
+        label: The stage's name, for people.
+        seed: Of the order of examples and of dropout.
+        schedule: For how long and in which steps.
+        training: Everything else.
+        evaluation: How the dev split is scored.
     """
 
-    step: int = 0
-    epoch: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    train_seconds: float = 0.0
-    dev_seconds: float = 0.0
-    train_flop: float = 0.0
-    examples: int = 0
-    epoch_loss: float = 0.0
-    epoch_examples: int = 0
-    resumes: int = 0
-    reuse_seconds: float = 0.0
-    micro_batch_tokens: int = 0
+    label: str
+    seed: int
+    schedule: Schedule
+    training: TrainingSettings
+    evaluation: EvaluationSettings
 
 
 class Trainer:
-    """Trains a stage's adapter; see :meth:`run`.
+    """Trains the adapters of a stage; see :meth:`run`.
 
     Args:
-        stage: The stage; not ``base``.
-        model: The model with the stage's adapter on it.
+        recipe: How.
+        model: The model with the stage's adapters on it.
         task: The tokenised task.
         flops: Counts operations; made before adapters were put on.
         folder: The stage's folder: ``checkpoint/`` and ``metrics.jsonl`` go there.
         should_stop: Asked before each step; true makes the loop write a checkpoint and raise.
-        progress: Told about each step.
+        progress: Called at each step.
         ranks: The processes that train the stage together; each takes its part of every batch.
+
+    Attributes:
+        reuse: What was reused, or why nothing was; known once training has begun.
     """
 
     def __init__(
         self,
-        stage: StageSpec,
+        recipe: Recipe,
         model: AdaptedModel,
         task: Task,
         flops: FlopCounter,
@@ -100,35 +90,33 @@ class Trainer:
         progress: Progress,
         ranks: Ranks,
     ) -> None:
-        if stage.training is None:
-            raise ValueError(f"a stage of kind {stage.kind} has nothing to train")
-        self._stage, self._spec, self._model, self._task = stage, stage.training, model, task
-        self._flops, self._folder = flops, folder / "checkpoint"
-        self._should_stop, self._progress, self._ranks = should_stop, progress, ranks
+        self._recipe, self._model, self._task, self._flops = recipe, model, task, flops
+        self._folder, self._ranks = folder / "checkpoint", ranks
+        self._should_stop, self._progress = should_stop, progress
         self._device = model.base.device
-        self._named = {
-            f"{group}/{name}": parameter
-            for group, parameters in model.parameters().items()
-            for name, parameter in parameters.items()
-        }
-        self._names: dict[torch.Tensor, str] = {p: name for name, p in self._named.items()}
-        self._optimizer = self._new_optimizer()
         self._steps_per_epoch = len(self._batches(0))
-        self._total_steps = self._steps_per_epoch * self._spec.epochs
-        self._scheduler = self._new_scheduler()
-        self._trained_layers = _trained_layers(stage, model, list(self._named))
-        asked = self._spec.micro_batch_tokens
-        self._counters = Counters(micro_batch_tokens=0 if isinstance(asked, str) else asked)
-        # Kept on the device: reading them at each step would stall a GPU.
-        self._healthy = torch.ones((), dtype=torch.bool, device=self._device)
-        self._epoch_loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._total_steps = self._steps_per_epoch * recipe.schedule.epochs
+        self._lowest_layer = min(adapter.lowest_layer() for adapter in model.trained)
+        asked = recipe.training.micro_batch_tokens
+        self._state = TrainingState(
+            model,
+            recipe.training.lr_scheduler,
+            recipe.schedule.warmup_ratio,
+            self._total_steps,
+            Counters(micro_batch_tokens=0 if isinstance(asked, str) else asked),
+        )
+        self._checkpoints = Checkpoints(
+            self._folder, self._state, model.constants(), ranks, self._device
+        )
         if ranks.world > 1:  # equal initial weights, but dropout masks of each process's own
-            torch.manual_seed(stage.seed * ranks.world + ranks.rank + 1)
-        self.reuse, self._scoring = "", False
-        self._resume()
-        self._stop = False
+            torch.manual_seed(recipe.seed * ranks.world + ranks.rank + 1)
+        self.reuse = ""
+        self._scoring = self._stop = False
+        self._checkpoints.resume()
         if ranks.first:
-            self._metrics = MetricsLog(folder / "metrics.jsonl", keep_steps=self._counters.step)
+            self._metrics = MetricsLog(
+                folder / "metrics.jsonl", keep_steps=self._state.counters.step
+            )
         self._saved_at = time.monotonic()
 
     def run(self) -> Counters:
@@ -136,8 +124,8 @@ class Trainer:
 
         AdamW with a linear warm-up and the configured decay. The loss of a batch is the mean
         cross-entropy of its answer tokens, however it is split into micro-batches. After each
-        epoch the dev split is scored; with ``selection=best`` the adapter of the best epoch
-        (the first of equals) is the model's at the end.
+        epoch the dev split is scored; with ``selection=best`` the model ends with the adapters
+        of the best epoch (the first of equals).
 
         Returns:
             What was done.
@@ -146,114 +134,102 @@ class Trainer:
             NonFiniteLoss: A loss or gradient was NaN or infinite.
             Interrupted: ``should_stop`` said so; a checkpoint was written.
         """
-        spec = self._spec
-        self._reuse()
-        while self._counters.epoch < spec.epochs and not self._out_of_patience():
-            self._run_epoch()
-        if spec.selection == "best":
-            self._ranks.gather(None)  # process 0 has written it
-            tensors, _ = checkpoint.read(self._folder / BEST)
-            self._load_parameters(tensors)
-        self._counters.train_flop = sum(self._ranks.gather(self._counters.train_flop))
-        return self._counters
+        counters, best = self._state.counters, self._recipe.training.selection == "best"
+        self._compute_reused()
+        while counters.epoch < self._recipe.schedule.epochs and not self._out_of_patience():
+            done = counters.step - counters.epoch * self._steps_per_epoch
+            for indices in self._batches(counters.epoch)[done:]:
+                self._stop_if_asked()
+                self._step([self._task.train[i] for i in indices])
+                if self._checkpoint_is_due():
+                    self._save()
+            dev = self._score_dev()
+            if dev.accuracy > counters.best_accuracy:
+                counters.best_accuracy, counters.best_epoch = dev.accuracy, counters.epoch
+                if best:
+                    self._checkpoints.save_best()
+            self._end_epoch(dev)
+        if best:
+            self._checkpoints.load_best()
+        counters.train_flop = sum(self._ranks.gather(counters.train_flop))
+        return counters
 
-    def _reuse(self) -> None:
+    def _compute_reused(self) -> None:
         """Compute once what no epoch changes; its time and operations are training's.
 
         A resumed stage does it again, which, like other work that was lost, is not counted.
         """
-        counted = self._counters.resumes == 0
+        counters = self._state.counters
+        counted = counters.resumes == 0
 
         def count(rows: int, tokens: int, layers: int) -> None:
             if counted and not self._scoring:
                 share = layers / len(self._model.base.layers)
-                self._counters.train_flop += share * self._flops.forward(rows, tokens, 1)
+                counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
         started = time.perf_counter()
         trained = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in self._task.train]
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]  # no answer is read
-        self.reuse = self._model.reuse(
-            self._stage,
+        self.reuse = reuse_activations(
+            self._model,
+            self._recipe.training,
             [*trained, *dev],
             self._folder,
             advance=lambda done, total: self._progress("reuse", done, total),
             on_pass=count,
         )
         if counted:
-            self._counters.reuse_seconds = time.perf_counter() - started
-            self._counters.train_seconds += self._counters.reuse_seconds
+            counters.reuse_seconds = time.perf_counter() - started
+            counters.train_seconds += counters.reuse_seconds
         counted = True  # what finds no room is computed at each use
-        log.info("%s: %s", self._stage.label, self.reuse)
-
-    def _run_epoch(self) -> None:
-        counters = self._counters
-        batches = self._batches(counters.epoch)
-        first = counters.step - counters.epoch * self._steps_per_epoch
-        for indices in batches[first:]:
-            if self._stop or (self._ranks.world == 1 and self._should_stop()):
-                self._check_health()
-                self._save()
-                raise Interrupted(f"{self._stage.label} stopped at step {counters.step}")
-            self._step([self._task.train[i] for i in indices])
-            if self._checkpoint_is_due():
-                self._check_health()
-                self._save()
-        self._check_health()
-        self._end_epoch()
+        log.info("%s: %s", self._recipe.label, self.reuse)
 
     def _step(self, examples: Sequence[Example]) -> None:
-        started = time.perf_counter()
+        """One optimiser step: gradients, clipping, update, and what is logged of it."""
+        started, state = time.perf_counter(), self._state
         self._model.training(True)
-        answers = [self._task.choices[e.gold] for e in examples]
-        answer_tokens = sum(map(len, answers))
-        pairs = zip(examples, answers, strict=True)
-        sequences = self._ranks.share([AnsweredPrompt(e.prompt, answer) for e, answer in pairs])
-        total, self._counters.micro_batch_tokens = accumulate(
+        answered = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in examples]
+        loss, state.counters.micro_batch_tokens = accumulate(
             self._model,
-            sequences,
-            answer_tokens,
-            self._counters.micro_batch_tokens,
-            self._named.values(),
+            self._ranks.share(answered),
+            sum(len(one.answer) for one in answered),
+            state.counters.micro_batch_tokens,
+            state.parameters.values(),
             self._count,
         )
-        self._sum_over_ranks(total)
-        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._spec.max_grad_norm)
-        self._healthy &= torch.isfinite(total) & torch.isfinite(norm)
-        learning_rates = self._scheduler.get_last_lr()
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._finish_step(len(examples), total, norm, learning_rates[0], started)
+        self._sum_over_ranks(loss)
+        norm = torch.nn.utils.clip_grad_norm_(
+            state.parameters.values(), self._recipe.training.max_grad_norm
+        )
+        state.healthy &= torch.isfinite(loss) & torch.isfinite(norm)
+        learning_rate = state.scheduler.get_last_lr()[0]
+        state.optimizer.step()
+        state.scheduler.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        self._end_step(len(examples), loss, norm, learning_rate, started)
 
     def _sum_over_ranks(self, loss: torch.Tensor) -> None:
         """Add up gradients and the loss, and agree on whether to stop."""
         if self._ranks.world > 1:
             stop = torch.tensor(float(self._should_stop()), device=self._device)
-            self._ranks.sum_gradients(self._named.values(), loss, stop)
+            self._ranks.sum_gradients(self._state.parameters.values(), loss, stop)
             self._stop = bool(stop.item())
 
-    def _checkpoint_is_due(self) -> bool:
-        """Whether the last one is old; process 0's clock decides, looked at every few steps."""
-        if self._ranks.world > 1 and self._counters.step % self._spec.log_every_steps:
-            return False
-        due = time.monotonic() - self._saved_at > self._spec.checkpoint_every_seconds
-        return bool(self._ranks.from_first(due))
-
-    def _finish_step(
+    def _end_step(
         self, examples: int, loss: torch.Tensor, norm: torch.Tensor, rate: float, started: float
     ) -> None:
-        counters = self._counters
+        counters, every = self._state.counters, self._recipe.training.log_every_steps
         counters.step += 1
         counters.examples += examples
         counters.epoch_examples += examples
-        note = ""
-        if self._device.type == "cpu" or counters.step % self._spec.log_every_steps == 0:
+        note, logged = "", counters.step % every == 0
+        if self._device.type == "cpu" or logged:
             self._check_health()
             note = f"loss {loss.item():.3f}"
-        self._epoch_loss += loss.double() * examples
+        self._state.epoch_loss += loss.double() * examples
         seconds = time.perf_counter() - started
         counters.train_seconds += seconds
-        if counters.step % self._spec.log_every_steps == 0 and self._ranks.first:
+        if logged and self._ranks.first:
             self._metrics.write(
                 "step",
                 counters.step,
@@ -265,169 +241,93 @@ class Trainer:
             )
         self._progress("train", counters.step, self._total_steps, note)
 
-    def _end_epoch(self) -> None:
-        counters = self._counters
+    def _score_dev(self) -> Scores:
+        """Score the dev split at the end of an epoch."""
+        self._check_health()
+        counters, evaluation = self._state.counters, self._recipe.evaluation
         started = time.perf_counter()
         self._model.training(False)
         self._scoring = True
-        with self._model.rotations():
+        with self._model.between_steps():
             dev = score(
                 self._model,
                 self._task.dev,
                 self._task.choices,
-                batch_size=self._stage.evaluation.batch_size,
-                mode=self._stage.evaluation.mode,
+                batch_size=evaluation.batch_size,
+                mode=evaluation.mode,
                 ranks=self._ranks,
             )
         self._scoring = False
         counters.dev_seconds += time.perf_counter() - started
         counters.epoch += 1
-        if dev.accuracy > counters.best_accuracy:
-            counters.best_accuracy, counters.best_epoch = dev.accuracy, counters.epoch
-            if self._spec.selection == "best" and self._ranks.first:
-                checkpoint.write(self._folder / BEST, self._named, {"epoch": counters.epoch})
+        return dev
+
+    def _end_epoch(self, dev: Scores) -> None:
+        """Log an epoch and write a checkpoint."""
+        state, counters = self._state, self._state.counters
         if self._ranks.first:
             self._metrics.write(
                 "epoch",
                 counters.step,
                 counters.epoch,
-                train_loss=self._epoch_loss.item() / max(1, counters.epoch_examples),
+                train_loss=state.epoch_loss.item() / max(1, counters.epoch_examples),
                 dev_accuracy=dev.accuracy,
                 dev_loss=dev.loss,
                 train_seconds=counters.train_seconds,
                 peak_memory_mb=peak_mb(self._device),
             )
-        self._epoch_loss.zero_()
+        state.epoch_loss.zero_()
         counters.epoch_examples = 0
         self._save()
-        note = f"dev {dev.accuracy:.1%}"
-        self._progress("train", counters.step, self._total_steps, note)
+        self._progress("train", counters.step, self._total_steps, f"dev {dev.accuracy:.1%}")
+
+    def _stop_if_asked(self) -> None:
+        if self._stop or (self._ranks.world == 1 and self._should_stop()):
+            self._save()
+            step = self._state.counters.step
+            raise Interrupted(f"{self._recipe.label} stopped at step {step}")
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether the last one is old; process 0's clock decides, looked at every few steps."""
+        training = self._recipe.training
+        if self._ranks.world > 1 and self._state.counters.step % training.log_every_steps:
+            return False
+        due = time.monotonic() - self._saved_at > training.checkpoint_every_seconds
+        return bool(self._ranks.from_first(due))
+
+    def _save(self) -> None:
+        self._check_health()
+        self._saved_at = time.monotonic()
+        self._checkpoints.save()
 
     def _out_of_patience(self) -> bool:
-        patience, counters = self._spec.early_stopping_patience, self._counters
+        patience, counters = self._recipe.training.early_stopping_patience, self._state.counters
         return patience is not None and counters.epoch - counters.best_epoch >= patience
 
     def _check_health(self) -> None:
-        if self._healthy.item():
+        if self._state.healthy.item():
             return
-        rates = " and ".join(
-            f"{name}.learning_rate={adapter.learning_rate:g}"
-            for name, adapter in (("lora", self._stage.lora), ("reft", self._stage.reft))
-            if adapter
-        )
-        kept = self._folder / LAST
+        adapters = [adapter.settings for adapter in self._model.trained]
+        rates = " and ".join(f"{a.kind}.learning_rate={a.learning_rate:g}" for a in adapters)
+        kept, counters = self._checkpoints.last, self._state.counters
         raise NonFiniteLoss(
-            f"{self._stage.label}: the loss or its gradient was NaN or infinite by step "
-            f"{self._counters.step} (epoch {self._counters.epoch + 1}); lower {rates}. "
-            + (f"The last good checkpoint is kept: {kept}" if kept.is_file() else "")
+            f"{self._recipe.label}: the loss or its gradient was NaN or infinite by step "
+            f"{counters.step} (epoch {counters.epoch + 1}); lower {rates}. "
+            + (f"The last good checkpoint is kept: {kept}" if kept else "")
         )
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        return epoch_batches(self._task.train, self._spec.batch_size, self._stage.seed, epoch)
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        groups = []
-        for prefix, adapter in (("lora", self._stage.lora), ("reft", self._stage.reft)):
-            if adapter is None:
-                continue
-            own = {k: v for k, v in self._named.items() if k.startswith(f"{prefix}/")}
-            # Weight decay would pull the parametrisation of an orthonormal R off its
-            # unit diagonal, which torch rounds to integers: R would become 0.
-            rotations = [v for k, v in own.items() if "parametrizations" in k]
-            others = [v for k, v in own.items() if "parametrizations" not in k]
-            rate = adapter.learning_rate
-            groups.append({"params": others, "lr": rate, "weight_decay": adapter.weight_decay})
-            if rotations:
-                groups.append({"params": rotations, "lr": rate, "weight_decay": 0.0})
-        return torch.optim.AdamW(groups, fused=self._device.type == "cuda")
-
-    def _new_scheduler(self) -> Any:
-        from transformers import get_scheduler
-
-        spec = self._spec
-        name = "constant_with_warmup" if spec.lr_scheduler == "constant" else spec.lr_scheduler
-        warmup = round(spec.warmup_ratio * self._total_steps)
-        return get_scheduler(name, self._optimizer, warmup, self._total_steps)
+        recipe = self._recipe
+        return epoch_batches(self._task.train, recipe.schedule.batch_size, recipe.seed, epoch)
 
     def _count(self, batch: Batch) -> None:
-        rows, tokens = batch.input_ids.shape
-        computed = tokens
-        if (suffix := self._model.reused_tokens) is not None:
-            computed = suffix + batch.answer_tokens - 1
-        self._counters.train_flop += self._flops.training(
-            rows,
-            computed,
+        """Count the operations of one forward and backward pass."""
+        work = self._model.forward.work(batch)
+        self._state.counters.train_flop += self._flops.training(
+            batch.input_ids.shape[0],
+            work.tokens,
             batch.answer_tokens,
-            self._trained_layers,
-            reused=tokens - computed,
-            skipped=self._model.skipped_layers,
+            self._lowest_layer,
+            reused=work.reused,
+            skipped=work.skipped_layers,
         )
-
-    def _save(self) -> None:
-        self._saved_at = time.monotonic()
-        own = [checkpoint.random_tensors(self._device), self._counters.train_flop]
-        of_ranks = self._ranks.gather(own)
-        if not self._ranks.first:
-            return
-        if not (self._folder / CONSTANTS).is_file():
-            checkpoint.write(self._folder / CONSTANTS, self._model.constants(), {})
-        self._counters.epoch_loss = self._epoch_loss.item()
-        tensors = (
-            self._named
-            | checkpoint.optimizer_tensors(self._optimizer, self._names)
-            | {
-                f"{rank}/{name}": state
-                for rank, (states, _) in enumerate(of_ranks)
-                for name, state in states.items()
-            }
-        )
-        meta = {
-            "counters": asdict(self._counters),
-            "flop_of_ranks": [flop for _, flop in of_ranks],
-            "scheduler": self._scheduler.state_dict(),
-        }
-        checkpoint.write(self._folder / LAST, tensors, meta)
-
-    def _resume(self) -> None:
-        if not (self._folder / LAST).is_file():
-            return
-        constants, _ = checkpoint.read(self._folder / CONSTANTS)
-        for name, tensor in self._model.constants().items():
-            tensor.copy_(constants[name])
-        tensors, meta = checkpoint.read(self._folder / LAST)
-        self._load_parameters(tensors)
-        checkpoint.load_optimizer(self._optimizer, self._names, tensors)
-        checkpoint.load_random(tensors, self._device, f"{self._ranks.rank}/")
-        self._scheduler.load_state_dict(meta["scheduler"])
-        for group, rate in zip(
-            self._optimizer.param_groups, meta["scheduler"]["_last_lr"], strict=True
-        ):
-            group["lr"] = rate
-        self._counters = Counters(**meta["counters"])
-        self._counters.resumes += 1
-        flops = meta["flop_of_ranks"]
-        same = len(flops) == self._ranks.world
-        self._counters.train_flop = (
-            flops[self._ranks.rank] if same else (sum(flops) if self._ranks.first else 0.0)
-        )
-        self._epoch_loss.fill_(self._counters.epoch_loss)
-
-    @torch.no_grad()
-    def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, parameter in self._named.items():
-            parameter.copy_(tensors[name])
-
-
-def _trained_layers(stage: StageSpec, model: AdaptedModel, names: Sequence[str]) -> set[int]:
-    """The decoder layers that hold a trained part."""
-    path = f".{model.base.layers_path}."
-    trained = {
-        int(name.split(path, 1)[1].split(".", 1)[0])
-        for name in (f".{n.removeprefix('lora/')}" for n in names if n.startswith("lora/"))
-        if path in name
-    }
-    if stage.reft:
-        # An edit of a layer's output leaves that layer itself without a gradient.
-        chosen = stage.reft.layers
-        trained |= {n + 1 for n in ([0] if isinstance(chosen, str) else chosen)}
-    return trained

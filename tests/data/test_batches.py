@@ -12,7 +12,7 @@ from heft_pipeline.data.batches import (
     split_by_tokens,
 )
 from heft_pipeline.data.prompts import Example
-from heft_pipeline.models.reft import prompt_positions
+from heft_pipeline.adapters.reft.adapter import prompt_positions
 
 
 def examples(count: int) -> list[Example]:

@@ -12,8 +12,8 @@ from heft_pipeline.data.prompts import Task, choice_tokens, load_task, render
 from heft_pipeline.data.rows import hold_out, read_splits
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base import load_tokenizer
-from heft_pipeline.plan import Run
-from heft_pipeline.spec import DataSpec
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.stage_spec import DataSpec
 
 ComposeRun = Callable[..., Run]
 

@@ -9,7 +9,7 @@ import pytest
 from heft_pipeline.data.prompts import load_task
 from heft_pipeline.data.tokenized import tokenized_task
 from heft_pipeline.models.base import load_tokenizer
-from heft_pipeline.plan import Run
+from heft_pipeline.plan.graph import Run
 
 ComposeRun = Callable[..., Run]
 

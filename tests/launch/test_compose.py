@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from heft_pipeline.config import config_dir, register
+from heft_pipeline.settings.schema import config_dir, register
 from heft_pipeline.errors import UserError
-from heft_pipeline.validation import typed
+from heft_pipeline.settings.checks import typed
 from launch.compose import Composer, without_hydra
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
-from launch.pool import choose_gpus
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
+from launch.local.pool import choose_gpus
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]

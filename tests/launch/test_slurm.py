@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 from launch import slurm, slurm_commands
 from tests.launch.slurm_cluster import Cluster, missing_program
 
@@ -293,7 +293,7 @@ def test_two_sweeps_share_a_stage_on_the_cluster(
 def test_a_stage_of_two_tasks(
     cluster: Cluster, compose_run: ComposeRun, small: list[str], asked: list[str], tmp_path: Path
 ) -> None:
-    from heft_pipeline.metrics import read_metrics
+    from heft_pipeline.training.metrics import read_metrics
 
     made_of = ["method=lora", "epochs=1", "lora.dropout=0", "training.log_every_steps=1"]
     done = sweep(*asked, *made_of, "sweep=s", "hydra.launcher.gpus_per_stage=2")
@@ -361,8 +361,8 @@ def test_changed_data_is_refused_by_the_job(
 def test_two_hundred_stages_are_submitted_at_once(
     cluster: Cluster, compose_run: ComposeRun, small: list[str], tmp_path: Path
 ) -> None:
-    from heft_pipeline.plan import Plan
-    from heft_pipeline.sweep import Sweep
+    from heft_pipeline.plan.graph import Plan
+    from heft_pipeline.store.sweep_folders import Sweep
 
     run = compose_run(*small, "method=heft")
     runs = []

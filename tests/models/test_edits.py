@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, collate
-from heft_pipeline.models.adapted import adapted
-from heft_pipeline.models.edits import edit_sizes
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import EDITS, cached_base, run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.adapters.edit_sizes import edit_sizes
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import EDITS, cached_base, run_stage
+from heft_pipeline.store.stage_folders import Store
 
 
 def test_edit_sizes_equal_those_by_hand(compose_run: Callable[..., Run], small: list[str]) -> None:

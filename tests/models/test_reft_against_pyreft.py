@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from heft_pipeline.config import INTERVENTIONS
+from heft_pipeline.settings.schema import INTERVENTIONS
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.data.prompts import Task, load_task
-from heft_pipeline.models.adapted import AdaptedModel, adapted
+from heft_pipeline.adapters.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base
-from heft_pipeline.plan import Run
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
 from tests.conftest import composed_run
 
@@ -127,7 +127,7 @@ def test_hooks_equal_pyreft_with_either_padding(
     last = batch.prompt_start + batch.prompt_length - 1
 
     def next_token(stage: StageSpec) -> torch.Tensor:
-        from heft_pipeline.models.reft import prompt_positions
+        from heft_pipeline.adapters.reft.adapter import prompt_positions
 
         with adapted(base, []) as model:
             torch.manual_seed(7)

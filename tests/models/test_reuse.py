@@ -9,15 +9,15 @@ import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.models.adapted import adapted
-from heft_pipeline.models.frozen import FrozenPrompts
-from heft_pipeline.models.kept import Kept
-from heft_pipeline.models.reft import ReftAdapter
-from heft_pipeline.models.reuse import choose
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import cached_base, run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
+from heft_pipeline.models.reuse.kept import Kept
+from heft_pipeline.adapters.reft.adapter import ReftAdapter
+from heft_pipeline.models.reuse.choice import choose
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import cached_base, run_stage
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
 
 ComposeRun = Callable[..., Run]

@@ -7,14 +7,14 @@ import torch
 from peft.tuners.lora.layer import Linear
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.models.adapted import adapted
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.models.attention import attention_implementation, grouped_attention
 from heft_pipeline.models.base import load_base
-from heft_pipeline.models.lora_forward import LeanLinear
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import cached_base, cached_task, run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.adapters.lora.lean_forward import LeanLinear
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import cached_base, cached_task, run_stage
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
 from tests.models.test_reft_against_pyreft import some_batch
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from heft_pipeline.data.rows import read_eval
-from heft_pipeline.plan import Plan, Run, untouched
-from heft_pipeline.spec import StageSpec
-from heft_pipeline.store import Store
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.plan.graph import Plan, Run, untouched
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.store.sweep_folders import Sweep
 from tests.conftest import composed_run
 
 PAPER = ["heft@3 > lora@20", "heft@3 > reft@20"]
@@ -68,19 +68,21 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
     prediction = np.where(right, gold, np.where(np.array(gold) == "true", "false", "true"))
     table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction})
     table.to_parquet(folder / "predictions.parquet", index=False)
-    epochs = stage.training.epochs if stage.training else 0
+    epochs = stage.epochs
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch in range(1, epochs + 1):
             values = {"train_loss": 1 / epoch, "dev_accuracy": accuracy}
             file.write(
                 json.dumps({"event": "epoch", "step": epoch, "epoch": epoch} | values) + "\n"
             )
-    if stage.reft:
+    for kind in [adapter.kind for adapter in stage.adapters if adapter.edits]:
         rows = [
             (layer, position, 0.1 * (layer + 1)) for layer in range(4) for position in ("f1", "l1")
         ]
         edits = pd.DataFrame(rows, columns=["layer", "position", "relative_edit"])
-        edits.assign(edit_norm=1.0, hidden_norm=2.0).to_csv(folder / "reft_edits.csv", index=False)
+        edits.assign(edit_norm=1.0, hidden_norm=2.0).to_csv(
+            folder / f"{kind}_edits.csv", index=False
+        )
     store.complete(stage.fingerprint, _result(right, epochs))
 
 

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from heft_pipeline.claims import parse_claim
+from heft_pipeline.evidence.claims import parse_claim
+from heft_pipeline.evidence.significance import holm
 from heft_pipeline.report import write_report
 from heft_pipeline.report.__main__ import main
 from heft_pipeline.report.content import Report, make_report
 from heft_pipeline.report.paper import paper_accuracy
-from heft_pipeline.report.runs import COLUMNS
-from heft_pipeline.report.statistics import holm
-from heft_pipeline.store import Store
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.report.records import COLUMNS
+from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.store.sweep_folders import Sweep
 from tests.report.made_sweeps import complete, make_sweep
 
 TABLE = [
@@ -77,7 +77,7 @@ def test_one_seeds_verdict_is_said_to_be_of_that_seed_alone(tmp_path: Path) -> N
     for name in ("report.md", "report.html"):
         text = (tmp_path / "report" / name).read_text()
         assert "supported, for this one seed" in text
-        assert "One seed says nothing of how much another would differ" in text
+        assert "One seed says nothing about how much other seeds would differ" in text
 
 
 def test_the_untouched_model_and_the_majority_can_be_claimed_against(tmp_path: Path) -> None:

@@ -69,5 +69,5 @@ def test_a_server_that_refuses_is_one_message(server: WandbServer) -> None:
     server.refuses = True
     done = dashboard()
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: W&B did not take the dashboard")
+    assert done.stderr.startswith("Error: W&B did not accept the dashboard")
     assert "Traceback" not in done.stderr

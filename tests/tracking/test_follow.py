@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from heft_pipeline.sweep import Sweep
+from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking import follow, send
 from heft_pipeline.tracking.backend import Unreachable
 from heft_pipeline.tracking.follow import Event, Sender
-from heft_pipeline.tracking.runs import TrackedRun
-from launch import tracking as beside
+from heft_pipeline.tracking.payload import TrackedRun
+from launch import tracker as beside
 from tests.tracking.conftest import HEFT, LORA, stage_folders
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from heft_pipeline.config import TrackingConfig
-from heft_pipeline.plan import Run
-from heft_pipeline.sweep import Sweep
-from heft_pipeline.tracking.runs import PlannedRun, planned_runs, stage_prefixes
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.store.sweep_folders import Sweep
+from heft_pipeline.tracking.payload import PlannedRun, planned_runs, stage_prefixes
 from tests.tracking.conftest import HEFT, LORA, Track, stage_folders
 
 
@@ -29,24 +29,24 @@ def test_curves_of_the_second_stage_of_a_kind_are_numbered(
 
 
 def test_a_lines_number_never_comes_to_mean_another_line(sweep: Path) -> None:
-    whole = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+    whole = planned(sweep, HEFT).tracked(TrackingSettings()).lines
     lora, reft = stage_folders(sweep, HEFT)
     result, metrics = lora / "result.json", reft / "metrics.jsonl"
     written = metrics.read_text()
     for size in (0, len(written) // 2, len(written)):  # the second stage while it is written
         metrics.write_text(written[:size])
-        part = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+        part = planned(sweep, HEFT).tracked(TrackingSettings()).lines
         assert part == whole[: len(part)]
     result.unlink()  # the first stage is trained again: the second's lines have no numbers yet
-    part = planned(sweep, HEFT).tracked(TrackingConfig()).lines
+    part = planned(sweep, HEFT).tracked(TrackingSettings()).lines
     assert part == whole[: len(part)]
     assert {name.split("/")[0] for line in part for name in line} == {"lora"}
 
 
 def test_the_id_is_the_runs_own_and_that_of_its_stages(sweep: Path) -> None:
-    runs = {name: planned(sweep, name).tracked(TrackingConfig()) for name in (LORA, HEFT)}
+    runs = {name: planned(sweep, name).tracked(TrackingSettings()) for name in (LORA, HEFT)}
     assert runs[LORA].id != runs[HEFT].id
-    again = planned(sweep, LORA).tracked(TrackingConfig(tags=["x"]))
+    again = planned(sweep, LORA).tracked(TrackingSettings(tags=["x"]))
     assert again.id == runs[LORA].id
     assert replace(again, fingerprints=("other",)).id != again.id
     assert again.digest() != runs[LORA].digest()
@@ -62,11 +62,11 @@ def test_reading_a_sweep_imports_neither_wandb_nor_torch(sweep: Path) -> None:
     code = (
         "import sys, heft_pipeline.tracking, heft_pipeline.tracking.send\n"
         "from pathlib import Path\n"
-        "from heft_pipeline.config import TrackingConfig\n"
-        "from heft_pipeline.sweep import Sweep\n"
-        "from heft_pipeline.tracking.runs import planned_runs\n"
+        "from heft_pipeline.settings.surroundings import TrackingSettings\n"
+        "from heft_pipeline.store.sweep_folders import Sweep\n"
+        "from heft_pipeline.tracking.payload import planned_runs\n"
         "from heft_pipeline.tracking.send import require_tracker\n"
-        "require_tracker(TrackingConfig(name='wandb'))\n"
+        "require_tracker(TrackingSettings(name='wandb'))\n"
         "[run.tracked(run.config.tracking) for run in planned_runs(Sweep(Path(sys.argv[1])))]\n"
         "print([m for m in ('wandb', 'torch', 'transformers') if m in sys.modules])"
     )

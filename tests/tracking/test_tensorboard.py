@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from heft_pipeline.config import TrackingConfig
 from heft_pipeline.errors import UserError
-from heft_pipeline.metrics import read_metrics
+from heft_pipeline.settings.surroundings import TrackingSettings
 from heft_pipeline.tracking.send import require_tracker
+from heft_pipeline.training.metrics import read_metrics
 from tests.conftest import CliResult
 from tests.tracking.conftest import HEFT, LORA, Track, stage_folders
 
@@ -83,7 +83,7 @@ def test_a_tracked_sweep_is_there_when_it_has_ended(
 def test_without_its_package_it_is_refused_with_what_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    require_tracker(TrackingConfig(name="tensorboard"))
+    require_tracker(TrackingSettings(name="tensorboard"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"pip install 'heft-pipeline\[tensorboard\]'"):
-        require_tracker(TrackingConfig(name="tensorboard"))
+        require_tracker(TrackingSettings(name="tensorboard"))

@@ -64,7 +64,7 @@ def test_the_sweep_ends_well_and_soon_and_says_how_to_send_later(
     folder = outputs / "sweeps/new"
     assert (folder / "results.csv").read_text().count("complete") == 2
     (told,) = [line for line in out.splitlines() if line.startswith("! ")]
-    assert "W&B did not take 2 runs" in told
+    assert "W&B did not accept 2 runs" in told
     assert re.search(words, told), told
     assert f"python -m heft_pipeline.tracking {folder}" in told
     assert took < 45
@@ -82,7 +82,7 @@ def test_a_later_sending_that_fails_says_so_and_has_exit_status_1(
     server.refuses = True
     done = track(sweep)
     assert done.returncode == 1
-    assert done.stdout.count("did not take 2 runs") == 1
+    assert done.stdout.count("did not accept 2 runs") == 1
     assert "Traceback" not in done.stdout + done.stderr
     server.refuses = False
     assert track(sweep).returncode == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from heft_pipeline.metrics import read_metrics
+from heft_pipeline.training.metrics import read_metrics
 from tests.tracking import wandb_files
 from tests.tracking.conftest import HEFT, LORA, Track, set_tracking, stage_folders
 

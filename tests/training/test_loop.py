@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.metrics import MetricsLog, read_metrics
+from heft_pipeline.training.metrics import MetricsLog, read_metrics
 from heft_pipeline.models.base import load_base
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.flops import FlopCounter
 
 ComposeRun = Callable[..., Run]

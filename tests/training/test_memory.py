@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.memory import is_out_of_memory
-from heft_pipeline.metrics import read_metrics
-from heft_pipeline.models.adapted import AdaptedModel
-from heft_pipeline.plan import Run
-from heft_pipeline.stage import cached_base, run_stage
-from heft_pipeline.store import Store
+from heft_pipeline.devices.memory import is_out_of_memory
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.run_stage import cached_base, run_stage
+from heft_pipeline.store.stage_folders import Store
 
 ComposeRun = Callable[..., Run]
 

@@ -1,0 +1,1 @@
+"""What is trained on a frozen model; a folder for each kind of adapter."""

@@ -1,0 +1,238 @@
+"""A frozen base model with finished adapters on it and others in training."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from heft_pipeline.adapters.adapter import Adapter
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
+from heft_pipeline.models.base import Base
+from heft_pipeline.models.forward import Forward, ReadPrompts, WholePrompts
+
+
+class AdaptedModel:
+    """The model that a stage trains or evaluates; made by :func:`adapted`.
+
+    Args:
+        base: The frozen base model; changed in place.
+
+    Attributes:
+        base: The same.
+        parents: Finished adapters, first to last.
+        trained: The adapters in training.
+        whole: Runs the whole model over whole prompts.
+        forward: How batches are run: :attr:`whole`, or whatever saves work and gives the same.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.parents: list[Adapter] = []
+        self.trained: list[Adapter] = []
+        self.whole = WholePrompts(base)
+        self.forward: Forward = self.whole
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All adapters on the model."""
+        return [*self.parents, *self.trained]
+
+    def load(self, settings: AdapterSettings, folder: Path) -> None:
+        """Put a finished adapter on the model, frozen.
+
+        Args:
+            settings: What it was made from.
+            folder: What it was saved as.
+        """
+        kind = settings.adapter_class()
+        self.parents.append(kind.load(settings, self.base, self.adapters, folder))
+        self.base.model.requires_grad_(False)
+
+    def add(self, adapters: Iterable[AdapterSettings]) -> None:
+        """Put freshly initialised adapters on the model, to be trained.
+
+        torch's random generator decides the initial weights; seed it first.
+
+        Args:
+            adapters: Their settings, in order.
+
+        Raises:
+            UserError: An ``init_from`` does not fit.
+        """
+        for settings in adapters:
+            adapter = settings.adapter_class().new(settings, self.base, self.adapters)
+            self.trained.append(adapter)
+            self.forward = adapter.forward() or self.forward
+        self.base.model.requires_grad_(False)
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(True)
+        self.training(False)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, under ``KIND/NAME``."""
+        return {
+            f"{adapter.settings.kind}/{name}": parameter
+            for adapter in self.trained
+            for name, parameter in adapter.parameters().items()
+        }
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What was drawn at initialisation and is never trained, under ``KIND.NAME``."""
+        return {
+            f"{adapter.settings.kind}.{name}": tensor
+            for adapter in self.trained
+            for name, tensor in adapter.constants().items()
+        }
+
+    def count(self) -> int:
+        """How many numbers are trained, as papers count them."""
+        return sum(adapter.count() for adapter in self.trained)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The logits that predict a batch's answers.
+
+        Args:
+            batch: B sequences of at most K answer tokens, padded on the left.
+
+        Returns:
+            [B, K, V] in the model's dtype.
+        """
+        return self.forward.logits(batch, self.editing)
+
+    def read_prompts(self, batch: Batch) -> ReadPrompts | None:
+        """Read prompts once, for several answers to go on from.
+
+        Args:
+            batch: B prompts with an answer of one token, which is not read.
+
+        Returns:
+            What the model made of them; None where it keeps no plain keys and values.
+        """
+        return self.forward.read(batch, self.editing)
+
+    @contextmanager
+    def editing(self, batch: Batch) -> Iterator[None]:
+        """Apply all adapters' edits to a batch's prompts in the forward passes inside.
+
+        Args:
+            batch: The batch that the forward pass reads.
+
+        Yields:
+            Nothing.
+        """
+        with ExitStack() as stack:
+            for adapter in self.adapters:
+                stack.enter_context(adapter.at(batch))
+            yield
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Compute once what all forward passes between two optimiser steps share.
+
+        Yields:
+            Nothing.
+        """
+        with ExitStack() as stack:
+            for adapter in self.trained:
+                stack.enter_context(adapter.between_steps())
+            yield
+
+    def training(self, mode: bool) -> None:
+        """Switch the trained adapters' dropout; the frozen parts stay in eval mode.
+
+        Args:
+            mode: Whether dropout is on.
+        """
+        self.base.model.eval()
+        for adapter in self.trained:
+            adapter.train(mode)
+
+    def save(self, folder: Path) -> None:
+        """Write the trained adapters.
+
+        Args:
+            folder: The stage's adapter folder; see :func:`adapter_folder`.
+        """
+        stage = [adapter.settings for adapter in self.trained]
+        for adapter in self.trained:
+            adapter.save(adapter_folder(folder, adapter.settings, stage))
+
+    def finish(self) -> None:
+        """End training: the adapters become constants, and nothing is reused any more."""
+        if not any(adapter.forward() for adapter in self.trained):
+            self.forward = self.whole
+        for adapter in self.trained:
+            adapter.freeze()
+        self.base.model.requires_grad_(False)
+        self.training(False)
+
+
+@contextmanager
+def adapted(base: Base, parents: Iterable[tuple[AdapterSettings, Path]]) -> Iterator[AdaptedModel]:
+    """A base model with finished adapters on it; the base is itself again afterwards.
+
+    Args:
+        base: The frozen base model.
+        parents: The adapters' settings and folders, first to last.
+
+    Yields:
+        The adapted model.
+    """
+    model = AdaptedModel(base)
+    try:
+        for settings, folder in parents:
+            model.load(settings, folder)
+        yield model
+    finally:
+        for adapter in reversed(model.adapters):
+            adapter.remove()
+
+
+@contextmanager
+def merged_parents(model: AdaptedModel, probe: Sequence[AnsweredPrompt]) -> Iterator[float | None]:
+    """Add the finished weight-space adapters to the frozen weights inside.
+
+    That spares two products for each adapted module.
+
+    Args:
+        model: The model, before anything is trained.
+        probe: What the error is measured on.
+
+    Yields:
+        The largest change of a logit against the largest logit; None where there is nothing to
+        merge.
+
+    Raises:
+        UserError: The weights cannot be added to.
+    """
+    kinds = dict.fromkeys(type(a) for a in model.parents if not a.settings.edits)
+    if not kinds:
+        yield None
+        return
+    batch = collate(probe, model.base.pad_token_id).to(model.base.device)
+    model.training(False)
+    with ExitStack() as stack:
+        with torch.no_grad():
+            before = model.logits(batch).float()
+            for kind in kinds:
+                stack.enter_context(kind.merged(model.base.model))
+            change = (model.logits(batch).float() - before).abs().amax()
+        yield float(change / before.abs().amax())
+
+
+def adapter_folder(
+    folder: Path, settings: AdapterSettings, stage: Sequence[AdapterSettings]
+) -> Path:
+    """Where one of a stage's adapters is.
+
+    Args:
+        folder: The stage's adapter folder.
+        settings: The adapter's settings.
+        stage: Those of all adapters of the stage.
+
+    Returns:
+        The folder itself for a stage with one adapter, else one below it named by the kind.
+    """
+    return folder / settings.kind if len(stage) > 1 else folder

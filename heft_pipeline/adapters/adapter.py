@@ -1,0 +1,210 @@
+"""What every kind of adapter does, once it is on a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from heft_pipeline.adapters.edit_sizes import Observe
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.batches import Batch
+from heft_pipeline.models.base import Base, base_dtype, load_config, skeleton
+from heft_pipeline.models.forward import Forward
+from heft_pipeline.models.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an adapter's settings have to fit.
+
+    Attributes:
+        model: The frozen base model's settings.
+        shortest_prompt: The length in tokens of the task's shortest prompt.
+    """
+
+    model: ModelSettings
+    shortest_prompt: int
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        return str(self.model.name)
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        return load_config(self.model)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers the model has."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the frozen weights."""
+        return base_dtype(self.model, self.config)
+
+    def skeleton(self) -> Any:
+        """The model's modules without weights, made anew at each call."""
+        return skeleton(self.model)
+
+
+class Adapter(ABC):
+    """An adapter of one kind on a base model.
+
+    Attributes:
+        settings: What it was made from; its class says which kind it is.
+    """
+
+    settings: AdapterSettings
+
+    @classmethod
+    @abstractmethod
+    def new(cls, settings: Any, base: Base, others: Sequence["Adapter"]) -> Self:
+        """Put a freshly initialised adapter on a model, to be trained.
+
+        torch's random generator decides the initial weights; seed it first.
+
+        Args:
+            settings: The kind's settings.
+            base: The model; changed in place.
+            others: The adapters that are on it already.
+
+        Returns:
+            The adapter.
+
+        Raises:
+            UserError: ``init_from`` does not fit.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: Any, base: Base, others: Sequence["Adapter"], folder: Path) -> Self:
+        """Put a saved adapter on a model, frozen.
+
+        Args:
+            settings: The kind's settings.
+            base: The model; changed in place.
+            others: The adapters that are on it already.
+            folder: What :meth:`save` wrote.
+
+        Returns:
+            The adapter.
+        """
+
+    @classmethod
+    @abstractmethod
+    def check(cls, settings: Any, target: "Target") -> None:
+        """Refuse settings that do not fit a model and a task, before any weights are loaded.
+
+        Args:
+            settings: The kind's settings.
+            target: The model and the task.
+
+        Raises:
+            UserError: The message names the setting.
+        """
+
+    @classmethod
+    @abstractmethod
+    def export(cls, settings: Any, model: ModelSettings, source: Path, to: Path) -> str:
+        """Write a saved adapter in the format of the library that defines its kind.
+
+        Args:
+            settings: The kind's settings.
+            model: The frozen base model's settings.
+            source: What :meth:`save` wrote.
+            to: The folder to write; made where missing.
+
+        Returns:
+            Lines of Python that put it on ``model``, with ``{folder}`` for the folder's path.
+
+        Raises:
+            UserError: The library cannot load the adapter.
+        """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the adapter.
+
+        Args:
+            folder: Where to; made where missing.
+        """
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take the adapter off its model."""
+
+    @abstractmethod
+    def train(self, mode: bool) -> None:
+        """Switch the adapter's own dropout on or off."""
+
+    def freeze(self) -> None:
+        """End training: nothing has a gradient any more."""
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+
+    def count(self) -> int:
+        """How many numbers are trained, as papers count them."""
+        return sum(parameter.numel() for parameter in self.parameters().values())
+
+    def undecayed(self) -> frozenset[str]:
+        """The names of parameters that weight decay would damage."""
+        return frozenset()
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Tensors drawn at initialisation and never trained, which a resumed stage needs again."""
+        return {}
+
+    def lowest_layer(self) -> int:
+        """The first decoder layer in which training needs a gradient."""
+        return self.settings.reach().first_layer
+
+    def at(self, batch: Batch) -> AbstractContextManager[None]:
+        """Apply the adapter's edits to a batch in the forward passes inside."""
+        return nullcontext()
+
+    def between_steps(self) -> AbstractContextManager[None]:
+        """Compute once what all forward passes between two optimiser steps share."""
+        return nullcontext()
+
+    def forward(self) -> Forward | None:
+        """A forward pass of the adapter's own; None where the model's does."""
+        return None
+
+    def observed(self, observe: Observe) -> AbstractContextManager[None] | None:
+        """Look at each edit in the forward passes inside.
+
+        Args:
+            observe: Called at each edit.
+
+        Returns:
+            A context, or None for a kind whose edits cannot be observed.
+        """
+        return None
+
+    @classmethod
+    def merged(cls, model: Any) -> AbstractContextManager[None]:
+        """Add all adapters of this kind to the weights of a model inside.
+
+        Args:
+            model: A transformers model with finished adapters on it.
+
+        Raises:
+            UserError: The kind cannot be merged, or not with these weights.
+        """
+        raise NotImplementedError

@@ -1,0 +1,97 @@
+"""The settings of LoRA."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.declare import setting
+from heft_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from heft_pipeline.adapters.lora.adapter import LoraAdapter
+
+
+def _check_modules(key: str, value: Any) -> None:
+    names = [value] if isinstance(value, str) else value
+    if (
+        not names
+        or not isinstance(names, list | tuple)
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise UserError(
+            f"{key}={value} must be all-linear or a list of module names, e.g. "
+            f"{key}=[q_proj,v_proj]"
+        )
+
+
+@dataclass(frozen=True)
+class LoraSettings(AdapterSettings):
+    """The LoRA adapter and how it is trained."""
+
+    kind: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+
+    rank: int = setting("${rank}", "the rank of the update", above=0, example=8)
+    alpha: float | None = setting(
+        None, "the update is scaled by alpha / rank; null: 2 x rank", above=0, example=16
+    )
+    dropout: float = setting(0.05, "dropout before the update", least=0, most=0.99)
+    target_modules: Any = setting(
+        "all-linear",
+        "all-linear, or a list of the modules that get an update",
+        rule=_check_modules,
+    )
+    use_rslora: bool = setting(False, "scale by alpha / sqrt(rank) (arXiv 2312.03732)")
+    use_dora: bool = setting(
+        False, "train the magnitude of each weight column as well (DoRA, arXiv 2402.09353)"
+    )
+    batch_size: int = setting(
+        16, "examples in an optimiser step, whatever fits into memory at once", above=0
+    )
+    learning_rate: float = setting(3e-4, "the highest learning rate", above=0)
+
+    @classmethod
+    def adapter_class(cls) -> "type[LoraAdapter]":
+        """The half that needs torch."""
+        from heft_pipeline.adapters.lora.adapter import LoraAdapter
+
+        return LoraAdapter
+
+    def resolved(self) -> Self:
+        """The same settings with alpha filled in and the target modules in one order."""
+        modules = self.target_modules
+        return dataclasses.replace(
+            self,
+            alpha=2.0 * self.rank if self.alpha is None else self.alpha,
+            target_modules=modules if isinstance(modules, str) else tuple(sorted(modules)),
+        )
+
+    def peft_config(self) -> Any:
+        """The settings as a ``peft.LoraConfig``."""
+        from peft import LoraConfig
+
+        modules = self.target_modules
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=modules if isinstance(modules, str) else list(modules),
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            task_type="CAUSAL_LM",
+        )
+
+    def describe(self) -> str:
+        """What was trained, in one phrase for the report."""
+        modules = self.target_modules
+        where = modules if isinstance(modules, str) else ", ".join(modules)
+        return (
+            f"{'DoRA' if self.use_dora else 'LoRA'} on {where}: alpha {self.alpha:g} at rank "
+            f"{self.rank}, dropout {self.dropout:g}, learning rate {self.learning_rate:g}"
+        )
+
+    def compared(self) -> dict[str, str]:
+        """What tells two adapters apart; alpha counts in units of the rank."""
+        assert self.alpha is not None  # resolved
+        return super().compared() | {"alpha": f"{self.alpha / self.rank:g} x rank"}

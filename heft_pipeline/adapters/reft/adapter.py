@@ -1,0 +1,207 @@
+"""ReFT adapters on a model."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from heft_pipeline.adapters.adapter import Adapter, Target
+from heft_pipeline.adapters.edit_sizes import Observe
+from heft_pipeline.adapters.reft.interventions import Interventions
+from heft_pipeline.adapters.reft.positions import Unit, position_names
+from heft_pipeline.adapters.reft.pyreft_engine import PyreftEngine
+from heft_pipeline.adapters.reft.pyreft_folder import check_start, read_pyreft, write_pyreft
+from heft_pipeline.adapters.reft.rotations import computed_once
+from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
+from heft_pipeline.data.batches import Batch
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.base import Base, decoder_layers, skeleton
+from heft_pipeline.models.forward import Forward
+from heft_pipeline.models.settings import ModelSettings
+
+WEIGHTS, CONFIG = "reft.safetensors", "reft_config.json"
+_EXPORTED = """\
+import torch
+from pyreft import ReftModel
+reft = ReftModel.load("{folder}", model)
+for key, intervention in reft.interventions.items():
+    # pyreft builds interventions in bfloat16; these were trained in float32.
+    intervention.float()
+    intervention.load_state_dict(torch.load(f"{folder}/intkey_{{key}}.bin"))
+reft.eval()
+"""
+
+
+class ReftAdapter(Adapter):
+    """One ReFT adapter on a model.
+
+    Args:
+        settings: The adapter's settings.
+        base: The model.
+        interventions: The adapter's interventions.
+        engine: pyreft's forward pass, where it makes the edits; None for hooks.
+    """
+
+    def __init__(
+        self,
+        settings: ReftSettings,
+        base: Base,
+        interventions: Interventions,
+        engine: PyreftEngine | None = None,
+    ) -> None:
+        self.settings: ReftSettings = settings
+        self.interventions = interventions.to(base.device)
+        self._engine = engine
+        self._trained = any(p.requires_grad for p in interventions.parameters())
+        hooked: list[RemovableHandle] = []
+        self._handles = hooked if engine else interventions.attach(base.layers)
+
+    @classmethod
+    def new(cls, settings: ReftSettings, base: Base, others: Sequence[Adapter]) -> Self:
+        """See :meth:`Adapter.new`."""
+        interventions = Interventions(settings, base.hidden_size, len(base.layers))
+        if settings.init_from:
+            read_pyreft(interventions, Path(settings.init_from).expanduser())
+        engine = None
+        if settings.own_engine:
+            engine = PyreftEngine(base, interventions.to(base.device))
+        return cls(settings, base, interventions, engine)
+
+    @classmethod
+    def load(
+        cls, settings: ReftSettings, base: Base, others: Sequence[Adapter], folder: Path
+    ) -> Self:
+        """See :meth:`Adapter.load`."""
+        interventions = Interventions(settings, base.hidden_size, len(base.layers), frozen=True)
+        interventions.load_effective_state(load_file(folder / WEIGHTS))
+        return cls(settings, base, interventions)
+
+    @classmethod
+    def check(cls, settings: ReftSettings, target: Target) -> None:
+        """Refuse layers, a rank, positions or an ``init_from`` that do not fit."""
+        hidden, layers = target.hidden_size, target.num_layers
+        outside = (
+            [] if settings.layers == "all" else [n for n in settings.layers if not 0 <= n < layers]
+        )
+        if outside:
+            raise UserError(
+                f"reft.layers: {target.name} has no layer {outside[0]}; it has layers 0 to "
+                f"{layers - 1}"
+            )
+        if settings.rank > hidden:
+            raise UserError(
+                f"reft.rank={settings.rank} is more than the hidden size of {target.name} "
+                f"({hidden}); use reft.rank={hidden} or less"
+            )
+        positions = sum(parse_positions(settings.positions))
+        if positions > target.shortest_prompt:
+            raise UserError(
+                f"reft.positions={settings.positions} asks for {positions} positions, and the "
+                f"shortest prompt has {target.shortest_prompt} tokens; use fewer, e.g. "
+                f"reft.positions=l{max(1, min(7, target.shortest_prompt // 2))}"
+            )
+        if settings.own_engine and target.dtype.itemsize != 4:
+            raise UserError(
+                "reft.engine=pyreft computes its edits in the base model's dtype, and its float32 "
+                "weights need model.dtype=float32; or use reft.engine=hooks"
+            )
+        check_start(settings, hidden, layers)
+
+    @classmethod
+    def export(cls, settings: ReftSettings, model: ModelSettings, source: Path, to: Path) -> str:
+        """See :meth:`Adapter.export`; the format is pyreft's."""
+        bare = skeleton(model)
+        hidden, layers = bare.config.get_text_config().hidden_size, len(decoder_layers(bare)[1])
+        interventions = Interventions(settings, hidden, layers)
+        interventions.load_effective_state(load_file(source / WEIGHTS))
+        write_pyreft(interventions, bare, to)
+        shutil.copy(source / CONFIG, to / CONFIG)
+        return _EXPORTED
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+        return dict(self.interventions.named_parameters())
+
+    def train(self, mode: bool) -> None:
+        """Switch the interventions' dropout on or off."""
+        self.interventions.train(mode)
+
+    def freeze(self) -> None:
+        """End training: the projections become plain matrices."""
+        self.interventions.freeze()
+        self._trained = False
+
+    def count(self) -> int:
+        """How many numbers are trained; R of rank r and width d counts as d x r."""
+        return sum(tensor.numel() for tensor in self.interventions.effective_state().values())
+
+    def undecayed(self) -> frozenset[str]:
+        """The parametrisations of R.
+
+        Weight decay would pull the parametrisation of an orthonormal R off its unit diagonal,
+        which torch rounds to integers: R would become 0.
+        """
+        return frozenset(name for name in self.parameters() if "parametrizations" in name)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """The bases of the orthogonal parametrisations, by name."""
+        buffers = self.interventions.named_buffers()
+        return {name: buffer for name, buffer in buffers if name.endswith(".base")}
+
+    @contextmanager
+    def at(self, batch: Batch) -> Iterator[None]:
+        """Edit a batch's prompts in the forward passes inside."""
+        # R is computed once for the pass, or once for all passes inside between_steps().
+        with (
+            parametrize.cached() if self._trained else nullcontext(),
+            self.interventions.at(batch) if self._handles else nullcontext(),
+        ):
+            yield
+
+    def between_steps(self) -> AbstractContextManager[None]:
+        """Compute every R once for all passes inside."""
+        return computed_once(list(self.interventions.each().values()))
+
+    def forward(self) -> Forward | None:
+        """pyreft's own forward pass, where it is asked for."""
+        return self._engine
+
+    def observed(self, observe: Observe) -> AbstractContextManager[None] | None:
+        """See :meth:`Adapter.observed`; pyreft's engine cannot be observed."""
+        if self._engine is not None:
+            return None
+
+        def seen(unit: Unit, before: torch.Tensor, after: torch.Tensor) -> None:
+            names = position_names(self.settings.positions, unit.end)
+            observe(unit.layer, names, before, after)
+
+        return self.interventions.observed(seen)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as ``reft.safetensors`` and ``reft_config.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.interventions.effective_state(), folder / WEIGHTS)
+        settings, units = self.settings, self.interventions.units
+        config = {
+            "intervention": settings.intervention,
+            "low_rank_dimension": settings.rank,
+            "positions": settings.positions,
+            "share_weights": settings.share_weights,
+            "dropout": settings.dropout,
+            "add_bias": settings.add_bias,
+            "layers": sorted({unit.layer for unit in units}),
+            "units": [{"layer": u.layer, "end": u.end, "key": u.key} for u in units],
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,77 @@
+"""Where ReFT's interventions act: decoder layers and prompt positions."""
+
+from dataclasses import dataclass
+
+import torch
+
+from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
+from heft_pipeline.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One intervention's place.
+
+    Attributes:
+        layer: The decoder layer whose output is edited, from 0.
+        end: ``both`` ends of the prompt, or its ``first`` or ``last`` positions alone.
+    """
+
+    layer: int
+    end: str
+
+    @property
+    def key(self) -> str:
+        """The unit's name in files, e.g. ``layer3_both``."""
+        return f"layer{self.layer}_{self.end}"
+
+
+def units(settings: ReftSettings, num_layers: int) -> tuple[Unit, ...]:
+    """The interventions of a ReFT adapter, in pyreft's order.
+
+    Args:
+        settings: The adapter's settings.
+        num_layers: How many decoder layers the model has.
+
+    Returns:
+        One unit for each layer; with separate weights all ``first`` units, then all ``last`` ones.
+    """
+    layers = range(num_layers) if isinstance(settings.layers, str) else settings.layers
+    first, last = parse_positions(settings.positions)
+    if first and last and not settings.share_weights:
+        return tuple(Unit(layer, end) for end in ("first", "last") for layer in layers)
+    return tuple(Unit(layer, "both") for layer in layers)
+
+
+def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
+    """The columns that interventions edit, counted on prompts and not on padding.
+
+    Args:
+        batch: B prompts, each at least as long as the positions asked for.
+        positions: A position string such as ``f7+l7``.
+        end: ``both``, ``first`` or ``last``.
+
+    Returns:
+        [B, P] int64 columns of the batch.
+    """
+    first, last = parse_positions(positions)
+    start = batch.prompt_start[:, None]
+    stop = start + batch.prompt_length[:, None]
+    heads = start + torch.arange(first, device=start.device)
+    tails = stop - torch.arange(last, 0, -1, device=start.device)
+    return {"first": heads, "last": tails, "both": torch.cat([heads, tails], dim=1)}[end]
+
+
+def position_names(positions: str, end: str) -> list[str]:
+    """What the columns of :func:`prompt_positions` are called.
+
+    Args:
+        positions: A position string such as ``f7+l7``.
+        end: ``both``, ``first`` or ``last``.
+
+    Returns:
+        ``f1`` for the prompt's first token to ``l1`` for its last, P names.
+    """
+    first, last = parse_positions(positions)
+    heads, tails = [f"f{i + 1}" for i in range(first)], [f"l{i}" for i in range(last, 0, -1)]
+    return {"first": heads, "last": tails, "both": heads + tails}[end]

@@ -1,0 +1,71 @@
+"""pyreft's own forward pass, as the oracle that the hooks are compared with."""
+
+from typing import Any
+
+import torch
+
+from heft_pipeline.adapters.reft.interventions import Interventions
+from heft_pipeline.adapters.reft.positions import prompt_positions
+from heft_pipeline.data.batches import Batch
+from heft_pipeline.models.base import Base
+from heft_pipeline.models.forward import Editing, ReadPrompts, Work, model_inputs
+
+
+class PyreftEngine:
+    """Runs a model through ``pyreft.ReftModel``; a :class:`~heft_pipeline.models.forward.Forward`.
+
+    Args:
+        base: The model.
+        interventions: What edits it; shared with pyreft's model, not copied.
+    """
+
+    def __init__(self, base: Base, interventions: Interventions) -> None:
+        self._base, self._interventions = base, interventions
+        self._model = pyreft_model(interventions, base.model, base.layers_path)
+
+    def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """The logits that predict a batch's answers, [B, K, V]."""
+        positions = self._interventions.settings.positions
+        columns = [
+            prompt_positions(batch, positions, unit.end).tolist()
+            for unit in self._interventions.units
+        ]
+        inputs = model_inputs(self._base.model, batch)
+        with editing(batch):
+            _, output = self._model(inputs, unit_locations={"sources->base": (None, columns)})
+        logits: torch.Tensor = output.logits[:, -batch.answer_tokens :]
+        return logits
+
+    def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
+        """Nothing: pyreft's model keeps no keys and values."""
+        return None
+
+    def work(self, batch: Batch) -> Work:
+        """Every token is computed."""
+        return Work(batch.input_ids.shape[1])
+
+
+def pyreft_model(interventions: Interventions, model: Any, layers_path: str | None = None) -> Any:
+    """Put interventions into pyreft's own model.
+
+    Args:
+        interventions: What edits it; shared, not copied.
+        model: The transformers model.
+        layers_path: Where its decoder layers are, e.g. ``model.layers``; None names them as
+            pyvene knows them (``block_output``), which only some model classes allow.
+
+    Returns:
+        A ``pyreft.ReftModel``; its units are the interventions', in order.
+    """
+    from pyreft import ReftConfig, ReftModel
+
+    representations = [
+        {
+            "layer": unit.layer,
+            "component": f"{layers_path}[{unit.layer}].output" if layers_path else "block_output",
+            "low_rank_dimension": interventions.settings.rank,
+            "intervention": interventions.interventions[unit.key],
+        }
+        for unit in interventions.units
+    ]
+    return ReftModel(ReftConfig(representations=representations), model)

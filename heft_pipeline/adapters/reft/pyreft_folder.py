@@ -1,0 +1,145 @@
+"""Folders in pyreft's own format: what ``pyreft.ReftModel`` saves and loads.
+
+pyreft's files are pickles. They are read with torch's restricted unpickler
+(``weights_only=True``), and only here: nothing else in the project reads or writes one.
+"""
+
+import dataclasses
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from heft_pipeline.adapters.reft.interventions import Interventions
+from heft_pipeline.adapters.reft.positions import units
+from heft_pipeline.adapters.reft.pyreft_engine import pyreft_model
+from heft_pipeline.adapters.reft.settings import ReftSettings
+from heft_pipeline.errors import UserError
+
+#: pyreft's loader does not pass ``add_bias``, without which these cannot be built.
+UNLOADABLE = ("noreft", "nodireft")
+
+
+def write_pyreft(adapter: Interventions, model: Any, folder: Path) -> None:
+    """Write an adapter as a folder that ``pyreft.ReftModel.load`` reads.
+
+    pyreft's loader rebuilds interventions from the model's class and the rank alone.
+
+    Args:
+        adapter: The adapter, its projections R still parametrised.
+        model: The transformers model that it edits; weights are not needed.
+        folder: Where to; made where missing.
+
+    Raises:
+        UserError: pyreft cannot load this intervention type, or not for this model class.
+    """
+    from pyvene.models.intervenable_modelcard import type_to_dimension_mapping
+
+    if adapter.settings.intervention in UNLOADABLE:
+        raise UserError(
+            f"reft.intervention={adapter.settings.intervention} cannot be read by pyreft's "
+            "ReftModel.load, which builds it without its add_bias argument; the stage's own "
+            "adapter folder has the weights as safetensors"
+        )
+    if type(model) not in type_to_dimension_mapping:
+        raise UserError(
+            f"pyreft's ReftModel.load does not know {type(model).__name__}; the stage's own "
+            "adapter folder has the weights as safetensors"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with redirect_stdout(io.StringIO()):  # pyvene prints that it made the folder
+        pyreft_model(adapter, model).save(str(folder))
+
+
+def read_pyreft(adapter: Interventions, folder: Path) -> None:
+    """Start an adapter from a folder that pyreft's ``ReftModel.save`` wrote.
+
+    Args:
+        adapter: The adapter; its weights are replaced.
+        folder: pyreft's folder: ``config.json`` and one ``intkey_*.bin`` an intervention.
+
+    Raises:
+        UserError: Files are missing, or their interventions are of another type, rank or number.
+    """
+    _load(adapter, folder, _intervention_files(folder))
+
+
+def _load(adapter: Interventions, folder: Path, files: list[Path]) -> None:
+    state = {}
+    try:
+        for unit, file in zip(adapter.units, files, strict=True):
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            for name, tensor in _effective(adapter.settings.intervention, saved).items():
+                state[f"{unit.key}.{name}"] = tensor
+        adapter.load_effective_state(state)
+    except (KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise UserError(
+            f"reft.init_from={folder} does not hold {adapter.settings.intervention} interventions "
+            f"of rank {adapter.settings.rank} for this model; set reft.intervention and reft.rank "
+            "as they were trained with"
+        ) from error
+
+
+def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> None:
+    """Refuse an ``init_from`` that does not fit, without building every intervention.
+
+    Args:
+        settings: The adapter.
+        hidden_size: The model's width.
+        num_layers: How many decoder layers the model has.
+
+    Raises:
+        UserError: As :func:`read_pyreft`.
+    """
+    if settings.init_from is None:
+        return
+    folder = Path(settings.init_from).expanduser()
+    files = _intervention_files(folder)
+    wanted = len(units(settings, num_layers))
+    if len(files) != wanted:
+        raise UserError(
+            f"reft.init_from={folder} holds {len(files)} interventions, this adapter has "
+            f"{wanted}; set reft.layers and reft.share_weights as it was trained with"
+        )
+    one = Interventions(dataclasses.replace(settings, layers=(0,), positions="l1"), hidden_size, 1)
+    for file in files:
+        _load(one, folder, [file])
+
+
+def _intervention_files(folder: Path) -> list[Path]:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"reft.init_from={folder} has no config.json; give a folder that pyreft's "
+            "ReftModel.save wrote"
+        )
+    keys = json.loads((folder / "config.json").read_text()).get("sorted_keys") or []
+    files = [folder / f"intkey_{key}.bin" for key in keys]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise UserError(
+            f"reft.init_from={folder} lacks {missing[0] if missing else 'intkey_*.bin'}"
+        )
+    return files
+
+
+def _effective(kind: str, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One intervention's state dict with R as a matrix [hidden, rank] named ``rotate_layer``."""
+    state = {k: v.float() for k, v in saved.items() if k not in ("embed_dim", "interchange_dim")}
+    if kind == "loreft":  # pyreft drops the prefix of LoReFT's linear layer
+        return {k if k == "rotate_layer" else f"learned_source.{k}": v for k, v in state.items()}
+    prefix = "rotate_layer.parametrizations.weight"
+    if f"{prefix}.original" in state:
+        original, base = state.pop(f"{prefix}.original"), state.pop(f"{prefix}.0.base")
+        hidden, rank = original.shape
+        layer: Any = orthogonal(nn.Linear(rank, hidden, bias=False))
+        with torch.no_grad():
+            layer.parametrizations.weight.original.copy_(original)
+            layer.parametrizations.weight[0].base.copy_(base)
+        state["rotate_layer"] = layer.weight.detach()
+    return state

@@ -1,0 +1,138 @@
+"""The settings of ReFT."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from heft_pipeline.adapters.kind import EditSettings, Reach
+from heft_pipeline.declare import setting
+from heft_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from heft_pipeline.adapters.reft.adapter import ReftAdapter
+
+
+def parse_positions(positions: str) -> tuple[int, int]:
+    """Read a position string in pyreft's notation.
+
+    Args:
+        positions: ``fN``, ``lM`` or ``fN+lM``: the first N and the last M prompt tokens.
+
+    Returns:
+        (N, M).
+
+    Raises:
+        UserError: The string has another form, or both counts are 0.
+    """
+    match = re.fullmatch(r"(?:f(\d+))?(?:(?<=\d)\+(?=l))?(?:l(\d+))?", positions.strip())
+    if not match or not any(int(n or 0) for n in match.groups()):
+        raise UserError(
+            f"reft.positions={positions} is not a position string; write fN, lM or fN+lM for the "
+            "first N and last M prompt tokens, e.g. reft.positions=f7+l7"
+        )
+    first, last = (int(n or 0) for n in match.groups())
+    return first, last
+
+
+def check_layers(key: str, value: Any) -> None:
+    """Refuse what is neither ``all`` nor a list of different layer numbers.
+
+    Args:
+        key: The setting's key.
+        value: Its value.
+
+    Raises:
+        UserError: The message has an example.
+    """
+    if value == "all":
+        return
+    whole = isinstance(value, list | tuple) and all(
+        isinstance(n, int) and not isinstance(n, bool) for n in value
+    )
+    if not whole:
+        raise UserError(
+            f"{key}={value} must be all or a list of layer numbers, e.g. {key}=[0,5,10]"
+        )
+    if not value or len(set(value)) != len(value):
+        raise UserError(f"{key}={list(value)} must name each layer once, and at least one")
+
+
+def _check_positions(_key: str, value: Any) -> None:
+    parse_positions(value)
+
+
+@dataclass(frozen=True)
+class ReftSettings(EditSettings):
+    """The ReFT interventions and how they are trained."""
+
+    kind: ClassVar[str] = "reft"
+    title: ClassVar[str] = "ReFT"
+
+    intervention: str = setting(
+        "loreft",
+        "pyreft's intervention",
+        choices=("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft"),
+    )
+    rank: int = setting("${rank}", "the dimension of the edited subspace", above=0, example=8)
+    layers: Any = setting(
+        "all", "the decoder layers whose output is edited: all, or a list", rule=check_layers
+    )
+    positions: str = setting(
+        "f7+l7",
+        "the edited prompt tokens: fN the first N, lM the last M, fN+lM both",
+        rule=_check_positions,
+    )
+    share_weights: bool = setting(
+        True, "one intervention in a layer for both ends of the prompt; false: one for each end"
+    )
+    dropout: float = setting(0.0, "dropout of the intervention's output", least=0, most=0.99)
+    add_bias: bool = setting(False, "a bias in noreft's and nodireft's projection")
+    engine: str = setting(
+        "hooks",
+        "hooks: this project's; pyreft: pyreft's own ReftModel, slower, with the same numbers",
+        choices=("hooks", "pyreft"),
+    )
+    learning_rate: float = setting(9e-4, "the highest learning rate", above=0)
+
+    @classmethod
+    def adapter_class(cls) -> "type[ReftAdapter]":
+        """The half that needs torch."""
+        from heft_pipeline.adapters.reft.adapter import ReftAdapter
+
+        return ReftAdapter
+
+    @property
+    def own_engine(self) -> bool:
+        """Whether pyreft's own forward pass runs."""
+        return self.engine == "pyreft"
+
+    def resolved(self) -> Self:
+        """The same settings with the layers in one order."""
+        layers = self.layers
+        return dataclasses.replace(
+            self, layers=layers if isinstance(layers, str) else tuple(sorted(layers))
+        )
+
+    def reach(self) -> Reach:
+        """An edit of a layer's output leaves that layer's own computation as it was."""
+        first, last = parse_positions(self.positions)
+        lowest = 0 if isinstance(self.layers, str) else min(self.layers)
+        return Reach(lowest + 1, None if first else last, self.positions)
+
+    def check_mode(self, mode: str) -> None:
+        """Refuse to generate with pyreft's engine."""
+        if self.engine == "pyreft" and mode == "generate":
+            raise UserError(
+                "reft.engine=pyreft is for comparing log-probabilities; use it with "
+                "evaluation.mode=logprob"
+            )
+
+    def describe(self) -> str:
+        """What was trained, in one phrase for the report."""
+        layers = self.layers
+        where = layers if isinstance(layers, str) else ", ".join(map(str, layers))
+        return (
+            f"ReFT ({self.intervention}) at {self.positions}, layers {where}, rank {self.rank}, "
+            f"learning rate {self.learning_rate:g}"
+        )

@@ -1,0 +1,95 @@
+"""The settings of a task: where its rows are, and how a row becomes a prompt and an answer."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from heft_pipeline.declare import Settings, found, setting
+from heft_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """The task. In a stage, ``revision`` and ``name`` are what was found."""
+
+    id: str | None = setting(None, "a data set on the hub", identity=False)
+    path: str | None = setting(
+        None,
+        "a local folder with TRAIN.jsonl or .parquet and so on, or builtin:demo; goes before "
+        "data.id",
+        identity=False,
+    )
+    subset: str | None = setting(None, "the hub data set's configuration")
+    revision: str | None = setting(
+        "main", "a branch, tag or commit of the hub data set", identity=False
+    )
+    name: str | None = setting(
+        None, "what tables call it; null: the last part of data.id or data.path", identity=False
+    )
+    train_split: str = setting("train", "the split that stages are trained on")
+    dev_split: str | None = setting(
+        None, "the split that the epoch is chosen on; null: held out of the training split"
+    )
+    eval_split: str = setting("validation", "the split that is reported; read once a stage")
+    dev_size: float = setting(
+        0.1, "how much is held out for dev: a share below 1, or a number of rows", above=0
+    )
+    max_train_rows: int | None = setting(
+        None, "use only the first rows of the training split", above=0, example=1000
+    )
+    max_eval_rows: int | None = setting(
+        None, "use only the first rows of the reported split", above=0, example=1000
+    )
+    prompt: str = setting(MISSING, "the prompt, with {column} for each column's value")
+    answer_column: str = setting("answer", "the column that holds the label of the right answer")
+    choices: dict[str, str] = setting(
+        MISSING, "for each label, the text that is scored after the prompt"
+    )
+    id_column: str | None = setting(
+        None, "the column that names a row in predictions.parquet; null: split and row number"
+    )
+    truncate_column: str | None = setting(
+        None, "the column that is cut when a prompt is too long; null: that is an error"
+    )
+    max_prompt_tokens: int = setting(512, "the longest prompt, in tokens", above=0)
+    location: str | None = found(
+        "The hub data set or the absolute local folder that is read.", identity=False
+    )
+    content: str | None = found("What the rows are: sha256:DIGEST of a folder, or hub:ID@COMMIT.")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the choices, in order."""
+        return tuple(self.choices)
+
+    def check(self, key: str) -> None:
+        """Refuse a task without rows to read, answers to choose from, or a way to cut prompts."""
+        if self.id is None and self.path is None:
+            raise UserError(
+                f"{key}.id (a hub data set) or {key}.path (a local folder, used first) must be "
+                "given; e.g. data.id=google/boolq, or data=boolq data.path=DIR"
+            )
+        if self.id is not None and (self.path or "").startswith("builtin:"):
+            raise UserError(
+                f"{key}.id={self.id} would be ignored for {key}.path={self.path}; add "
+                f"{key}.path=null, or choose the task's own config, e.g. data=boolq"
+            )
+        if len(self.choices) < 2:
+            raise UserError(
+                f"{key}.choices={dict(self.choices)} needs two or more answers; add one with, "
+                f"e.g., +{key}.choices.maybe=' maybe'"
+            )
+        for label, text in self.choices.items():
+            if not text.strip():
+                raise UserError(
+                    f"{key}.choices.{label} is {text!r}: a choice needs text to score, e.g. ' yes'"
+                )
+        if self.truncate_column and f"{{{self.truncate_column}}}" not in self.prompt:
+            raise UserError(
+                f"{key}.truncate_column={self.truncate_column} does not occur in {key}.prompt "
+                f"({self.prompt!r}); name a column of the prompt, or null"
+            )
+        if 1 < self.dev_size != int(self.dev_size):
+            raise UserError(
+                f"{key}.dev_size={self.dev_size} must be a share below 1 or a whole number of rows"
+            )

@@ -1,0 +1,290 @@
+"""How a setting is declared: once, as a field of a dataclass.
+
+A section of the config is a frozen dataclass that derives from :class:`Settings`; each of its
+fields is a :func:`setting`. Hydra's schema, the checks and their messages, the fingerprint of a
+stage and ``docs/configuration.md`` are all made from these declarations.
+"""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, SI
+
+from heft_pipeline.errors import UserError
+
+#: Refuses a value that no bound can describe; called with the setting's key and the value.
+Rule = Callable[[str, Any], None]
+Number = int | float
+
+
+class FrozenDict(dict[str, str]):
+    """A mapping that cannot be changed, in the order in which it was written."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("settings cannot be changed; use dataclasses.replace")
+
+    __setitem__ = __delitem__ = update = pop = clear = setdefault = popitem = _refuse
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which values a setting may have.
+
+    Attributes:
+        above: Values must be greater than this.
+        least: The smallest value.
+        most: The largest value.
+        choices: The allowed words. Beside a numeric bound they are allowed as well as numbers.
+        rule: Any further check.
+    """
+
+    above: Number | None = None
+    least: Number | None = None
+    most: Number | None = None
+    choices: tuple[str, ...] = ()
+    rule: Rule | None = None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the setting is a number."""
+        return any(bound is not None for bound in (self.above, self.least, self.most))
+
+    def describe(self) -> str:
+        """The bounds in words, e.g. ``greater than 0``; empty where there are none."""
+        words = " or ".join(self.choices)
+        if not self.numeric:
+            return " | ".join(self.choices)
+        if self.above is not None:
+            numbers = f"greater than {self.above:g}"
+        elif self.most is None:
+            numbers = f"{self.least:g} or more"
+        else:
+            # Written out: 2147483647, and not 2.14748e+09.
+            numbers = f"from {self.least} to {self.most}"
+        return f"{numbers}, or {words}" if words else numbers
+
+    def check(self, key: str, value: Any, example: Any) -> None:
+        """Refuse a value outside the bounds.
+
+        Args:
+            key: The setting's key, e.g. ``lora.rank``.
+            value: The value; not None.
+            example: A valid value, for the message.
+
+        Raises:
+            UserError: The message names the key, the value, what is allowed, and an example.
+        """
+        if self.choices and value in self.choices:
+            return
+        if self.choices and not self.numeric:
+            raise UserError(f"{key}={value} is not one of {', '.join(self.choices)}")
+        if self.numeric and not self._holds(value):
+            raise UserError(f"{key}={value} must be {self.describe()}, e.g. {key}={example}")
+        if self.rule is not None:
+            self.rule(key, value)
+
+    def _holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+        )
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: Number | None = None,
+    least: Number | None = None,
+    most: Number | None = None,
+    choices: Sequence[str] = (),
+    rule: Rule | None = None,
+    example: Any = None,
+    identity: bool = True,
+) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: Its default value; ``MISSING`` where it must be given; text with ``${...}`` is
+            an OmegaConf interpolation.
+        help: What it means, in a line.
+        above: Values must be greater than this.
+        least: The smallest value.
+        most: The largest value.
+        choices: The allowed words.
+        rule: Any further check.
+        example: A valid value for messages; the default where it is a plain value.
+        identity: Whether it can change the result of a stage, and so belongs to its fingerprint.
+
+    Returns:
+        A dataclass field.
+
+    Raises:
+        ValueError: The example is outside the bounds.
+    """
+    bounds = Bounds(above, least, most, tuple(choices), rule)
+    if example is None and not _is_reference(default):
+        example = default
+    if example is not None:
+        try:
+            bounds.check("example", example, example)
+        except UserError as error:
+            raise ValueError(f"the setting's own {error}") from error
+    elif bounds.numeric:
+        raise ValueError(f"a setting with bounds needs an example ({help})")
+    metadata = {"help": help, "bounds": bounds, "example": example, "identity": identity}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=SI(default) if isinstance(default, str) else default, metadata=metadata)
+
+
+def section(kind: type["Settings"], help: str, *, identity: bool = True) -> Any:
+    """Declare a section of settings within another.
+
+    Args:
+        kind: The section's class.
+        help: What its settings are about.
+        identity: Whether they can change the result of a stage.
+
+    Returns:
+        A dataclass field.
+    """
+    return field(default_factory=kind, metadata={"help": help, "identity": identity})
+
+
+def found(help: str, *, identity: bool = True) -> Any:
+    """Declare what planning finds out and nobody can set.
+
+    Args:
+        help: What it is.
+        identity: Whether it can change the result of a stage.
+
+    Returns:
+        A dataclass field that Hydra does not see; None until it has been found.
+    """
+    metadata = {"help": help, "identity": identity, "omegaconf_ignore": True}
+    return field(default=None, metadata=metadata)
+
+
+class Settings:
+    """A section of the config: a frozen dataclass whose fields are declared with :func:`setting`.
+
+    Lists become tuples and mappings :class:`FrozenDict`, so that a section can be hashed.
+    """
+
+    def __init_subclass__(cls) -> None:
+        for name, kind in inspect.get_annotations(cls).items():
+            if typing.get_origin(kind) is typing.ClassVar:
+                continue
+            declared = cls.__dict__.get(name)
+            if not isinstance(declared, dataclasses.Field) or "help" not in declared.metadata:
+                raise TypeError(f"{cls.__name__}.{name} is not declared with setting(...)")
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, one.name, _frozen(getattr(self, one.name)))
+
+    def check(self, key: str) -> None:
+        """Refuse settings that contradict each other.
+
+        Args:
+            key: The section's key, e.g. ``data``.
+
+        Raises:
+            UserError: The message names the setting, its value and what is allowed.
+        """
+
+
+def check(settings: Settings, key: str = "") -> None:
+    """Refuse values outside their bounds and settings that contradict each other.
+
+    Args:
+        settings: A section with all interpolations resolved.
+        key: The section's key; empty for the whole config.
+
+    Raises:
+        UserError: The message names the setting, its value, what is allowed, and an example.
+    """
+    for one in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value, own = getattr(settings, one.name), f"{key}.{one.name}" if key else one.name
+        if isinstance(value, Settings):
+            check(value, own)
+        elif "bounds" in one.metadata and value is not None:
+            one.metadata["bounds"].check(own, value, one.metadata["example"])
+    settings.check(key)
+
+
+def identity(value: Any) -> Any:
+    """What of a value can change the result of a stage, as JSON-ready data.
+
+    Args:
+        value: A dataclass whose fields say whether they belong to the identity, or plain data.
+
+    Returns:
+        Dataclasses as mappings of the fields that belong to the identity, mappings as lists of
+        pairs, since their order counts.
+
+    Raises:
+        TypeError: The value cannot be written down in the same way every time.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            one.name: identity(getattr(value, one.name))
+            for one in dataclasses.fields(value)
+            if one.metadata.get("identity", True)
+        }
+    if isinstance(value, dict):
+        return [[identity(key), identity(own)] for key, own in value.items()]
+    if isinstance(value, list | tuple):
+        return [identity(own) for own in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise TypeError(f"{value!r} cannot be part of a fingerprint: it is a {type(value).__name__}")
+
+
+def type_name(one: "dataclasses.Field[Any]") -> str:
+    """A field's type as people write it, e.g. ``int or null``.
+
+    Args:
+        one: A field of a section.
+
+    Returns:
+        The name; empty where any type is allowed.
+    """
+    kind = one.type
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    names = {type(None): "null", Any: ""}
+    return " or ".join(
+        names.get(part, part.__name__ if isinstance(part, type) and not typing.get_args(part)
+        else str(part))
+        for part in parts
+    )  # fmt: skip
+
+
+def _is_reference(default: Any) -> bool:
+    return default is None or (isinstance(default, str) and (default == MISSING or "${" in default))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(own) for own in value)
+    return (
+        FrozenDict(value)
+        if isinstance(value, dict) and not isinstance(value, FrozenDict)
+        else value
+    )

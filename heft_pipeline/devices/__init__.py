@@ -1,0 +1,1 @@
+"""What computes: devices, their memory, and processes that share a stage."""

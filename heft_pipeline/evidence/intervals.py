@@ -1,0 +1,52 @@
+"""The interval of an accuracy, with one seed or several."""
+
+import math
+
+from scipy.stats import binomtest, t
+
+from heft_pipeline.evidence.two_way import Right, two_way
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion.
+
+    Args:
+        correct: The number of right answers.
+        total: The number of answers, at least 1.
+        confidence: The nominal coverage.
+
+    Returns:
+        The ends (low, high) as shares.
+    """
+    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def seeds_interval(right: Right, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a mean accuracy over seeds and examples.
+
+    One seed gets Wilson's interval. Several get Wilson's formula with two replacements: the
+    effective number of examples that the two-way random-effects variance of the mean amounts to,
+    and Student's quantile instead of the normal one. Few seeds make it wide, however many
+    examples there are.
+
+    Args:
+        right: [seeds, examples], whether each answer was right; every row has the same examples.
+        confidence: The nominal coverage.
+
+    Returns:
+        The ends (low, high) as shares.
+    """
+    seeds, examples = right.shape
+    if seeds == 1:
+        return wilson_interval(int(right.sum()), examples, confidence)
+    table = two_way(right.astype(float))
+    share = table.mean
+    if table.variance == 0:  # all right or all wrong
+        return wilson_interval(round(share * examples), examples, confidence)
+    size = share * (1 - share) / table.variance
+    quantile = float(t.ppf((1 + confidence) / 2, table.freedom))
+    weight = quantile**2 / size
+    centre = (share + weight / 2) / (1 + weight)
+    half = quantile * math.sqrt(share * (1 - share) / size + weight / (4 * size)) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)

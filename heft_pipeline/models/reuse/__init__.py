@@ -1,0 +1,1 @@
+"""Activations that no trained parameter can change, computed once."""

@@ -1,0 +1,147 @@
+"""What is reused: the keys and values of prompts, or what comes out of the first layers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from heft_pipeline.data.batches import AnsweredPrompt, collate
+from heft_pipeline.models.base import Base
+from heft_pipeline.models.forward import Editing, Forward, WholePrompts
+from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
+from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
+from heft_pipeline.models.reuse.kept import Kept
+
+#: Below this share of all layers, skipping the first ones saves less than it costs in memory.
+_SHARE_OF_LAYERS = 0.05
+#: Logits may differ by this much, against their scale, from those of recomputing everything.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a stage reuses.
+
+    Attributes:
+        suffix: How many last prompt tokens are computed, earlier ones being reused; 0 for all.
+        layers: How many decoder layers are skipped, what comes out of them being reused.
+        why: The reason, for people.
+    """
+
+    suffix: int
+    layers: int
+    why: str
+
+
+def choose(
+    reaches: Sequence[tuple[int, int | None, str]], num_layers: int, *, whole_prompts: bool
+) -> Choice:
+    """Decide what can be reused from what the trained adapters can change.
+
+    Args:
+        reaches: For each trained adapter the first decoder layer whose computation it can
+            change, how many last prompt positions it can change directly (None for any), and
+            where it acts, for people.
+        num_layers: How many decoder layers the model has.
+        whole_prompts: Never keep keys and values.
+
+    Returns:
+        The choice. With several adapters, what any of them can change is computed.
+    """
+    first_layer = min(first for first, _, _ in reaches)
+    suffixes = [last for _, last, _ in reaches]
+    where = ", ".join(what for _, _, what in reaches)
+    if not whole_prompts and None not in suffixes:
+        last = max(last for last in suffixes if last is not None)
+        return Choice(last, 0, f"{where} edits the last {last} tokens alone")
+    if not first_layer:
+        return Choice(0, 0, where)
+    if first_layer / num_layers < _SHARE_OF_LAYERS:
+        return Choice(0, 0, f"{where} leaves {first_layer} of {num_layers} layers unchanged")
+    return Choice(
+        0, first_layer, f"nothing is trained in the first {first_layer} of {num_layers} layers"
+    )
+
+
+def start_reuse(
+    base: Base,
+    whole: WholePrompts,
+    editing: Editing,
+    choice: Choice,
+    sequences: Sequence[AnsweredPrompt],
+    *,
+    budget: float,
+    folder: Path,
+    tokens: int,
+    advance: Callable[[int, int], None],
+    on_pass: OnPass,
+) -> tuple[Forward | None, str]:
+    """Compute once what no trained parameter can change.
+
+    Whether the model gives the same logits that way is seen on two sequences first.
+
+    Args:
+        base: The model with the stage's adapters on it.
+        whole: Runs it over whole prompts.
+        editing: Makes the adapters' edits to a batch's prompts.
+        choice: What to reuse.
+        sequences: What training and the dev split read.
+        budget: Most bytes to keep.
+        folder: Where activations go that memory has no room for.
+        tokens: Most padded tokens in a pass that computes them.
+        advance: Called with how many are done, and of how many.
+        on_pass: Called with the rows, padded tokens and layers of each such pass.
+
+    Returns:
+        A forward pass that reuses them, or None where nothing is reused; and what was done, or
+        why nothing was, for people.
+    """
+    nothing = "everything is recomputed: "
+    if not (choice.suffix or choice.layers) or not sequences:
+        return None, nothing + choice.why
+    if choice.suffix and whole.no_cache:
+        return None, nothing + whole.no_cache
+    probe = sorted(set(sequences), key=lambda s: len(s.prompt))[-2:]
+    batch = collate(probe, base.pad_token_id).to(base.device)
+    kept = Kept(base.device, budget, folder, _operations_a_byte(base, choice))
+    found: FrozenPrompts | FrozenLayers = (
+        FrozenPrompts(base, choice.suffix, kept, on_pass)
+        if choice.suffix
+        else FrozenLayers(base, choice.layers, kept, on_pass)
+    )
+    with torch.no_grad():
+        reused, recomputed = found.logits(batch, editing), whole.logits(batch, editing)
+    if differs(reused, recomputed):
+        return None, f"{nothing}reused activations change the logits of this model"
+    different = found.prepare(sequences, tokens, advance)
+    size = kept.bytes / 2**30
+    return found, f"{len(kept)} of {different} prompts kept in {size:.2f} GiB: {choice.why}"
+
+
+def _operations_a_byte(base: Base, choice: Choice) -> float:
+    """What computing kept activations anew takes, by the weights of the layers they stand for."""
+    config = base.model.config.get_text_config()
+    layers = base.layers[: choice.layers or None]
+    weights = sum(p.numel() for layer in layers for p in layer.parameters())
+    width = config.hidden_size
+    if choice.suffix:
+        heads = config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", None) or heads
+        width = 2 * len(layers) * keys * (getattr(config, "head_dim", None) or width // heads)
+    return 2.0 * weights / (width * base.model.dtype.itemsize)
+
+
+def differs(reused: torch.Tensor, recomputed: torch.Tensor) -> bool:
+    """Whether logits with reuse are further from those without than rounding explains.
+
+    Args:
+        reused: [B, K, V].
+        recomputed: The same, by whole prompts.
+
+    Returns:
+        True where reuse must not be used.
+    """
+    scale = recomputed.float().abs().amax().clamp(min=1.0)
+    error = (reused.float() - recomputed.float()).abs().amax() / scale
+    return bool(error > _TOLERANCE.get(recomputed.dtype, 1e-3))

@@ -1,0 +1,152 @@
+"""What comes out of the first decoder layers, computed once.
+
+What comes out of the layers below the first edit is the same in every epoch: training begins there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
+from heft_pipeline.models.base import Base
+from heft_pipeline.models.forward import Editing, ReadPrompts, WholePrompts, Work, model_inputs
+from heft_pipeline.models.reuse.frozen_prompts import OnPass
+from heft_pipeline.models.reuse.kept import Kept, Tokens
+
+
+class FrozenLayers:
+    """What comes out of the first decoder layers, whose edits, if any, are yet to be made.
+
+    Args:
+        base: The model, with its frozen parents on it.
+        layers: How many first layers are skipped; the last of them may be edited.
+        kept: Where it is kept.
+        on_pass: Told the rows, padded tokens and layers of each pass.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        layers: int,
+        kept: Kept,
+        on_pass: OnPass = lambda _rows, _tokens, _layers: None,
+    ) -> None:
+        self.layers, self.kept = layers, kept
+        self._base, self._on_pass = base, on_pass
+        self._whole = WholePrompts(base)
+        self._in_tuple = False
+
+    def prepare(
+        self,
+        sequences: Iterable[AnsweredPrompt],
+        tokens: int,
+        advance: Callable[[int, int], None],
+    ) -> int:
+        """Compute and keep sequences.
+
+        Args:
+            sequences: What training and the dev split read; repeated ones count once.
+            tokens: Most padded tokens a forward pass.
+            advance: Told how many are done, and of how many.
+
+        Returns:
+            How many different ones there are.
+        """
+        return self.kept.fill(map(_inputs, sequences), tokens, self._compute, advance)
+
+    def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """The logits that predict a batch's answers.
+
+        Args:
+            batch: B sequences of at most K answer tokens.
+            editing: Makes ReFT's edits to a batch's prompts.
+
+        Returns:
+            [B, K, V].
+        """
+        inputs = model_inputs(self._base.model, batch) | {"inputs_embeds": self.hidden(batch)}
+        del inputs["input_ids"]
+        with editing(batch), self.skipped():
+            logits: torch.Tensor = self._base.model(**inputs).logits[:, -batch.answer_tokens :]
+        return logits
+
+    def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
+        """Read prompts once, with all layers: their keys and values are wanted."""
+        return self._whole.read(batch, editing)
+
+    def work(self, batch: Batch) -> Work:
+        """All tokens are computed, in the layers that are left."""
+        return Work(batch.input_ids.shape[1], skipped_layers=self.layers)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The kept states of a batch.
+
+        Args:
+            batch: B sequences of at most T input tokens.
+
+        Returns:
+            [B, T, hidden], 0 on padding.
+        """
+        states = self.kept.get([_inputs(s) for s in batch.sequences], self._compute)
+        width = batch.input_ids.shape[1]
+        return torch.stack([pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """Let the first layers pass on what they are given, in the forward passes inside.
+
+        Yields:
+            Nothing.
+        """
+
+        def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return (hidden_states,) if self._in_tuple else hidden_states
+
+        layers = self._base.layers[: self.layers]
+        before = [vars(layer).get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = passed_on
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                vars(layer).pop("forward")
+                if forward is not None:
+                    layer.forward = forward
+
+    @torch.no_grad()
+    def _compute(self, keys: Sequence[Tokens]) -> list[torch.Tensor]:
+        """[T, hidden] of each input of T tokens."""
+        batch = collate([AnsweredPrompt(key, (0,)) for key in keys], self._base.pad_token_id)
+        batch = batch.to(self._base.device)
+        rows, tokens = batch.input_ids.shape
+        self._on_pass(rows, tokens, self.layers)
+
+        def stop(_module: Any, _args: Any, output: Any) -> None:
+            self._in_tuple = isinstance(output, tuple)
+            raise _Reached(output[0] if self._in_tuple else output)
+
+        handle = self._base.layers[self.layers - 1].register_forward_hook(stop)
+        try:
+            self._base.model(**model_inputs(self._base.model, batch))
+        except _Reached as reached:
+            hidden = reached.hidden
+        finally:
+            handle.remove()
+        width = hidden.shape[1]
+        return [hidden[row, width - len(key) :].clone() for row, key in enumerate(keys)]
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the layer whose output is wanted."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _inputs(sequence: AnsweredPrompt) -> Tokens:
+    return sequence.prompt + sequence.answer[:-1]

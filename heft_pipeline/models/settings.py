@@ -1,0 +1,39 @@
+"""The settings of the frozen base model."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from heft_pipeline.declare import Settings, found, setting
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The frozen base model. In a stage, ``id`` and ``revision`` are what was found."""
+
+    id: str = setting(MISSING, "a hub repository, a local folder, or builtin:tiny", identity=False)
+    revision: str | None = setting(
+        "main", "a branch, tag or commit of the hub repository", identity=False
+    )
+    name: str | None = setting(
+        None, "what tables call it; null: the last part of model.id", identity=False
+    )
+    dtype: str = setting(
+        "auto",
+        "the dtype of the frozen weights; auto: as the checkpoint is stored",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    quantization: str = setting(
+        "none",
+        "nf4 keeps the frozen weights in 4 bits (arXiv 2305.14314; CUDA and bitsandbytes)",
+        choices=("none", "nf4"),
+    )
+    attn_implementation: str = setting(
+        "auto", "transformers' name of the attention kernel, or grouped (this project's)"
+    )
+    trust_remote_code: bool = setting(
+        False, "whether the repository's own code may run", identity=False
+    )
+    content: str | None = found(
+        "What the weights are: sha256:DIGEST of a folder, or hub:ID@COMMIT."
+    )

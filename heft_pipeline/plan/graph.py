@@ -1,0 +1,225 @@
+"""From settings to runs, and from runs to the unique stages that they stand on."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from heft_pipeline.adapters.kind import AdapterSettings, kinds, kinds_of
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.plan.sources import Sources
+from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
+from heft_pipeline.settings.schema import HeftConfig, method_name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of a sweep.
+
+    Attributes:
+        name: Its folder's name in the sweep.
+        overrides: What was asked on the command line for it.
+        method: Its method's name, e.g. ``heft``.
+        epochs: The config's ``epochs``.
+        stages: Its stages in training order; one that only evaluates where nothing is trained.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    method: str
+    epochs: int
+    stages: tuple[StageSpec, ...]
+
+    @property
+    def last(self) -> StageSpec:
+        """The stage whose predictions are the run's."""
+        return self.stages[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as it stands in ``plan.json``."""
+        return {
+            "name": self.name,
+            "overrides": list(self.overrides),
+            "method": self.method,
+            "epochs": self.epochs,
+            "total_epochs": sum(stage.epochs for stage in self.stages),
+            **{f"{kind}_rank": rank for kind, rank in ranks(self.stages).items()},
+            "seed": self.last.seed,
+            "model": self.last.model.name,
+            "data": self.last.data.name,
+            "stages": [s.fingerprint for s in self.stages],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph of unique stages that a sweep needs.
+
+    Attributes:
+        runs: The sweep's runs, in the order they were asked for.
+        baselines: Evaluations of the untouched models, for the report; see :func:`untouched`.
+    """
+
+    runs: tuple[Run, ...]
+    baselines: tuple[StageSpec, ...] = ()
+
+    @cached_property
+    def stages(self) -> dict[str, StageSpec]:
+        """Each unique stage once, by fingerprint, parents before children."""
+        found: dict[str, StageSpec] = {}
+        for stage in (*(s for run in self.runs for s in run.stages), *self.baselines):
+            found.setdefault(stage.fingerprint, stage)
+        return dict(sorted(found.items(), key=lambda item: len(item[1].chain)))
+
+    @property
+    def asked(self) -> int:
+        """How many stages the runs ask for, counted with repeats."""
+        return sum(len(run.stages) for run in self.runs)
+
+    @property
+    def unique(self) -> int:
+        """How many of :attr:`stages` the runs need; the others are baselines alone."""
+        return len({stage.fingerprint for run in self.runs for stage in run.stages})
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as it stands in ``plan.json``."""
+        return {
+            "runs": [run.to_json() for run in self.runs],
+            "baselines": [stage.fingerprint for stage in self.baselines],
+            "stages": {key: to_json(stage) for key, stage in self.stages.items()},
+        }
+
+
+def ranks(stages: Iterable[StageSpec]) -> dict[str, int | None]:
+    """The ranks of a run's adapters.
+
+    Args:
+        stages: The run's stages.
+
+    Returns:
+        For each kind of adapter that has a rank, that of the last one; None where there is none.
+    """
+    ranked = [name for name, kind in kinds().items() if "rank" in kind.__dataclass_fields__]
+    found: dict[str, int | None] = dict.fromkeys(ranked)
+    for stage in stages:
+        found |= {a.kind: a.low_rank for a in stage.adapters if a.kind in found}
+    return found
+
+
+def read_plan(data: Mapping[str, Any]) -> Plan:
+    """Read what ``plan.json`` holds.
+
+    Args:
+        data: The decoded JSON.
+
+    Returns:
+        The plan.
+    """
+    stages = {key: from_json(stage) for key, stage in data["stages"].items()}
+    return Plan(
+        tuple(
+            Run(
+                run["name"],
+                tuple(run["overrides"]),
+                run["method"],
+                run["epochs"],
+                tuple(stages[key] for key in run["stages"]),
+            )
+            for run in data["runs"]
+        ),
+        tuple(stages[key] for key in data.get("baselines", [])),
+    )
+
+
+def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
+    """The evaluations of the models before any training that runs are to be compared with.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        A stage without adapters for each model and evaluation among them. Nothing is trained, so
+        the seed has no meaning; it is 0, for all sweeps to share the stage.
+    """
+    found: dict[str, StageSpec] = {}
+    for run in runs:
+        base = dataclasses.replace(run.stages[0], adapters=(), training=None, seed=0)
+        found.setdefault(base.fingerprint, base)
+    return tuple(found.values())
+
+
+def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterable[str]) -> Run:
+    """Work out a run's stages.
+
+    Args:
+        config: The run's checked config.
+        sources: Locates the model, the data and the adapters to start from.
+        name: The run's folder name.
+        overrides: What was asked on the command line for it.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: The model, the data or an adapter cannot be found.
+    """
+    model, data = _located_model(config.model, sources), _located_data(config.data, sources)
+    stages: list[StageSpec] = []
+    for entry in config.method.stages or ("",):
+        adapters = _adapters(config, kinds_of(entry), sources) if entry else ()
+        stages.append(
+            StageSpec(
+                model=model,
+                data=data,
+                adapters=adapters,
+                training=config.training if adapters else None,
+                evaluation=config.evaluation,
+                seed=config.seed,
+                parent=stages[-1] if stages else None,
+                device=config.device,
+            )
+        )
+    method = method_name(config.method.stages)
+    return Run(name, tuple(overrides), method, config.epochs, tuple(stages))
+
+
+def _located_model(model: ModelSettings, sources: Sources) -> ModelSettings:
+    source = sources.model(model.id, model.revision or "main")
+    return dataclasses.replace(
+        model,
+        id=source.location,
+        revision=source.revision,
+        name=model.name or Path(source.location).name,
+        content=source.content,
+    )
+
+
+def _located_data(data: DataSettings, sources: Sources) -> DataSettings:
+    source = sources.data(data.id, data.path, data.revision or "main")
+    return dataclasses.replace(
+        data,
+        location=source.location,
+        revision=source.revision,
+        name=data.name or Path(source.location).name,
+        content=source.content,
+    )
+
+
+def _adapters(
+    config: HeftConfig, names: Iterable[str], sources: Sources
+) -> tuple[AdapterSettings, ...]:
+    """The settings of the adapters that a stage trains; several follow one schedule."""
+    adapters = [
+        dataclasses.replace(
+            adapter.resolved(),
+            init_content=sources.adapter(f"{adapter.kind}.init_from", adapter.init_from),
+        )
+        for adapter in map(config.adapter, names)
+    ]
+    if len(adapters) > 1:
+        shared = vars(config.joint)
+        adapters = [dataclasses.replace(adapter, **shared) for adapter in adapters]
+    return tuple(adapters)

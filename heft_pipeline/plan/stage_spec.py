@@ -1,0 +1,192 @@
+"""What a stage is made of, and its identity.
+
+A :class:`StageSpec` holds everything that training its adapters needs. What can change the result
+enters its fingerprint; whether a setting can is said where the setting is declared.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from heft_pipeline.adapters.kind import AdapterSettings, kinds
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.declare import identity
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.scoring.settings import EvaluationSettings
+from heft_pipeline.training.settings import TrainingSettings
+
+#: Raised when a change of the code changes what a stage with the same settings computes, or
+#: what a fingerprint is made of.
+RESULT_VERSION = 3
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One training of one or more adapters on a frozen parent.
+
+    Attributes:
+        model: The frozen base model, found.
+        data: The task, found.
+        adapters: What is trained, resolved; several are trained at once. Empty for the
+            untouched model, which is only evaluated.
+        training: How; None where nothing is trained.
+        evaluation: How answers are scored.
+        seed: Of initialisation, order, dropout and the dev split.
+        parent: The stage it is trained on; None for the bare base model.
+        device: Where to compute; cannot change what a result means.
+    """
+
+    model: ModelSettings
+    data: DataSettings
+    adapters: tuple[AdapterSettings, ...]
+    training: TrainingSettings | None
+    evaluation: EvaluationSettings
+    seed: int
+    parent: "StageSpec | None"
+    device: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of a SHA-256 of everything that can change the result."""
+        text = json.dumps(made_of(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def kind(self) -> str:
+        """What people call it: its adapter's kind, ``joint`` for several, ``base`` for none."""
+        if len(self.adapters) > 1:
+            return "joint"
+        return self.adapters[0].kind if self.adapters else "base"
+
+    @property
+    def title(self) -> str:
+        """What is trained, for people, e.g. ``LoRA`` or ``LoRA and ReFT at once``."""
+        titles = " and ".join(adapter.title for adapter in self.adapters) or "untouched"
+        return f"{titles} at once" if len(self.adapters) > 1 else titles
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it is trained for; 0 where nothing is trained."""
+        return self.adapters[0].epochs if self.adapters else 0
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the first adapter that has one."""
+        return next((a.low_rank for a in self.adapters if a.low_rank is not None), None)
+
+    @property
+    def chain(self) -> tuple["StageSpec", ...]:
+        """The stages from the first on the base model to this one."""
+        return (*(self.parent.chain if self.parent else ()), self)
+
+    @property
+    def label(self) -> str:
+        """A short name for people, e.g. ``lora@3 > reft@3 r8 s0``."""
+        names = " > ".join(f"{s.kind}@{s.epochs}" if s.epochs else s.kind for s in self.chain)
+        return " ".join(
+            filter(None, [names, f"r{self.rank}" if self.rank else "", f"s{self.seed}"])
+        )
+
+
+def made_of(stage: StageSpec) -> dict[str, Any]:
+    """Everything that can change a stage's result; a parent stands as its fingerprint.
+
+    Args:
+        stage: Any stage.
+
+    Returns:
+        JSON-ready data.
+    """
+    return {
+        "version": RESULT_VERSION,
+        "model": identity(stage.model),
+        "data": identity(stage.data),
+        "adapters": [[adapter.kind, identity(adapter)] for adapter in stage.adapters],
+        "training": identity(stage.training),
+        "evaluation": identity(stage.evaluation),
+        "seed": stage.seed,
+        "parent": stage.parent.fingerprint if stage.parent else None,
+    }
+
+
+def to_json(stage: StageSpec) -> dict[str, Any]:
+    """Everything a stage was asked with, as JSON-ready data (parents nested).
+
+    Args:
+        stage: Any stage.
+
+    Returns:
+        A dictionary that :func:`from_json` turns back into an equal stage.
+    """
+    return {
+        "fingerprint": stage.fingerprint,
+        "version": RESULT_VERSION,
+        "kind": stage.kind,
+        "model": dataclasses.asdict(stage.model),
+        "data": dataclasses.asdict(stage.data),
+        "adapters": [{"kind": a.kind} | dataclasses.asdict(a) for a in stage.adapters],
+        "training": dataclasses.asdict(stage.training) if stage.training else None,
+        "evaluation": dataclasses.asdict(stage.evaluation),
+        "seed": stage.seed,
+        "parent": to_json(stage.parent) if stage.parent else None,
+        "device": stage.device,
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> StageSpec:
+    """Read what :func:`to_json` wrote.
+
+    Args:
+        data: The decoded JSON.
+
+    Returns:
+        The stage.
+
+    Raises:
+        UserError: Another version wrote it, or it holds a kind of adapter that is not known.
+    """
+    require_version(data)
+    for adapter in data["adapters"]:
+        if adapter["kind"] not in kinds():
+            raise UserError(
+                f"stage {data['fingerprint']} holds an adapter of the kind {adapter['kind']}, "
+                f"which this installation does not have; it has {', '.join(kinds())}"
+            )
+    training = data["training"]
+    return StageSpec(
+        model=_made(ModelSettings, data["model"]),
+        data=_made(DataSettings, data["data"]),
+        adapters=tuple(_made(kinds()[a["kind"]], a) for a in data["adapters"]),
+        training=_made(TrainingSettings, training) if training else None,
+        evaluation=_made(EvaluationSettings, data["evaluation"]),
+        seed=data["seed"],
+        parent=from_json(data["parent"]) if data["parent"] else None,
+        device=data["device"],
+    )
+
+
+def require_version(data: Mapping[str, Any]) -> None:
+    """Refuse a stage that another version of this project wrote.
+
+    Args:
+        data: The decoded JSON of a stage.
+
+    Raises:
+        UserError: The message names both versions and the way out.
+    """
+    version = data.get("version", "unknown")
+    if version != RESULT_VERSION:
+        raise UserError(
+            f"stage {data.get('fingerprint', '')} has store version {version}, and this version "
+            f"of heft_pipeline reads {RESULT_VERSION}: read it with the version that wrote it, or "
+            "run the sweep's command again, which trains its stages anew beside the old ones"
+        )
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    return kind(**{one.name: values[one.name] for one in dataclasses.fields(kind)})

@@ -1,0 +1,106 @@
+"""The report's figure of how much adapters edit the hidden states, by layer and position."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.report.figures import Figure, save
+from heft_pipeline.report.sections import Section, Setting
+
+_MOST_CELLS = 64
+_VALUES = ["relative_edit", "edit_norm", "hidden_norm"]
+
+
+def edit_figure(section: Section, path: Path, kind: type[AdapterSettings]) -> Figure | None:
+    """Draw how much one kind of adapter changes the hidden states, by layer and prompt position.
+
+    Each method stands beside the others, at the most epochs that it was trained for.
+
+    Args:
+        section: The compared runs.
+        path: The files' path without an ending.
+        kind: The kind of adapter whose edits are drawn.
+
+    Returns:
+        The figure; None where no stage has recorded edits of the kind.
+    """
+    panels = {
+        name: table
+        for setting in _longest(section)
+        for name, table in _panels(setting, kind.kind).items()
+    }
+    if not panels:
+        return None
+    highest = max(table.relative_edit.max() for table in panels.values())
+    drawing, grid = plt.subplots(
+        len(panels), 1, figsize=(5.0, 2.5 * len(panels)), layout="constrained", squeeze=False
+    )
+    for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
+        image = _draw(axes, table, highest)
+        axes.set_title(name, loc="left", fontsize=10)
+    grid[-1][0].set_xlabel("prompt position: f1 is the first token, l1 the last")
+    drawing.colorbar(image, ax=list(grid.flat), label="size of the edit / of the state", shrink=0.8)
+    data = pd.concat([t.assign(setting=name) for name, t in panels.items()], ignore_index=True)
+    return save(
+        drawing,
+        path,
+        data,
+        f"{kind.title}'s edit by layer and position",
+        f"The L2 norm of what {kind.title} adds, divided by that of the hidden state it is added "
+        f"to: a mean over dev examples{' and seeds' if section.seeds > 1 else ''}.",
+    )
+
+
+def _longest(section: Section) -> list[Setting]:
+    """Of each method, the setting with the most epochs."""
+    longest: dict[str, Setting] = {}
+    for setting in section.settings:
+        known = longest.get(setting.method)
+        if known is None or setting.total_epochs > known.total_epochs:
+            longest[setting.method] = setting
+    return list(longest.values())
+
+
+def _panels(setting: Setting, kind: str) -> dict[str, pd.DataFrame]:
+    """The mean edits of each stage of a setting that has recorded edits of a kind, by name."""
+    panels = {}
+    for number, stage in enumerate(setting.runs[0].stages):
+        files = [
+            run.store.folder(run.stages[number].fingerprint) / f"{kind}_edits.csv"
+            for run in setting.runs
+        ]
+        tables = [table for file in files if file.is_file() if len(table := pd.read_csv(file))]
+        if tables:
+            below = " + ".join(parent.title for parent in reversed(stage.chain[:-1]))
+            grouped = pd.concat(tables).groupby(["layer", "position"], sort=False, as_index=False)
+            panels[f"{setting.short} (on {below})" if below else setting.short] = grouped[
+                _VALUES
+            ].mean()
+    return panels
+
+
+def _draw(axes: Axes, table: pd.DataFrame, highest: float) -> AxesImage:
+    positions = list(dict.fromkeys(table.position))
+    cells = table.pivot(index="layer", columns="position", values="relative_edit")[positions]
+    image = axes.imshow(cells, cmap="Greys", vmin=0, vmax=highest, aspect="auto", origin="lower")
+    axes.set_xticks(range(len(positions)), positions, fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_ylabel("decoder layer")
+    if cells.size <= _MOST_CELLS:
+        for row, values in enumerate(cells.to_numpy()):
+            for column, value in enumerate(values):
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if value > 0.6 * highest else "black",
+                )
+    return image

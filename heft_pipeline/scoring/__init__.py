@@ -1,0 +1,1 @@
+"""Which answer choice a model prefers."""

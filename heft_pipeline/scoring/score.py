@@ -1,0 +1,219 @@
+"""Scoring: which answer choice a model finds most likely after a prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import log_softmax
+
+from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
+from heft_pipeline.data.prompts import Example
+from heft_pipeline.devices.memory import free, is_out_of_memory
+from heft_pipeline.devices.processes import Ranks
+from heft_pipeline.models.forward import ReadPrompts, cache_name, model_inputs
+
+Choices = tuple[tuple[int, ...], ...]
+Prompt = tuple[int, ...]
+#: From so many rows on, a prompt longer than the batch's shortest by this factor begins another.
+_FEW, _LONGER = 8, 1.1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of N examples with C choices.
+
+    Attributes:
+        log_probabilities: [N, C] float32, of each choice given the prompt (summed over tokens).
+        predictions: [N] int64, the chosen choice; -1 where generated text is none of them.
+        gold: [N] int64, the right choice.
+    """
+
+    log_probabilities: torch.Tensor
+    predictions: torch.Tensor
+    gold: torch.Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """The share of examples whose prediction is right."""
+        return (self.predictions == self.gold).double().mean().item()
+
+    @property
+    def loss(self) -> float:
+        """The mean negative log-probability of the right choice, in nats an example."""
+        return -self.log_probabilities.gather(1, self.gold[:, None]).double().mean().item()
+
+
+def score(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    choices: Choices,
+    *,
+    batch_size: int,
+    mode: str = "logprob",
+    advance: Callable[[int], None] = lambda _: None,
+    ranks: Ranks | None = None,
+) -> Scores:
+    """Predict an answer for each example.
+
+    Args:
+        model: The model.
+        examples: N examples.
+        choices: Token ids of the C choices.
+        batch_size: Prompts a forward pass; it changes speed only.
+        mode: ``logprob``: the choice with the highest log-probability (the first of equals).
+            ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
+            computed all the same.
+        advance: Called with the number of examples just scored by this process.
+        ranks: The processes that score together, each its part; all get the whole result.
+
+    Returns:
+        The scores, in the examples' order.
+    """
+    gold = torch.tensor([e.gold for e in examples])
+    own = ranks.share(examples) if ranks else examples
+    table = _log_probabilities(model, own, choices, batch_size, advance)
+    predictions = (
+        table.argmax(dim=1)
+        if mode == "logprob"
+        else generated(model, own, choices, batch_size=batch_size)
+    )
+    if ranks and ranks.world > 1:
+        parts = ranks.gather((table.tolist(), predictions.tolist()))
+        table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))
+        predictions = torch.tensor(ranks.unshare([chosen for _, chosen in parts]))
+    return Scores(table, predictions, gold)
+
+
+@torch.no_grad()
+def _log_probabilities(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    choices: Choices,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
+    table = torch.empty(len(examples), len(choices))
+    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
+        table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
+        advance(len(chosen))
+    return table
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, so that little is padded."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        batch = batches[-1] if batches else []
+        padded = batch and lengths[index] > _LONGER * lengths[batch[0]] and len(batch) >= _FEW
+        if not batch or len(batch) >= batch_size or padded:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
+    """[B, C] log-probabilities on the CPU; out of memory, each half is tried by itself."""
+    try:
+        return _one_pass(model, prompts, choices).cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(prompts) == 1:
+            raise
+    # Outside of the handler: the exception keeps the failed pass's tensors alive.
+    free(model.base.device)
+    middle = len(prompts) // 2
+    halves = [_scored(model, part, choices) for part in (prompts[:middle], prompts[middle:])]
+    return torch.cat(halves)
+
+
+def _one_pass(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
+    batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], model.base.pad_token_id)
+    batch = batch.to(model.base.device)
+    if all(len(c) == 1 for c in choices):
+        return _first_tokens(model.logits(batch)[:, -1], choices)
+    read = model.read_prompts(batch)
+    if read is None:
+        return _each_by_itself(model, prompts, choices)
+    return _first_tokens(read.logits, choices) + _later_tokens(model, read, choices)
+
+
+def _first_tokens(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+    """[B, C] log-probabilities of the choices' first tokens, from logits [B, V]."""
+    ids = torch.tensor([c[0] for c in choices], device=logits.device)
+    return log_softmax(logits.float(), dim=-1)[:, ids]
+
+
+def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> torch.Tensor:
+    """[B, C] summed log-probabilities of the tokens after the first, going on from prompts."""
+    prompts, device = read.mask.shape[0], read.mask.device
+    width = max(map(len, choices)) - 1
+    # Padded on the right: what comes later changes nothing before it.
+    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for c in choices])
+    labels = padded[:, 1:].to(device).repeat(prompts, 1)
+    own = (labels != IGNORED_LABEL).long()
+    mask = read.mask.repeat_interleave(len(choices), dim=0)
+    read.cache.batch_repeat_interleave(len(choices))
+    output = model.base.model(
+        input_ids=padded[:, :-1].clamp(min=0).to(device).repeat(prompts, 1),
+        attention_mask=torch.cat([mask, own], dim=1),
+        position_ids=mask.sum(dim=1, keepdim=True) + torch.arange(width, device=device),
+        use_cache=True,
+        logits_to_keep=width,
+        **{cache_name(model.base.model): read.cache},
+    )
+    return _picked(output.logits, labels).view(prompts, len(choices))
+
+
+def _each_by_itself(
+    model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices
+) -> torch.Tensor:
+    """[B, C] log-probabilities where a prompt's keys and values cannot be shared."""
+    sequences = [AnsweredPrompt(p, c) for p in prompts for c in choices]
+    batch = collate(sequences, model.base.pad_token_id).to(model.base.device)
+    return _picked(model.logits(batch), batch.labels).view(len(prompts), len(choices))
+
+
+def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[B] summed log-probabilities of labels [B, K] under logits [B, K, V]."""
+    log_probs = log_softmax(logits.float(), dim=-1)
+    wanted = labels[:, :, None]
+    picked = log_probs.gather(2, wanted.clamp(min=0)).masked_fill(wanted < 0, 0.0)
+    return picked.sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def generated(
+    model: AdaptedModel, examples: Sequence[Example], choices: Choices, *, batch_size: int
+) -> torch.Tensor:
+    """Decode greedily and look which choice the text begins with.
+
+    Args:
+        model: The model.
+        examples: N examples.
+        choices: Token ids of the choices.
+        batch_size: Prompts a forward pass.
+
+    Returns:
+        [N] int64 indices of choices; -1 where the text begins with none.
+    """
+    predictions = torch.full((len(examples),), -1)
+    longest = max(map(len, choices))
+    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
+        prompts = [AnsweredPrompt(examples[i].prompt, choices[0][:1]) for i in chosen]
+        batch = collate(prompts, model.base.pad_token_id).to(model.base.device)
+        inputs = model_inputs(model.base.model, batch)
+        with model.editing(batch):
+            output = model.base.model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=longest,
+                do_sample=False,
+                pad_token_id=model.base.pad_token_id,
+            )
+        texts = output[:, batch.input_ids.shape[1] :].tolist()
+        for i, text in zip(chosen, texts, strict=True):
+            for c, choice in enumerate(choices):
+                if tuple(text[: len(choice)]) == choice:
+                    predictions[i] = c
+    return predictions

@@ -1,0 +1,192 @@
+"""The whole config: all sections together, and what Hydra is told of them.
+
+Hydra composes ``conf/`` into :class:`HeftConfig`. An unknown key or a value of the wrong type is
+refused while composing.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from heft_pipeline.adapters.kind import AdapterSettings, Schedule, joined, kinds
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.declare import Settings, section, setting
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.scoring.settings import EvaluationSettings
+from heft_pipeline.settings.surroundings import ReportSettings, TrackingSettings
+from heft_pipeline.training.settings import TrainingSettings
+
+METHOD_NAMES = {
+    (): "base",
+    ("lora",): "lora",
+    ("reft",): "reft",
+    ("lora", "reft"): "heft",
+    ("lora+reft",): "joint",
+}
+
+
+def _check_device(key: str, value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value):
+        raise UserError(f"{key}={value} is not one of auto, cpu, cuda, cuda:N, mps")
+
+
+def _check_sweep(key: str, value: str) -> None:
+    if not re.fullmatch(r"[\w.@=+-]+", value) or value.startswith("."):
+        raise UserError(f"{key}={value!r} names a folder: use letters, digits and . _ - + = @ only")
+
+
+def _check_stages(_key: str, value: Any) -> None:
+    joined(value)
+
+
+@dataclass(frozen=True)
+class MethodSettings(Settings):
+    """Which stages a run trains, in order."""
+
+    stages: list[str] = setting(
+        MISSING,
+        "a kind of adapter for each stage, or several joined with + to train them at once",
+        rule=_check_stages,
+        example=["lora", "reft"],
+    )
+
+
+@dataclass(frozen=True)
+class SharedSettings(Settings):
+    """Everything a run is made from, except for the sections of the kinds of adapter."""
+
+    method: MethodSettings = section(MethodSettings, "which stages a run trains")
+    model: ModelSettings = section(ModelSettings, "the frozen base model")
+    data: DataSettings = section(DataSettings, "the task")
+    joint: Schedule = section(
+        Schedule, "the schedule of a stage that trains several adapters at once"
+    )
+    training: TrainingSettings = section(TrainingSettings, "how stages are trained")
+    evaluation: EvaluationSettings = section(EvaluationSettings, "how answers are scored")
+    tracking: TrackingSettings = section(TrackingSettings, "where runs are shown", identity=False)
+    report: ReportSettings = section(ReportSettings, "what the report compares", identity=False)
+    epochs: int = setting(3, "epochs of each stage of a method", above=0)
+    rank: int = setting(8, "the rank of all adapters that have one", above=0)
+    seed: int = setting(
+        0,
+        "adapter initialisation, order of examples, dropout, and which rows are held out for dev",
+        least=0,
+        most=2**31 - 1,
+    )
+    output_dir: str = setting("outputs", "the store of stages and all sweeps", identity=False)
+    sweep: str = setting(
+        MISSING,
+        "the name of the sweep's folder, output_dir/sweeps/NAME",
+        rule=_check_sweep,
+        example="pilot",
+        identity=False,
+    )
+    device: str = setting(
+        "auto",
+        "auto (CUDA where there is one), cpu, cuda, cuda:N or mps",
+        rule=_check_device,
+        identity=False,
+    )
+
+    def check(self, key: str) -> None:
+        """Refuse adapters that the evaluation cannot use."""
+        for name in kinds():
+            self.adapter(name).check_mode(self.evaluation.mode)
+
+    def adapter(self, kind: str) -> AdapterSettings:
+        """The section of a kind of adapter.
+
+        Args:
+            kind: Its name.
+
+        Returns:
+            Its settings.
+        """
+        found = getattr(self, kind)
+        assert isinstance(found, AdapterSettings)
+        return found
+
+
+if TYPE_CHECKING:
+    HeftConfig = SharedSettings
+else:
+    HeftConfig = make_dataclass(
+        "HeftConfig",
+        [(name, kind, section(kind, kind.__doc__)) for name, kind in kinds().items()],
+        bases=(SharedSettings,),
+        frozen=True,
+    )
+    HeftConfig.__doc__ = "Everything a run is made from; a section for each kind of adapter."
+
+
+def method_name(stages: Iterable[str]) -> str:
+    """The name of a list of stages.
+
+    Args:
+        stages: Entries of ``method.stages`` in training order.
+
+    Returns:
+        ``lora``, ``reft``, ``heft`` or ``joint`` for those methods, ``base`` for no stages,
+        else the stages' names joined with ``+`` (``reft+lora``), where a stage that trains
+        several adapters at once is ``joint``, or their kinds joined with ``_`` (``lora_red``).
+    """
+    entries = joined(stages)
+    names = (METHOD_NAMES.get((entry,), entry.replace("+", "_")) for entry in entries)
+    return METHOD_NAMES.get(entries, "+".join(names))
+
+
+def run_name(number: int, stages: Iterable[str], epochs: int, rank: int, seed: int) -> str:
+    """The name of a run's folder in its sweep.
+
+    Args:
+        number: Hydra's number of the job, unique in the sweep.
+        stages: Entries of ``method.stages`` in training order.
+        epochs: The config's ``epochs``.
+        rank: The config's ``rank``.
+        seed: The config's ``seed``.
+
+    Returns:
+        For instance ``4-heft-e3-r8-s0``.
+    """
+    return f"{number}-{method_name(stages)}-e{epochs}-r{rank}-s{seed}"
+
+
+def config_dir() -> Path:
+    """The folder of Hydra configs: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def schema() -> DictConfig:
+    """The config's schema, whose values may be changed (a frozen dataclass's may not)."""
+    return _writable(OmegaConf.structured(HeftConfig))
+
+
+def register() -> None:
+    """Tell Hydra the schema, and OmegaConf the resolvers that ``conf/`` uses.
+
+    ``${run_name:...}`` is :func:`run_name`. ``${tiny_or:ID,A,B}`` is A for the model that
+    ships with the package and B for any other: a model with under a million parameters wants
+    far larger learning rates than the published ones.
+    """
+    ConfigStore.instance().store(name="heft_schema", node=schema(), provider="heft_pipeline")
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver(
+        "tiny_or", lambda id, tiny, other: tiny if id == "builtin:tiny" else other, replace=True
+    )
+
+
+def _writable(node: Any) -> Any:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _writable(child)
+    return node

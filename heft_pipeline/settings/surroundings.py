@@ -1,0 +1,76 @@
+"""The settings that cannot change a stage's result: where runs are shown, what is reported."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from heft_pipeline.declare import Settings, setting
+from heft_pipeline.errors import UserError
+from heft_pipeline.evidence.claims import parse_claim
+
+
+def _check_project(key: str, value: str) -> None:
+    # The characters and lengths that W&B's server refuses after training.
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", value):
+        raise UserError(
+            f"{key}={value!r} must be 1 to 128 characters without any of / \\ # ? % : , "
+            f"e.g. {key}=heft"
+        )
+
+
+def _check_tags(key: str, value: Any) -> None:
+    for tag in value:
+        if not 1 <= len(tag) <= 64:
+            raise UserError(f"{key}: {tag!r} must be 1 to 64 characters, e.g. {key}=[pilot]")
+
+
+def _check_claims(_key: str, value: Any) -> None:
+    for claim in value:
+        parse_claim(claim)
+
+
+@dataclass(frozen=True)
+class TrackingSettings(Settings):
+    """Where runs are shown besides the store's own files."""
+
+    name: str = setting(
+        "none", "the tracker", choices=("none", "wandb", "tensorboard"), identity=False
+    )
+    mode: str = setting(
+        "auto",
+        "of W&B; auto: $WANDB_MODE, else online after `wandb login`, else offline",
+        choices=("auto", "online", "offline", "disabled"),
+        identity=False,
+    )
+    project: str = setting("heft", "the W&B project", rule=_check_project, identity=False)
+    entity: str | None = setting(
+        None, "the W&B user or team; null: the account's default", identity=False
+    )
+    tags: list[str] = setting([], "tags besides the method", rule=_check_tags, identity=False)
+    log_predictions: bool = setting(
+        False, "send predictions.parquet as a W&B table", identity=False
+    )
+    log_adapter: bool = setting(
+        False, "send each trained stage's adapter as a W&B artifact", identity=False
+    )
+    finish_seconds: float = setting(
+        60.0,
+        "at the end, stop waiting for the tracker after so long without news",
+        above=0,
+        identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class ReportSettings(Settings):
+    """What the report compares."""
+
+    claims: list[str] = setting(
+        [],
+        "what the report tests, e.g. 'heft@3 > lora@20'",
+        rule=_check_claims,
+        identity=False,
+    )
+    base_model: bool = setting(
+        True, "evaluate the untouched model as well, once, as a row of the table", identity=False
+    )

@@ -1,0 +1,1 @@
+"""One stage from start to end, and what is checked before it."""

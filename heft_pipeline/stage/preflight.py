@@ -1,0 +1,53 @@
+"""Checks that need the model's shape or the data, made before anything is trained."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from heft_pipeline.adapters.adapter import Target
+from heft_pipeline.data.prompts import Task
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.devices.choice import resolve_device
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.base import check_quantization, load_config, quieten
+from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.stage.inputs import cached_task
+
+
+def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> None:
+    """Refuse stages whose model, data and adapters do not fit together.
+
+    Reads the data and the model's configuration, and no weights.
+
+    Args:
+        stages: The stages that are to be trained.
+        tokenized: The folder of tokenised tasks; None for none.
+
+    Raises:
+        UserError: The first misfit; the message names the setting.
+    """
+    quieten()
+    checked: set[object] = set()
+    for stage in stages:
+        check_quantization(stage.model, resolve_device(stage.device))
+        key = (stage.model, stage.data, stage.seed, stage.adapters)
+        if key in checked:
+            continue
+        checked.add(key)
+        task = cached_task(stage.data, stage.model, stage.seed, tokenized)
+        _check_length(stage.model, stage.data, task)
+        target = Target(stage.model, task.shortest_prompt)
+        for adapter in stage.adapters:
+            adapter.adapter_class().check(adapter, target)
+
+
+def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
+    limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
+    answer = max(map(len, task.choices))
+    longest = max(len(e.prompt) for split in (task.train, task.dev, task.eval) for e in split)
+    if limit and longest + answer > limit:
+        raise UserError(
+            f"data.max_prompt_tokens={data.max_prompt_tokens}: a prompt of {data.name} has "
+            f"{longest} tokens and its answer {answer}, and {model.name} reads {limit}; use "
+            f"data.max_prompt_tokens={limit - answer}"
+        )

@@ -1,0 +1,239 @@
+"""One stage from start to end: its parents, training, evaluation, and what is saved."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heft_pipeline.adapters.adapted import (
+    AdaptedModel,
+    adapted,
+    adapter_folder,
+    merged_parents,
+)
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.data.prompts import Task
+from heft_pipeline.devices.choice import resolve_device
+from heft_pipeline.devices.memory import peak_mb, reset_peak
+from heft_pipeline.devices.processes import Ranks, start_ranks
+from heft_pipeline.models.layers import compiled_layers, recomputed_layers
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.scoring.score import Scores, score
+from heft_pipeline.stage.inputs import cached_base, cached_task
+from heft_pipeline.stage.machine import machine
+from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
+from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.loop import Counters, Progress, Recipe, Trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What asking for a stage came to.
+
+    Attributes:
+        result: The stage's ``result.json``.
+        reused: It was complete already, so nothing was trained.
+    """
+
+    result: dict[str, Any]
+    reused: bool
+
+
+def run_stage(
+    stage: StageSpec,
+    store: Store,
+    *,
+    progress: Progress = lambda *_, **__: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Make a stage complete: reuse it, resume it, or train it from the start.
+
+    Args:
+        stage: The stage; its parents must be complete.
+        store: Where stages are.
+        progress: Told how far it is.
+        should_stop: Asked before each step; true ends training with a checkpoint.
+        on_wait: Called with the holder where another process is training this stage.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: The model, the data or the adapter cannot be had as asked.
+        NonFiniteLoss: Training diverged.
+        Interrupted: ``should_stop`` said so.
+    """
+    fingerprint = stage.fingerprint
+    ranks = start_ranks(resolve_device(stage.device))
+    with store.lock(fingerprint, on_wait) if ranks.first else nullcontext():
+        result = ranks.from_first(store.result(fingerprint))
+        if result is not None:
+            return Outcome(result, reused=True)
+        if ranks.first:
+            store.begin(stage)
+        result = _train_and_evaluate(stage, store, ranks, progress, should_stop)
+        if ranks.first:
+            store.complete(fingerprint, result)
+        return Outcome(result, reused=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        counters: How long it took and what it cost.
+        parameters: How many numbers were trained.
+        reuse: What was reused, or why nothing was; empty where nothing was trained.
+        merge_error: The error of merging the parents; None where they were not merged.
+    """
+
+    counters: Counters
+    parameters: int = 0
+    reuse: str = ""
+    merge_error: float | None = None
+
+
+def _train_and_evaluate(
+    stage: StageSpec,
+    store: Store,
+    ranks: Ranks,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    folder, device = store.folder(stage.fingerprint), ranks.device
+    reset_peak(device)
+    task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
+    base = cached_base(stage.model, device)
+    flops = FlopCounter(base.model, base.layers)
+    with adapted(base, _parents(stage, store)) as model, _prepared(stage, model, task) as error:
+        trained = Trained(Counters())
+        if stage.training is not None:
+            trained = _train(stage, model, task, flops, folder, should_stop, progress, ranks, error)
+        evaluated = time.perf_counter()
+        scores = _evaluate(stage, model, task, progress, ranks)
+        eval_seconds = time.perf_counter() - evaluated
+        if ranks.first:
+            write_edit_sizes(folder, model, task, stage.evaluation.batch_size)
+    if ranks.first:
+        write_predictions(folder / "predictions.parquet", task, scores)
+    seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
+    return {
+        **_result(stage, task, scores, trained),
+        **seconds,
+        "peak_memory_mb": peak_mb(device),
+        "processes": ranks.world,
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": machine(device),
+    }
+
+
+def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, Path]]:
+    """The finished adapters that a stage stands on, first to last, with their folders."""
+    for parent in stage.chain[:-1]:
+        for settings in parent.adapters:
+            yield settings, adapter_folder(store.adapter(parent), settings, parent.adapters)
+
+
+@contextmanager
+def _prepared(stage: StageSpec, model: AdaptedModel, task: Task) -> Iterator[float | None]:
+    """Merge the parents inside, where the stage asks for it; yields the error that this makes."""
+    if any(adapter.merges_parents for adapter in stage.adapters):
+        probe = [AnsweredPrompt(e.prompt, task.choices[0][:1]) for e in task.dev[:8]]
+        with merged_parents(model, probe) as error:
+            yield error
+    else:
+        yield None
+
+
+def _train(
+    stage: StageSpec,
+    model: AdaptedModel,
+    task: Task,
+    flops: FlopCounter,
+    folder: Path,
+    should_stop: Callable[[], bool],
+    progress: Progress,
+    ranks: Ranks,
+    merge_error: float | None,
+) -> Trained:
+    """Put a stage's own adapters on the model, train them and save them."""
+    training = stage.training
+    assert training is not None
+    torch.manual_seed(stage.seed)
+    model.add(stage.adapters)
+    parameters = model.count()
+    recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, stage.evaluation)
+    with ExitStack() as stack:
+        if training.compile:
+            stack.enter_context(compiled_layers(model.base))
+        if training.gradient_checkpointing:
+            stack.enter_context(recomputed_layers(model.base))
+        trainer = Trainer(recipe, model, task, flops, folder, should_stop, progress, ranks)
+        counters = trainer.run()
+    model.finish()
+    if ranks.first:
+        model.save(folder / "adapter")
+    return Trained(counters, parameters, trainer.reuse, merge_error)
+
+
+def _evaluate(
+    stage: StageSpec, model: AdaptedModel, task: Task, progress: Progress, ranks: Ranks
+) -> Scores:
+    """Score the reported split, the only time that a stage reads it."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("eval", done, len(ranks.share(task.eval)))
+
+    return score(
+        model,
+        task.eval,
+        task.choices,
+        batch_size=stage.evaluation.batch_size,
+        mode=stage.evaluation.mode,
+        advance=advance,
+        ranks=ranks,
+    )
+
+
+def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> dict[str, Any]:
+    """What ``result.json`` says of training and of the answers."""
+    counters = trained.counters
+    return {
+        "fingerprint": stage.fingerprint,
+        "kind": stage.kind,
+        "label": stage.label,
+        "accuracy": scores.accuracy,
+        "eval_loss": scores.loss,
+        "n_eval": len(task.eval),
+        "n_train": len(task.train),
+        "n_dev": len(task.dev),
+        "truncated_prompts": task.truncated,
+        "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),
+        "best_epoch": counters.best_epoch or None,
+        "best_dev_accuracy": counters.best_accuracy if counters.best_epoch else None,
+        "epochs_trained": counters.epoch,
+        "steps": counters.step,
+        "trainable_params": trained.parameters,
+        "train_seconds": counters.train_seconds,
+        "reuse_seconds": counters.reuse_seconds,
+        "reuse": trained.reuse,
+        "merge_error": trained.merge_error,
+        "dev_seconds": counters.dev_seconds,
+        "train_tflop": counters.train_flop / 1e12,
+        "train_examples": counters.examples,
+        "resumes": counters.resumes,
+        "micro_batch_tokens": counters.micro_batch_tokens,
+    }

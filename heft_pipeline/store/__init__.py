@@ -1,0 +1,1 @@
+"""The files that outlive a process: stages by fingerprint, and sweeps."""

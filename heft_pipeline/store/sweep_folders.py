@@ -1,0 +1,151 @@
+"""A sweep's folder: its plan, its runs, its report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.stage_spec import require_version
+from heft_pipeline.store.stage_folders import Store, write_json
+
+PLAN = "plan.json"
+
+
+class Sweep:
+    """The folder ``output_dir/sweeps/NAME``.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.folder.name
+
+    @property
+    def store(self) -> Store:
+        """The store that holds the sweep's stages."""
+        return Store(self.folder.parent.parent)
+
+    def record(self, plan: Plan, **notes: Any) -> None:
+        """Add runs to ``plan.json``; a run of the same name is replaced.
+
+        Several processes may do so at once. The plan also notes which stages were complete when
+        they were first asked for, because the sweep reuses those.
+
+        Args:
+            plan: The runs.
+            **notes: JSON-ready data that is kept beside the runs; the newest of each name.
+
+        Raises:
+            UserError: The folder holds a sweep that another version wrote; it is left as it is.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".plan.lock"):
+            known = self._known()
+            asked = plan.to_json()
+            stages = known.get("stages", {})
+            complete = known.get("complete_before", []) + [
+                key for key in asked["stages"] if key not in stages and self.store.is_complete(key)
+            ]
+            runs = {run["name"]: run for run in known.get("runs", []) + asked["runs"]}
+            data = {
+                "sweep": self.name,
+                **{key: known[key] for key in known if key not in asked},
+                **notes,
+                "complete_before": complete,
+                "runs": list(runs.values()),
+                "baselines": sorted({*known.get("baselines", []), *asked["baselines"]}),
+                "stages": stages | asked["stages"],
+            }
+            write_json(self.folder / PLAN, data)
+
+    def accuracy(self, fingerprint: str) -> float:
+        """The accuracy of a complete stage.
+
+        Args:
+            fingerprint: The stage's fingerprint.
+
+        Returns:
+            The share of the evaluated examples that it answers correctly.
+
+        Raises:
+            UserError: It is not complete.
+        """
+        result = self.store.result(fingerprint)
+        if result is None:
+            raise UserError(f"stage {fingerprint} is not complete")
+        return float(result["accuracy"])
+
+    def plan(self) -> dict[str, Any]:
+        """Read ``plan.json``.
+
+        Returns:
+            ``sweep``, ``command``, ``launcher`` (its kind, settings and process),
+            ``complete_before`` and ``baselines`` (fingerprints), ``runs`` and ``stages``.
+
+        Raises:
+            UserError: The folder has no plan, or one that another version wrote.
+        """
+        path = self.folder / PLAN
+        if not path.is_file():
+            raise UserError(f"{self.folder} is not a sweep: it has no {PLAN}")
+        data: dict[str, Any] = json.loads(path.read_text())
+        try:
+            for stage in data["stages"].values():
+                require_version(stage)
+        except UserError as error:
+            raise UserError(
+                f"the sweep {self.name} ({self.folder}) cannot be read: {error}, "
+                "under another sweep=NAME"
+            ) from error
+        return data
+
+    def _known(self) -> dict[str, Any]:
+        """The plan so far; empty for a new sweep."""
+        if not (self.folder / PLAN).is_file():
+            return {}
+        try:
+            return self.plan()
+        except UserError as error:
+            raise UserError(
+                f"sweep={self.name}: {self.folder} holds a sweep that another version of "
+                "heft_pipeline wrote, and runs of this version cannot be added to it; choose "
+                "another sweep=NAME or output_dir=DIR (the old sweep is left as it is)"
+            ) from error
+
+
+def find_sweep(name: str | None, output_dir: Path) -> Sweep:
+    """Find a sweep.
+
+    Args:
+        name: Its name or its folder; None for the newest sweep.
+        output_dir: Where to look for sweeps.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        UserError: There is no such sweep; the message names the newest ones that there are.
+    """
+    sweeps = output_dir / "sweeps"
+    if name is not None:
+        folder = Path(name) if Path(name).is_dir() else sweeps / name
+        if (folder / PLAN).is_file():
+            return Sweep(folder.resolve())
+        names = sorted(p.parent.name for p in sweeps.glob(f"*/{PLAN}"))
+        raise UserError(
+            f"there is no sweep {name} in {sweeps}; "
+            + (f"there are {', '.join(names[-10:])}" if names else "set --output-dir")
+        )
+    plans = sorted(sweeps.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise UserError(f"there is no sweep in {sweeps}; set --output-dir")
+    return Sweep(plans[-1].parent)

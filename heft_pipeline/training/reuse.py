@@ -1,0 +1,89 @@
+"""Reusing activations that training cannot change, where a stage allows it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.models.reuse.choice import Choice, choose, start_reuse
+from heft_pipeline.models.reuse.frozen_prompts import OnPass
+from heft_pipeline.training.settings import TrainingSettings
+
+#: Padded tokens in a pass that computes reused activations; without gradients, so small.
+_TOKENS = 16384
+
+
+def reusable(
+    trained: Sequence[AdapterSettings],
+    parents: Sequence[AdapterSettings],
+    num_layers: int,
+    training: TrainingSettings,
+) -> Choice:
+    """Decide from a stage's settings what can be reused.
+
+    Args:
+        trained: The adapters that the stage trains.
+        parents: Those that it stands on.
+        num_layers: How many decoder layers the model has.
+        training: How it is trained.
+
+    Returns:
+        The choice, with its reason.
+    """
+    for adapter in trained:
+        if not adapter.edits:
+            return Choice(0, 0, adapter.reach().what)
+        if adapter.reuse_bytes is None:
+            return Choice(0, 0, f"{adapter.kind}.reuse=off")
+        if adapter.own_engine:
+            return Choice(0, 0, f"{adapter.kind}'s own engine runs whole prompts")
+    if any(parent.edits for parent in parents):
+        return Choice(0, 0, "a parent stage edits the prompt too")
+    reaches = [adapter.reach() for adapter in trained]
+    return choose(
+        [(reach.first_layer, reach.last_positions, reach.what) for reach in reaches],
+        num_layers,
+        whole_prompts=training.gradient_checkpointing,
+    )
+
+
+def reuse_activations(
+    model: AdaptedModel,
+    training: TrainingSettings,
+    sequences: Sequence[AnsweredPrompt],
+    folder: Path,
+    *,
+    advance: Callable[[int, int], None],
+    on_pass: OnPass,
+) -> str:
+    """Compute once what no trained parameter can change, and let the model's forward pass use it.
+
+    Args:
+        model: The model with the stage's adapters on it.
+        training: How the stage is trained.
+        sequences: What training and the dev split read.
+        folder: Where activations go that memory has no room for.
+        advance: Called with how many are done, and of how many.
+        on_pass: Called with the rows, padded tokens and layers of each pass that computes them.
+
+    Returns:
+        What is reused, or why nothing is.
+    """
+    trained = [adapter.settings for adapter in model.trained]
+    parents = [adapter.settings for adapter in model.parents]
+    asked = training.micro_batch_tokens
+    forward, said = start_reuse(
+        model.base,
+        model.whole,
+        model.editing,
+        reusable(trained, parents, len(model.base.layers), training),
+        sequences,
+        budget=min((a.reuse_bytes for a in trained if a.reuse_bytes is not None), default=0.0),
+        folder=folder,
+        tokens=_TOKENS if isinstance(asked, str) else asked,
+        advance=advance,
+        on_pass=on_pass,
+    )
+    model.forward = forward or model.forward
+    return said

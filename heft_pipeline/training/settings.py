@@ -1,0 +1,52 @@
+"""The settings of training that all kinds of adapter have in common."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from heft_pipeline.declare import Settings, setting
+from heft_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """How stages are trained, whatever they train."""
+
+    lr_scheduler: str = setting(
+        "linear",
+        "how the learning rate falls after the warm-up",
+        choices=("linear", "cosine", "constant"),
+    )
+    max_grad_norm: float = setting(1.0, "the norm that gradients are clipped to", above=0)
+    selection: str = setting(
+        "best",
+        "the epoch that is kept: the one with the best dev accuracy, or the last",
+        choices=("best", "last"),
+    )
+    early_stopping_patience: int | None = setting(
+        None, "stop after this many epochs without a better dev accuracy", above=0, example=3
+    )
+    micro_batch_tokens: Any = setting(
+        16384,
+        "a batch with more (padded) tokens is accumulated in parts; auto: whole batches; either "
+        "is halved when memory runs out",
+        above=0,
+        choices=("auto",),
+    )
+    gradient_checkpointing: bool = setting(False, "less memory for a third more time")
+    compile: bool = setting(
+        False, "fuse decoder layers with torch.compile; half a minute more at the start"
+    )
+    log_every_steps: int = setting(
+        10, "how often metrics.jsonl gets a line of a step", above=0, identity=False
+    )
+    checkpoint_every_seconds: float = setting(
+        300.0, "how often a checkpoint is written within an epoch", above=0, identity=False
+    )
+
+    def check(self, key: str) -> None:
+        """Refuse to stop on a split that is not read."""
+        if self.early_stopping_patience and self.selection == "last":
+            raise UserError(
+                f"{key}.early_stopping_patience stops on the dev split, which "
+                f"{key}.selection=last does not read; use {key}.selection=best"
+            )

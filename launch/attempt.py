@@ -1,0 +1,161 @@
+"""One try at one stage, in whatever process it is made."""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from heft_pipeline.errors import Interrupted, NonFiniteLoss, UserError
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+
+ShowProgress = Callable[..., None]
+_NOTE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a try came to.
+
+    Attributes:
+        status: ``complete``, ``reused``, ``failed`` or ``interrupted`` (a checkpoint is there).
+        text: For people: the accuracy and time, or why not.
+    """
+
+    status: str
+    text: str
+
+
+class StopRequest:
+    """Becomes true on a signal, so that training can end with a checkpoint.
+
+    A second signal of the same kind has its usual effect at once.
+
+    Args:
+        numbers: The signals to listen for.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.numbers = numbers
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen for the signals inside.
+
+        Yields:
+            Nothing.
+        """
+        self._before = {number: signal.signal(number, self._take) for number in self.numbers}
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def attempt(
+    stage: StageSpec,
+    store: Store,
+    *,
+    progress: ShowProgress = lambda *_, **__: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Attempt:
+    """Make a stage complete, and turn whatever happens into an answer.
+
+    A failure is noted in the store, with its traceback in ``stage.log``.
+
+    Args:
+        stage: The stage; its parents must be complete.
+        store: Where stages are.
+        progress: Told how far it is.
+        should_stop: Asked before each step; true ends training with a checkpoint.
+        on_wait: Called with the holder where another process is training this stage.
+
+    Returns:
+        What the try came to.
+    """
+    from heft_pipeline.stage.run_stage import run_stage  # imports torch
+
+    noted = 0.0
+    first: dict[str, float] = {}
+
+    def note(phase: str, done: int, total: int, note: str = "") -> None:
+        nonlocal noted
+        progress(phase, done, total, note)
+        if not first:  # where this process began, which need not be step 0
+            first.update(first=done, first_time=time.time())
+        if os.environ.get("RANK", "0") == "0" and time.monotonic() - noted > _NOTE_SECONDS:
+            noted = time.monotonic()
+            what = {"phase": phase, "done": done, "total": total, "note": note}
+            store.note_progress(stage.fingerprint, what | first | {"time": time.time()})
+
+    folder = store.folder(stage.fingerprint)
+    with stage_log(folder):
+        try:
+            outcome = run_stage(
+                stage, store, progress=note, should_stop=should_stop, on_wait=on_wait
+            )
+        except Interrupted as error:
+            return Attempt("interrupted", str(error))
+        except Exception as error:  # whatever it is, stages that do not stand on this one go on
+            return Attempt("failed", _note_failure(stage, store, error))
+    result = outcome.result
+    text = f"accuracy {result['accuracy']:.1%}"
+    if outcome.reused:
+        return Attempt("reused", text)
+    resumed = ", resumed" if result["resumes"] else ""
+    return Attempt("complete", f"{text}, {result['wall_seconds']:.1f} s{resumed}")
+
+
+def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:
+    expected = isinstance(error, UserError | NonFiniteLoss)
+    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+    detail = "".join(traceback.format_exception(error))
+    note = {"reason": reason, "traceback": detail, "time": time.time()}
+    store.fail(stage.fingerprint, note)
+    with (store.folder(stage.fingerprint) / "stage.log").open("a") as log:
+        log.write(detail)
+    return reason
+
+
+@contextlib.contextmanager
+def stage_log(folder: Path) -> Iterator[None]:
+    """Write log records to a stage's ``stage.log`` inside.
+
+    Args:
+        folder: The stage's folder; made where missing.
+
+    Yields:
+        Nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "stage.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

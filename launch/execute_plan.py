@@ -1,0 +1,81 @@
+"""Executing a plan with one of the launchers."""
+
+import dataclasses
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from heft_pipeline.plan.graph import Plan
+from heft_pipeline.store.sweep_folders import Sweep
+from launch.inputs import check_inputs
+from launch.local.execute import execute_here
+from launch.local.settings import LocalSettings
+from launch.progress import announce
+from launch.slurm.settings import SlurmSettings
+
+LauncherSettings = LocalSettings | SlurmSettings
+
+
+def execute_plan(
+    plan: Plan, sweep: Sweep, launcher: LauncherSettings, console: Console
+) -> dict[str, str] | None:
+    """Run every stage of a plan that is not finished yet, parents first.
+
+    Args:
+        plan: The plan.
+        sweep: The sweep that it belongs to.
+        launcher: The launcher's settings, which say where stages run.
+        console: Where progress is shown.
+
+    Returns:
+        Why stages failed, by fingerprint; None where nobody waits for them.
+
+    Raises:
+        UserError: A stage cannot work as configured, or SLURM refuses it.
+        SystemExit: A signal came; stages that were running here have checkpoints.
+    """
+    on_slurm = isinstance(launcher, SlurmSettings)
+    if on_slurm:
+        from launch.slurm.submit import execute_on_slurm, require_slurm  # imports submitit
+
+        require_slurm(launcher)
+    sweep.store.require_writable()
+    announce(console, plan, sweep.store)
+    check_inputs(plan, sweep.store, console)
+    if on_slurm:
+        return execute_on_slurm(plan, sweep, launcher, console)
+    return execute_here(plan, sweep, launcher, console)
+
+
+def launcher_note(launcher: LauncherSettings) -> dict[str, Any]:
+    """What ``plan.json`` says about the launcher and the process that executes the sweep.
+
+    Args:
+        launcher: The launcher's settings.
+
+    Returns:
+        JSON-ready data.
+    """
+    return {
+        "kind": launcher.kind,
+        "settings": dataclasses.asdict(launcher),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+
+
+def read_launcher(note: Mapping[str, Any]) -> LauncherSettings:
+    """The launcher's settings as :func:`launcher_note` wrote them.
+
+    Args:
+        note: What ``plan.json`` says about the launcher.
+
+    Returns:
+        The settings.
+    """
+    known: tuple[type[LauncherSettings], ...] = (LocalSettings, SlurmSettings)
+    kinds = {one.kind: one for one in known}
+    return kinds[note["kind"]](**note["settings"])

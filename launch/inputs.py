@@ -1,0 +1,73 @@
+"""The models and data that stages are made from: found, checked, and unchanged since."""
+
+import time
+
+from rich.console import Console
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.sources import Sources
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+
+
+def sources_for(store: Store) -> Sources:
+    """What locates models and data for the stages of a store.
+
+    Args:
+        store: The store, which remembers the digests of large files.
+
+    Returns:
+        The sources.
+    """
+    return Sources(store.output_dir / ".cache" / "digests.json")
+
+
+def check_inputs(plan: Plan, store: Store, console: Console) -> None:
+    """Check the stages that are to be trained against their models and data.
+
+    Args:
+        plan: The plan.
+        store: Where stages are.
+        console: Where to show that this takes a moment.
+
+    Raises:
+        UserError: A stage cannot work as configured.
+    """
+    unfinished = [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
+    if unfinished:
+        with console.status("checking models and data"):
+            from heft_pipeline.stage.preflight import preflight  # imports torch
+
+            preflight(unfinished, store.tokenized)
+
+
+def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
+    """Refuse to train on other files than those that the stage was planned with.
+
+    Args:
+        stage: The stage.
+        store: Where it is; the failure is noted there.
+
+    Raises:
+        RuntimeError: A local folder that the stage is made from has changed or is gone.
+    """
+    try:
+        _compare_folders(stage, sources_for(store))
+    except UserError as error:
+        store.fail(stage.fingerprint, {"reason": str(error), "time": time.time()})
+        raise RuntimeError(str(error)) from error
+
+
+def _compare_folders(stage: StageSpec, sources: Sources) -> None:
+    model, data = stage.model, stage.data
+    folders = []
+    if model.revision is None:
+        now = sources.model(model.id, "main").content
+        folders.append(("model.id", model.id, model.content, now))
+    if data.revision is None:
+        now = sources.data(None, data.location, "").content
+        folders.append(("data.path", data.location, data.content, now))
+    for key, path, planned, now in folders:
+        if now != planned:
+            raise UserError(f"{key}={path} has changed since the job was submitted; submit again")

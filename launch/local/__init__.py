@@ -1,0 +1,1 @@
+"""Executing stages on this machine."""

@@ -1,0 +1,211 @@
+"""Worker processes on this machine, and what they report."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan.stage_spec import StageSpec, to_json
+
+
+@dataclass
+class Worker:
+    """One or more processes that train one stage at a time.
+
+    Attributes:
+        number: Its number from 0.
+        processes: Its processes, by rank.
+        stage: What it is working on.
+    """
+
+    number: int
+    processes: list["subprocess.Popen[str]"] = field(default_factory=list)
+    stage: StageSpec | None = None
+
+
+class Pool:
+    """Workers that make stages complete side by side.
+
+    Args:
+        output_dir: Where the store is.
+        logs: The folder for what the processes print.
+        workers: How many stages at a time.
+        gpus_per_stage: How many processes train one stage together.
+        gpus: The numbers of the GPUs to deal out; none for the CPU.
+    """
+
+    def __init__(
+        self, output_dir: Path, logs: Path, workers: int, gpus_per_stage: int, gpus: list[int]
+    ) -> None:
+        self._output_dir, self._logs = output_dir, logs
+        self._size, self._gpus = gpus_per_stage, gpus
+        self._threads = max(1, (os.cpu_count() or 1) // (workers * gpus_per_stage))
+        self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
+        self.workers = [Worker(number) for number in range(workers)]
+
+    def idle(self) -> Worker | None:
+        """A worker without a stage, or None."""
+        return next((worker for worker in self.workers if worker.stage is None), None)
+
+    def give(self, worker: Worker, stage: StageSpec) -> None:
+        """Let a worker begin a stage; its processes are started when first needed.
+
+        Args:
+            worker: An idle worker.
+            stage: The stage; its parents must be complete.
+        """
+        if not worker.processes:
+            self._start(worker)
+        worker.stage = stage
+        line = json.dumps(to_json(stage)) + "\n"
+        for process in worker.processes:
+            assert process.stdin is not None
+            process.stdin.write(line)
+            process.stdin.flush()
+
+    def next_event(self, timeout: float) -> tuple[Worker, dict[str, Any]] | None:
+        """The next thing that a worker reports.
+
+        Args:
+            timeout: Seconds to wait for it.
+
+        Returns:
+            The worker and the event: ``progress``, ``waiting``, ``complete``, ``reused``,
+            ``failed`` or ``interrupted``, or ``died`` with a ``text`` where a process ended
+            without a word. None where nothing came.
+        """
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def interrupt(self) -> None:
+        """Ask every working process for a checkpoint."""
+        for worker in self.workers:
+            for process in worker.processes if worker.stage else ():
+                process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all processes; idle ones by themselves, others at once."""
+        for worker in self.workers:
+            self._end(worker, kill=worker.stage is not None)
+
+    def bury(self, worker: Worker) -> None:
+        """End what is left of a worker that died, so that it can be used again."""
+        self._end(worker, kill=True)
+
+    def _end(self, worker: Worker, kill: bool) -> None:
+        processes, worker.processes, worker.stage = worker.processes, [], None
+        for process in processes:
+            if kill:
+                process.kill()
+            assert process.stdin is not None
+            try:
+                process.stdin.close()
+            except BrokenPipeError:
+                continue
+        for process in processes:
+            process.wait()
+
+    def _start(self, worker: Worker) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        for rank in range(self._size):
+            environment = os.environ | {"OMP_NUM_THREADS": str(self._threads)}
+            if self._gpus:
+                first = worker.number * self._size
+                mine = self._gpus[first : first + self._size]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+            if self._size > 1:
+                environment |= rank_environment(rank, self._size, rank, port)
+            with (self._logs / f"worker-{worker.number}-{rank}.log").open("a") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "launch.local.worker", str(self._output_dir)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C reaches the parent alone
+                )
+            worker.processes.append(process)
+            threading.Thread(target=self._listen, args=(worker, process, rank), daemon=True).start()
+
+    def _listen(self, worker: Worker, process: "subprocess.Popen[str]", rank: int) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if rank == 0:
+                self._events.put((worker, json.loads(line)))
+        status = process.wait()
+        if process in worker.processes and worker.stage is not None and status != 0:
+            log = self._logs / f"worker-{worker.number}-{rank}.log"
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            text = f"its process ended with {how}; log: {log}"
+            self._events.put((worker, {"event": "died", "text": text}))
+
+
+def choose_gpus(asked: Any, workers: int, gpus_per_stage: int) -> list[int]:
+    """The GPUs that a pool deals out.
+
+    Args:
+        asked: ``hydra.launcher.gpus``: ``auto`` or a list of numbers.
+        workers: How many stages at a time.
+        gpus_per_stage: How many processes train one stage together.
+
+    Returns:
+        Their numbers among the visible ones; empty for a machine without GPUs.
+
+    Raises:
+        UserError: There are fewer than the workers need.
+    """
+    if asked == "auto":
+        import torch
+
+        gpus = list(range(torch.cuda.device_count()))
+    else:
+        gpus = [int(number) for number in asked]
+    needed = workers * gpus_per_stage
+    if gpus and needed > len(gpus):
+        raise UserError(
+            f"hydra.launcher.workers={workers} with gpus_per_stage={gpus_per_stage} needs {needed} "
+            f"GPUs and there are {len(gpus)}; use "
+            f"hydra.launcher.workers={max(1, len(gpus) // gpus_per_stage)}"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [int(visible.split(",")[n]) for n in gpus] if visible and gpus else gpus
+
+
+def rank_environment(rank: int, world: int, local_rank: int, port: int) -> dict[str, str]:
+    """What torch.distributed reads from the environment.
+
+    Args:
+        rank: The process's number.
+        world: How many there are.
+        local_rank: Its number on this machine.
+        port: A free port of the first one's machine, which is this one.
+
+    Returns:
+        Environment variables.
+    """
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,63 @@
+"""A process that makes stages complete, one after the other, as its parent asks.
+
+    python -m launch.local.worker OUTPUT_DIR
+
+Reads one stage a line of JSON from standard input and writes events as lines of JSON to standard
+output. Processes that train a stage together (``WORLD_SIZE``) are each given it; the first
+one's events count. SIGTERM ends the stage at work with a checkpoint.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from heft_pipeline.plan.stage_spec import from_json
+from heft_pipeline.store.stage_folders import Store
+from launch.attempt import StopRequest, attempt
+
+_EVERY_SECONDS = 0.2
+
+
+def main() -> None:
+    """Serve stages until standard input ends."""
+    from heft_pipeline.models.base import quieten
+
+    # What libraries print goes to the log, and leaves the events alone.
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    quieten()
+    store = Store(Path(sys.argv[1]))
+    sent = 0.0
+
+    def send(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    def progress(phase: str, done: int, total: int, note: str = "") -> None:
+        nonlocal sent
+        if time.monotonic() - sent > _EVERY_SECONDS:
+            sent = time.monotonic()
+            send(event="progress", phase=phase, done=done, total=total, note=note)
+
+    stop = StopRequest(signal.SIGTERM)
+    with stop.listening():
+        for line in sys.stdin:
+            tried = attempt(
+                from_json(json.loads(line)),
+                store,
+                progress=progress,
+                should_stop=stop,
+                on_wait=lambda owner: send(event="waiting", owner=owner),
+            )
+            send(event=tried.status, text=tried.text)
+            if tried.status == "failed" and os.environ.get("WORLD_SIZE", "1") != "1":
+                sys.exit(1)  # the other processes wait for this one; the parent ends them
+            if stop():
+                return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Executing stages on a SLURM cluster, through submitit."""

@@ -1,0 +1,145 @@
+"""Calling sbatch, through submitit: the flags of a job and the call itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import submitit
+
+from heft_pipeline.plan.stage_spec import StageSpec, to_json
+from heft_pipeline.store.sweep_folders import Sweep
+from launch.slurm.jobs import ReportJob, StageJob
+from launch.slurm.settings import SlurmSettings
+
+#: The flags that also the small job for the report gets.
+_WHERE = ("partition", "account", "qos", "constraint", "exclude", "nodelist")
+
+
+def stage_flags(settings: SlurmSettings, dependency: str | None) -> dict[str, Any]:
+    """The flags of sbatch for a stage's job.
+
+    Args:
+        settings: The launcher's settings.
+        dependency: For ``--dependency``, or None.
+
+    Returns:
+        Flags without their dashes. Those that are left to the cluster are absent.
+    """
+    flags = _given(settings, (*_WHERE, "mem"))
+    if settings.gres != "none":
+        flags["gres"] = settings.gres or f"gpu:{settings.gpus_per_stage}"
+    if settings.cpus_per_gpu is not None:
+        flags["cpus-per-task"] = settings.cpus_per_gpu
+    flags |= {
+        "time": settings.time,
+        "nodes": 1,
+        "ntasks-per-node": settings.gpus_per_stage,
+        "requeue": True,
+    }
+    if dependency is not None:
+        flags |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    return flags | dict(settings.sbatch)
+
+
+def report_flags(settings: SlurmSettings, job_ids: Iterable[str]) -> dict[str, Any]:
+    """The flags of sbatch for the job that makes the report.
+
+    Args:
+        settings: The launcher's settings.
+        job_ids: The jobs that it comes after, however they end.
+
+    Returns:
+        Flags without their dashes.
+    """
+    flags = _given(settings, _WHERE)
+    flags |= {"time": "30", "nodes": 1, "ntasks": 1, "cpus-per-task": 1}
+    arrays = sorted({job.split("_")[0] for job in job_ids})
+    if arrays:
+        flags["dependency"] = f"afterany:{':'.join(arrays)}"
+    return flags
+
+
+def sbatch_stages(
+    stages: Sequence[StageSpec], sweep: Sweep, settings: SlurmSettings, dependency: str | None
+) -> list[str]:
+    """Submit stages in one call of sbatch, as a job or an array of jobs.
+
+    Args:
+        stages: The stages, which wait for the same job or for none.
+        sweep: The sweep that asks.
+        settings: The launcher's settings.
+        dependency: For ``--dependency``, or None.
+
+    Returns:
+        The id of each stage's job.
+
+    Raises:
+        FailedJobError: SLURM refuses.
+        FailedSubmissionError: SLURM refuses.
+        subprocess.CalledProcessError: SLURM refuses.
+    """
+    executor = _executor(sweep, settings, stage_flags(settings, dependency))
+    executor.update_parameters(
+        job_name=f"heft-{sweep.name}",
+        array_parallelism=settings.max_parallel,
+        srun_args=["--kill-on-bad-exit=1"],  # tasks that train together wait for each other
+    )
+    output_dir = str(sweep.store.output_dir.resolve())
+    to_track = None if settings.wait else str(sweep.folder.resolve())
+    with executor.batch():
+        jobs = [executor.submit(StageJob(to_json(stage), output_dir, to_track)) for stage in stages]
+    return [str(job.job_id) for job in jobs]
+
+
+def sbatch_report(sweep: Sweep, settings: SlurmSettings, job_ids: Iterable[str]) -> str:
+    """Submit the job that makes the report once all others have ended.
+
+    Args:
+        sweep: The sweep.
+        settings: The launcher's settings.
+        job_ids: The jobs of its stages.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        FailedJobError: SLURM refuses.
+        FailedSubmissionError: SLURM refuses.
+        subprocess.CalledProcessError: SLURM refuses.
+    """
+    executor = _executor(sweep, settings, report_flags(settings, job_ids))
+    executor.update_parameters(job_name=f"heft-{sweep.name}-report")
+    return str(executor.submit(ReportJob(str(sweep.folder.resolve()))).job_id)
+
+
+def refusal(error: Exception) -> str:
+    """What SLURM said when it refused a job.
+
+    Args:
+        error: What submitit raised.
+
+    Returns:
+        SLURM's own words, in one line.
+    """
+    text = str(getattr(error, "stderr", None) or error).strip()
+    lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
+    return " ".join(line.strip() for line in lines[:3])
+
+
+def _given(settings: SlurmSettings, names: Iterable[str]) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _executor(
+    sweep: Sweep, settings: SlurmSettings, flags: Mapping[str, Any]
+) -> submitit.SlurmExecutor:
+    # submitit counts each requeue of a job against max_num_timeout.
+    executor = submitit.SlurmExecutor(
+        folder=sweep.folder / "slurm", max_num_timeout=settings.max_requeues
+    )
+    executor.update_parameters(
+        additional_parameters=dict(flags),
+        signal_delay_s=settings.signal_seconds,
+        setup=list(settings.setup) or None,
+    )
+    return executor
