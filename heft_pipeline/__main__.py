@@ -1,4 +1,7 @@
-"""The command line: compose the config, make it a plan, execute it, report."""
+"""The command line: compose the settings, plan, launch, report.
+
+Hydra composes; ``launch.run_sweep`` does the rest, for one run or for a sweep.
+"""
 
 import errno
 import os
@@ -39,7 +42,7 @@ def run(cfg: DictConfig) -> float:
 
 
 class _PastHydra(BaseException):
-    """Carries an error past Hydra, which would print a heading and the overrides before it."""
+    """Carries an error past Hydra, which would print a heading and the overrides above it."""
 
     def __init__(self, error: UserError) -> None:
         super().__init__(str(error))
@@ -47,13 +50,13 @@ class _PastHydra(BaseException):
 
 
 def main() -> None:
-    """Run Hydra; errors that the user can mend are one message and exit status 1."""
+    """Run Hydra. An error that the user can fix becomes one message and exit status 1."""
     register()
-    # Set, Hydra lets exceptions through, so that they are shown here and in one way.
+    # With it set, Hydra lets exceptions through, so that all are shown below in the same way.
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")
     show_traceback = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Forked data loaders are not used, and tokenizers warn about forks of any kind.
+    # No data loader is forked, and tokenizers would warn about any fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:
@@ -80,13 +83,13 @@ def _fail(message: str, show_traceback: bool) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """The one message of an error and what it was caused by.
+    """The message of an error, with its cause where that says more.
 
     Args:
         error: The error.
 
     Returns:
-        Its text, with the text of OmegaConf's error below Hydra's, which names the key.
+        Its text; below a Hydra error, the text of OmegaConf's, which names the key.
     """
     texts = [str(error)]
     cause = error.__cause__

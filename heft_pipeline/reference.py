@@ -1,9 +1,8 @@
 """HEFT in one file: train LoRA, freeze it, train ReFT on top of it, and see what each is worth.
 
-This is all that the project computes (arXiv 2509.09801), written with PEFT and pyreft alone to be
-read from top to bottom. The rest of the project gets the same numbers faster, trains nothing
-twice, survives interruptions and compares many runs; ``tests/test_reference.py`` holds it equal to
-this file, loss by loss and prediction by prediction. To see it work, in a minute or two::
+This is all that the project computes (arXiv 2509.09801), in PEFT and pyreft alone. The rest of the
+project gets the same numbers faster, trains nothing twice, survives interruptions and compares
+many runs; ``tests/test_reference.py`` holds its losses and predictions equal to these. To run it::
 
     python -m heft_pipeline.reference
 """
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pyreft import LoreftIntervention, ReftConfig, ReftModel, get_reft_model
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
@@ -30,7 +28,7 @@ ANSWERS = {True: " yes", False: " no"}
 RANK, EDITED, LORA_BATCH, REFT_BATCH = 8, 7, 16, 32
 
 Example = tuple[list[int], int]  # a prompt's token ids, and which answer is the right one
-Result = tuple[list[float], list[int]]  # the loss of each step, and the answers to the test rows
+Result = tuple[list[float], list[int], float]  # each step's loss; test predictions, accuracy
 
 
 class Task(NamedTuple):
@@ -47,19 +45,16 @@ def read_task(folder: Path, tokenizer: Any, seed: int) -> Task:
 
     def read(split: str) -> list[Example]:
         file = folder / f"{split}.jsonl"
-        if not file.exists():
-            return []
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        prompts = tokenizer([PROMPT.format(**row) for row in rows])["input_ids"]
-        right = [list(ANSWERS).index(row["answer"]) for row in rows]
-        return list(zip(prompts, right, strict=True))
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines]
+        prompts = [tokenizer(PROMPT.format(**row))["input_ids"] for row in rows]
+        return list(zip(prompts, (list(ANSWERS).index(row["answer"]) for row in rows), strict=True))
 
     train, dev, test = read("train"), read("dev"), read("test") or read("validation")
     if not dev:  # the rows that are reported must not choose the epoch as well
         order = np.random.default_rng([seed, 1]).permutation(len(train))
-        held_out = set(order[: round(0.1 * len(train))])
-        dev = [example for i, example in enumerate(train) if i in held_out]
-        train = [example for i, example in enumerate(train) if i not in held_out]
+        held_out, rest = np.split(order, [round(0.1 * len(train))])
+        dev, train = [train[i] for i in sorted(held_out)], [train[i] for i in sorted(rest)]
     # An answer's tokens can depend on the text before them, so they are cut from the whole.
     start = len(tokenizer(PROMPT)["input_ids"])
     answers = [tokenizer(PROMPT + text)["input_ids"][start:] for text in ANSWERS.values()]
@@ -71,10 +66,9 @@ def shuffled_batches(examples: list[Example], size: int, seed: int, epoch: int) 
     random = np.random.default_rng([seed, 2, epoch])
     order, batches = random.permutation(len(examples)), []
     for start in range(0, len(order), 32 * size):
-        group = [examples[i] for i in order[start : start + 32 * size]]
-        group.sort(key=lambda example: len(example[0]))
+        group = sorted(order[start : start + 32 * size], key=lambda i: len(examples[i][0]))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
-    return [batches[i] for i in random.permutation(len(batches))]
+    return [[examples[i] for i in batches[j]] for j in random.permutation(len(batches))]
 
 
 def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -83,14 +77,13 @@ def left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
 
 
-def surprise(model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """Return -log p, in nats, of each answer token after its prompt: training lowers this.
+def answer_nll(model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """Return -log p, in nats, of each answer token after its prompt.
 
-    B pairs of a prompt and an answer of at most K tokens give [B, K], with zeros on the left of
-    shorter answers.
+    B pairs of a prompt and an answer of up to K tokens give [B, K], zero left of shorter answers.
     """
     texts = [prompt + answer[:-1] for prompt, answer in pairs]  # nothing follows the last token
-    labels = left_padded([answer for _, answer in pairs], -100)
+    labels = left_padded([answer for _, answer in pairs], -100)  # which cross_entropy ignores
     mask = left_padded([[1] * len(text) for text in texts], 0)
     inputs = {
         "input_ids": left_padded(texts, 0),  # padding is masked, so any id will do
@@ -107,40 +100,31 @@ def surprise(model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tens
         logits = model(inputs, unit_locations=where)[1].logits
     else:
         logits = model(**inputs).logits
-    return cross_entropy(logits.float().mT, labels, ignore_index=-100, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float().mT, labels, reduction="none")
 
 
 @torch.no_grad()
-def predict(model: Any, examples: list[Example], answers: list[list[int]]) -> list[int]:
-    """Choose the likeliest answer to each prompt."""
+def predict(model: Any, task: Task, examples: list[Example]) -> tuple[list[int], float]:
+    """Choose the likeliest answer to each prompt, and return how many choices are right."""
     model.eval()
     chosen: list[int] = []
     for start in range(0, len(examples), 64):
         prompts = [prompt for prompt, _ in examples[start : start + 64]]
-        nats = surprise(model, [(prompt, answer) for prompt in prompts for answer in answers])
-        chosen += nats.sum(dim=1).view(len(prompts), len(answers)).argmin(dim=1).tolist()
-    return chosen
-
-
-def accuracy(predictions: list[int], examples: list[Example]) -> float:
-    """Return the share of predictions that are right."""
-    return float(np.mean([p == right for p, (_, right) in zip(predictions, examples, strict=True)]))
+        nll = answer_nll(model, [(prompt, answer) for prompt in prompts for answer in task.answers])
+        chosen += nll.sum(dim=1).view(len(prompts), -1).argmin(dim=1).tolist()
+    right = [choice == gold for choice, (_, gold) in zip(chosen, examples, strict=True)]
+    return chosen, sum(right) / len(right)
 
 
 def add_lora(model: Any, seed: int) -> PeftModel:
     """Put a new LoRA adapter on every linear layer: Wx becomes Wx + 2BAx (arXiv 2106.09685)."""
     torch.manual_seed(seed)
-    settings = {"r": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0.05}
-    return get_peft_model(
-        model, LoraConfig(**settings, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.05, target_modules="all-linear")
+    return get_peft_model(model, config)
 
 
 def add_reft(model: Any, seed: int) -> ReftModel:
-    """Put a new LoReFT edit on every layer's output: h becomes h + R'(Wh + b - Rh).
-
-    pyreft freezes the model below, and with it the LoRA adapter that may be there.
-    """
+    """Put a new LoReFT edit on every layer's output: h becomes h + R'(Wh + b - Rh)."""
     torch.manual_seed(seed)
     layers = "base_model.model.model.layers" if isinstance(model, PeftModel) else "model.layers"
     shape = {"embed_dim": model.config.hidden_size, "low_rank_dimension": RANK}
@@ -148,6 +132,7 @@ def add_reft(model: Any, seed: int) -> ReftModel:
     for layer in range(model.config.num_hidden_layers):
         edit = LoreftIntervention(**shape, dtype=torch.float32)
         edits.append({"component": f"{layers}[{layer}].output", "intervention": edit})
+    # pyreft freezes the model below, and with it the LoRA adapter that may be there.
     return get_reft_model(model, ReftConfig(representations=edits))
 
 
@@ -163,40 +148,51 @@ def train(model: Any, task: Task, rate: float, size: int, epochs: int, seed: int
         model.train(not isinstance(model, ReftModel))
         for batch in shuffled_batches(task.train, size, seed, epoch):
             pairs = [(prompt, task.answers[right]) for prompt, right in batch]
-            loss = surprise(model, pairs).sum() / sum(len(answer) for _, answer in pairs)
+            loss = answer_nll(model, pairs).sum() / sum(len(answer) for _, answer in pairs)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        now = accuracy(predict(model, task.dev, task.answers), task.dev)
-        if now > best:  # of equally good epochs, the first
-            best, kept = now, [parameter.detach().clone() for parameter in trained]
+        _, accuracy = predict(model, task, task.dev)
+        print(f"epoch {epoch + 1}: loss {losses[-1]:.3f}, dev accuracy {accuracy:.1%}", flush=True)
+        if accuracy > best:  # of equally good epochs, the first
+            best, kept = accuracy, [parameter.detach().clone() for parameter in trained]
     for parameter, values in zip(trained, kept, strict=True):
         parameter.data.copy_(values)
-    return losses, predict(model, task.test, task.answers)
+    return losses, *predict(model, task, task.test)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Result]:
     """Train ReFT, LoRA and HEFT, and print how often each is right."""
     parser = argparse.ArgumentParser(description="What do LoRA, ReFT and HEFT make of a model?")
-    parser.add_argument("--model", default=HERE / "models/tiny", help="one built like Llama")
-    parser.add_argument("--data", type=Path, default=HERE / "data/demo/files", help="JSON lines")
-    parser.add_argument("--epochs", type=int, default=3, help="of each adapter")
+    parser.add_argument(
+        "--model", default=HERE / "models/tiny", help="of an architecture like Llama's"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=HERE / "data/demo/files", help="a folder of JSON lines"
+    )
+    parser.add_argument("--epochs", type=int, default=3, help="for each adapter")
     parser.add_argument("--seed", type=int, default=0)
     # The published rates are 3e-4 and 9e-4; a model as small as the default one wants larger ones.
-    parser.add_argument("--lora-rate", type=float, default=2e-3, help="its learning rate")
-    parser.add_argument("--reft-rate", type=float, default=4e-3, help="its learning rate")
+    parser.add_argument("--lora-rate", type=float, default=2e-3, help="LoRA's learning rate")
+    parser.add_argument("--reft-rate", type=float, default=4e-3, help="ReFT's learning rate")
     args = parser.parse_args(arguments)
 
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(DEVICE)
     task = read_task(args.data, AutoTokenizer.from_pretrained(args.model), args.seed)
-    results: dict[str, Result] = {}
-
-    def report(name: str, model: Any, rate: float, size: int) -> None:
-        results[name] = train(model, task, rate, size, args.epochs, args.seed)
-
+    lora_schedule = (args.lora_rate, LORA_BATCH, args.epochs, args.seed)
+    reft_schedule = (args.reft_rate, REFT_BATCH, args.epochs, args.seed)
+    results: dict[str, Result] = {"untouched": ([], *predict(base, task, task.test))}
+    # ReFT alone comes before LoRA, because PEFT puts LoRA into the base model itself.
+    results["ReFT"] = train(add_reft(base, args.seed), task, *reft_schedule)
+    lora = add_lora(base, args.seed)
+    results["LoRA"] = train(lora, task, *lora_schedule)
+    # And this is all that HEFT is: ReFT once more, on what LoRA has made of the model.
+    results["HEFT"] = train(add_reft(lora, args.seed), task, *reft_schedule)
+    for name in ("untouched", "LoRA", "ReFT", "HEFT"):
+        print(f"{name:<10}{results[name][-1]:6.1%}")
     return results
 
 

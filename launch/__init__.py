@@ -1,1 +1,1 @@
-"""Executing a plan."""
+"""Executing a plan: composing jobs, running their stages here or on SLURM, looking after them."""

@@ -1,4 +1,4 @@
-"""Looking after sweeps from any terminal, on the files and SLURM alone.
+"""Looking after sweeps from any terminal, from their files and SLURM alone.
 
 python -m launch status [SWEEP] [--watch]
 python -m launch logs STAGE [--follow]
@@ -20,7 +20,10 @@ from rich.live import Live
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import read_plan
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep, find_sweep
+from launch.slurm.commands import cancel_jobs, job_states
+from launch.slurm.job_notes import read_job
 
 _WATCH_SECONDS = 2.0
 
@@ -51,17 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, do, about in (
-        ("status", _status, "what runs and stages are doing"),
-        ("logs", _logs, "what a stage wrote"),
-        ("cancel", _cancel, "end a sweep's jobs and processes; finished stages stay"),
-        ("retry", _retry, "execute again what failed or got lost"),
+        ("status", _status, "show what runs and stages are doing"),
+        ("logs", _logs, "show what a stage wrote"),
+        ("cancel", _cancel, "stop a sweep's jobs and processes; finished stages are kept"),
+        ("retry", _retry, "run again what failed or got lost"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.set_defaults(do=do)
         command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
         if name == "logs":
             command.add_argument("stage", help="a fingerprint, or its first digits")
-            command.add_argument("--follow", action="store_true", help="go on as it grows")
+            command.add_argument("--follow", action="store_true", help="keep showing new lines")
         else:
             optional = "?" if name == "status" else None
             command.add_argument("sweep", nargs=optional, help="a sweep's name or folder")
@@ -87,7 +90,7 @@ def _logs(given: argparse.Namespace, console: Console) -> int:
     from heft_pipeline.export import find_stage
 
     stage, store = find_stage(given.stage, given.output_dir)
-    files = _log_files(store.folder(stage.fingerprint), given.output_dir)
+    files = _log_files(store, stage.fingerprint)
     if not files:
         raise UserError(f"{stage.label} has written no log yet")
     seen: dict[Path, int] = {}
@@ -103,24 +106,19 @@ def _logs(given: argparse.Namespace, console: Console) -> int:
         if not given.follow or store.is_complete(stage.fingerprint):
             return 0
         time.sleep(_WATCH_SECONDS)
-        files = _log_files(store.folder(stage.fingerprint), given.output_dir)
+        files = _log_files(store, stage.fingerprint)
 
 
-def _log_files(folder: Path, output_dir: Path) -> list[Path]:
-    import json
-
-    files = [folder / "stage.log"]
-    if (folder / "job.json").is_file():
-        note = json.loads((folder / "job.json").read_text())
-        slurm = output_dir / "sweeps" / note["sweep"] / "slurm"
+def _log_files(store: Store, fingerprint: str) -> list[Path]:
+    files = [store.folder(fingerprint) / "stage.log"]
+    note = read_job(store, fingerprint)
+    if note is not None:
+        slurm = store.output_dir / "sweeps" / note["sweep"] / "slurm"
         files += sorted(slurm.glob(f"{note['job_id']}_*_log.*"))
     return [file for file in files if file.is_file() and file.stat().st_size]
 
 
 def _cancel(given: argparse.Namespace, console: Console) -> int:
-    from launch.slurm.submit import read_job
-    from launch.slurm.commands import cancel_jobs, job_states
-
     sweep = find_sweep(given.sweep, given.output_dir)
     plan, store = sweep.plan(), sweep.store
     notes = [note for key in plan["stages"] if (note := read_job(store, key))]
@@ -133,7 +131,7 @@ def _cancel(given: argparse.Namespace, console: Console) -> int:
         os.kill(pid, signal.SIGTERM)
     console.print(
         f"{len(jobs)} jobs cancelled, {len(processes)} processes on this machine told to stop; "
-        "stages at work write a checkpoint, finished ones stay",
+        "running stages write a checkpoint, finished ones are kept",
         highlight=False,
         soft_wrap=True,
     )
@@ -152,15 +150,14 @@ def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
 
 
 def _retry(given: argparse.Namespace, console: Console) -> int:
-    from launch.run_sweep import execute_plan
+    from launch.execute_plan import execute_plan, read_launcher
 
     sweep = find_sweep(given.sweep, given.output_dir)
-    launcher = sweep.plan()["launcher"]
-    plan = read_plan(sweep.plan())
+    written = sweep.plan()
+    plan, launcher = read_plan(written), read_launcher(written["launcher"])
     for key in plan.stages:
-        if sweep.store.failure(key):
-            sweep.store.forget_failure(key)
-    failures = execute_plan(plan, sweep, launcher["kind"], launcher["settings"], console)
+        sweep.store.forget_failure(key)
+    failures = execute_plan(plan, sweep, launcher, console)
     if failures is not None:
         from launch.finish import finish_sweep
 

@@ -1,4 +1,4 @@
-"""One try at one stage, in whatever process it is made."""
+"""One attempt at running a stage, in this process."""
 
 import contextlib
 import logging
@@ -22,11 +22,11 @@ _NOTE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a try came to.
+    """How an attempt ended.
 
     Attributes:
-        status: ``complete``, ``reused``, ``failed`` or ``interrupted`` (a checkpoint is there).
-        text: For people: the accuracy and time, or why not.
+        status: ``complete``, ``reused``, ``failed`` or ``interrupted`` (with a checkpoint).
+        text: For people: the accuracy and time, or the reason.
     """
 
     status: str
@@ -34,9 +34,9 @@ class Attempt:
 
 
 class StopRequest:
-    """Becomes true on a signal, so that training can end with a checkpoint.
+    """Becomes true on a signal, so that training can stop with a checkpoint.
 
-    A second signal of the same kind has its usual effect at once.
+    A second signal has its usual effect immediately.
 
     Args:
         numbers: The signals to listen for.
@@ -53,7 +53,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen for the signals inside.
+        """Listen for the signals while the block runs.
 
         Yields:
             Nothing.
@@ -81,19 +81,19 @@ def attempt(
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
 ) -> Attempt:
-    """Make a stage complete, and turn whatever happens into an answer.
+    """Run a stage, and report a failure instead of raising it.
 
-    A failure is noted in the store, with its traceback in ``stage.log``.
+    A failure is noted in the store, and its traceback is written to ``stage.log``.
 
     Args:
-        stage: The stage; its parents must be complete.
+        stage: The stage; its parents must be finished.
         store: Where stages are.
-        progress: Told how far it is.
-        should_stop: Asked before each step; true ends training with a checkpoint.
-        on_wait: Called with the holder where another process is training this stage.
+        progress: Called with the phase, the steps done, all steps and a note.
+        should_stop: Called before each step; training stops with a checkpoint when it is true.
+        on_wait: Called with the name of the process that is already running the stage, if any.
 
     Returns:
-        What the try came to.
+        How the attempt ended.
     """
     from heft_pipeline.stage.run_stage import run_stage  # imports torch
 
@@ -103,7 +103,7 @@ def attempt(
     def note(phase: str, done: int, total: int, note: str = "") -> None:
         nonlocal noted
         progress(phase, done, total, note)
-        if not first:  # where this process began, which need not be step 0
+        if not first:  # a resumed stage does not begin at step 0
             first.update(first=done, first_time=time.time())
         if os.environ.get("RANK", "0") == "0" and time.monotonic() - noted > _NOTE_SECONDS:
             noted = time.monotonic()
@@ -118,7 +118,7 @@ def attempt(
             )
         except Interrupted as error:
             return Attempt("interrupted", str(error))
-        except Exception as error:  # whatever it is, stages that do not stand on this one go on
+        except Exception as error:  # stages that do not need this one must still be run
             return Attempt("failed", _note_failure(stage, store, error))
     result = outcome.result
     text = f"accuracy {result['accuracy']:.1%}"
@@ -141,10 +141,10 @@ def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:
 
 @contextlib.contextmanager
 def stage_log(folder: Path) -> Iterator[None]:
-    """Write log records to a stage's ``stage.log`` inside.
+    """Write log records to a stage's ``stage.log`` while the block runs.
 
     Args:
-        folder: The stage's folder; made where missing.
+        folder: The stage's folder; created if it is missing.
 
     Yields:
         Nothing.

@@ -9,6 +9,7 @@ each set of values that can affect it, and the full config of a job is a copy.
 import copy
 import functools
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -79,6 +80,7 @@ class Composer:
         self._loader, self._config = loader, config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
+        self._plain: dict[str, bool] = {}
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
 
@@ -115,7 +117,7 @@ class Composer:
         structure: list[Override] = []
         plain: list[Override] = []
         for one in parsed:
-            is_value = self._is_plain(one) and one.key_or_group not in overlapping
+            is_value = self._plain[_text(one)] and one.key_or_group not in overlapping
             (plain if is_value else structure).append(one)
         composed = self._compose(structure)
         new = [one for one in plain if not composed.has(one.key_or_group)]
@@ -126,6 +128,7 @@ class Composer:
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
             self._parsed[text] = self._parser.parse_override(text)
+            self._plain[text] = self._is_plain(self._parsed[text])
         return self._parsed[text]
 
     def _is_plain(self, override: Override) -> bool:
@@ -135,10 +138,10 @@ class Composer:
         if override.is_hydra_override() or override.is_sweep_override() or override.package:
             return False
         value = override.value()
-        # Hydra merges a mapping into what is there.
-        return not (
-            isinstance(value, dict) or "${" in str(value) or self._is_group(override.key_or_group)
-        )
+        if isinstance(value, dict):  # Hydra merges a mapping into what is there
+            return False
+        text = str(value)
+        return not ("${" in text or "???" in text or self._is_group(override.key_or_group))
 
     def _is_group(self, key: str) -> bool:
         if key not in self._groups:
@@ -168,7 +171,8 @@ class _Composed:
         raw = OmegaConf.to_container(self._scratch, resolve=False)
         assert isinstance(raw, dict)
         direct = {str(key): _words_of_references(value) for key, value in raw.items()}
-        self._affected_by = {key: _closure(key, direct) for key in direct}
+        names = [one.name for one in fields(HeftConfig) if one.name in direct]
+        self._affected_by = {name: _closure(name, direct) for name in names}
         self._incomplete = bool(OmegaConf.missing_keys(self._scratch))
         self._sections: dict[tuple[Any, ...], Any] = {}
         self._originals: dict[str, Any] = {}
@@ -181,23 +185,24 @@ class _Composed:
 
     def settings_with(self, values: dict[str, Any]) -> HeftConfig:
         """The checked settings with some values set."""
-        sections = {}
-        ready = False
-        known = [(key, key.split(".", 1)[0], repr(value)) for key, value in sorted(values.items())]
-        for field in fields(HeftConfig):
-            name, reach = field.name, self._affected_by[field.name]
-            identity = (name, *((key, text) for key, top, text in known if top in reach))
-            if identity not in self._sections:
-                if not ready:
-                    self._set(values)
-                    ready = True
-                node = OmegaConf.select(self._scratch, name)
-                self._sections[identity] = (
-                    OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
-                )
-            sections[name] = self._sections[identity]
-        settings = HeftConfig(**sections)
-        check(settings)
+        given = [(key, key.split(".", 1)[0], repr(value)) for key, value in sorted(values.items())]
+        identities = {
+            name: (name, *((key, text) for key, top, text in given if top in reach))
+            for name, reach in self._affected_by.items()
+        }
+        new = {name: one for name, one in identities.items() if one not in self._sections}
+        if new:
+            self._set(values)
+        if not self._sections:
+            typed(self._scratch)  # refuses what is wrong with the config as a whole
+        made = {one: self._section(name) for name, one in new.items()}
+        known = ChainMap(made, self._sections)
+        settings = HeftConfig(**{name: known[one] for name, one in identities.items()})
+        if new:
+            check(settings)
+            self._sections |= made  # sections that are kept have been checked
+        else:
+            settings.check("")
         return settings
 
     def copy_with(self, values: dict[str, Any]) -> DictConfig:
@@ -206,6 +211,10 @@ class _Composed:
         for key, value in values.items():
             OmegaConf.update(cfg, key, value)
         return cfg
+
+    def _section(self, name: str) -> Any:
+        node = OmegaConf.select(self._scratch, name)
+        return OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
 
     def _set(self, values: dict[str, Any]) -> None:
         """Set values on the scratch config, and undo those of other jobs."""

@@ -34,9 +34,9 @@ def show_plan(
         _show_submissions(tree, unfinished, launcher)
     else:
         _show_workers(tree, len(unfinished), launcher)
+    console.print(tree, highlight=False)
     if unused := other_versions(store):
-        tree.add(escape(unused))
-    console.print(tree, soft_wrap=True, highlight=False)
+        console.print(escape(unused), soft_wrap=True, highlight=False)
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:

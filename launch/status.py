@@ -1,4 +1,4 @@
-"""What a sweep's stages are doing, from the store's files and SLURM alone."""
+"""What a sweep's stages are doing, as the store's files and SLURM tell it."""
 
 import time
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
-from heft_pipeline.training.metrics import read_metrics
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.slurm.submit import read_job
+from heft_pipeline.training.metrics import read_metrics
 from launch.slurm.commands import job_states
+from launch.slurm.job_notes import read_job
 
 _MOST_ROWS = 60
 _COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "red"}
@@ -18,7 +18,7 @@ _COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "re
 
 @dataclass(frozen=True)
 class StageStatus:
-    """What is known of a stage.
+    """What is known about a stage.
 
     Attributes:
         fingerprint: The stage's.
@@ -55,7 +55,7 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
         sweep: The sweep.
 
     Returns:
-        One status a stage, in the plan's order.
+        The status of each stage, in the plan's order.
     """
     plan, store = sweep.plan(), sweep.store
     notes = {key: read_job(store, key) for key in plan["stages"]}
@@ -74,7 +74,7 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
 
 
 def status_table(sweep: Sweep) -> Table:
-    """The statuses as a table; complete and waiting stages are counted where there are many.
+    """The statuses as a table; of very many stages, those that are doing something come first.
 
     Args:
         sweep: The sweep.
@@ -133,7 +133,7 @@ def _status(sweep: Sweep, key: str, label: str, state: str, job_id: str | None) 
 
 
 def _eta(progress: dict[str, Any], owner: dict[str, Any]) -> float | None:
-    """Seconds to the end of training, at the mean speed since this process took the stage."""
+    """Seconds to the end of training, at the mean speed since the process took the stage."""
     if progress.get("phase") != "train" or not owner or "first" not in progress:
         return None
     done = progress["done"] - progress["first"]

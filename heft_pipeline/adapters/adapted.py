@@ -46,8 +46,9 @@ class AdaptedModel:
             settings: What it was made from.
             folder: What it was saved as.
         """
-        kind = settings.adapter_class()
-        self.parents.append(kind.load(settings, self.base, self.adapters, folder))
+        adapter = settings.adapter_class().load(settings, self.base, self.adapters, folder)
+        adapter.freeze()
+        self.parents.append(adapter)
         self.base.model.requires_grad_(False)
 
     def add(self, adapters: Iterable[AdapterSettings]) -> None:

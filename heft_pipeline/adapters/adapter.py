@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from heft_pipeline.adapters.edit_sizes import Observe
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import Batch
+from heft_pipeline.errors import UserError
 from heft_pipeline.models.base import Base, base_dtype, load_config, skeleton
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
@@ -58,15 +60,34 @@ class Target:
         """The model's modules without weights, made anew at each call."""
         return skeleton(self.model)
 
+    def check_layers(self, key: str, layers: Any) -> None:
+        """Refuse decoder layers that the model does not have.
+
+        Args:
+            key: The setting's key.
+            layers: ``all``, or layer numbers.
+
+        Raises:
+            UserError: The message says which layers there are.
+        """
+        count = self.num_layers
+        outside = [] if layers == "all" else [n for n in layers if not 0 <= n < count]
+        if outside:
+            raise UserError(
+                f"{key}: {self.name} has no layer {outside[0]}; it has layers 0 to {count - 1}"
+            )
+
 
 class Adapter(ABC):
     """An adapter of one kind on a base model.
 
     Attributes:
         settings: What it was made from; its class says which kind it is.
+        handles: The hooks that it has on the model.
     """
 
     settings: AdapterSettings
+    handles: Sequence[RemovableHandle] = ()
 
     @classmethod
     @abstractmethod
@@ -90,7 +111,7 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def load(cls, settings: Any, base: Base, others: Sequence["Adapter"], folder: Path) -> Self:
-        """Put a saved adapter on a model, frozen.
+        """Put a saved adapter on a model; :meth:`freeze` ends its training at once.
 
         Args:
             settings: The kind's settings.
@@ -145,13 +166,13 @@ class Adapter(ABC):
             folder: Where to; made where missing.
         """
 
-    @abstractmethod
     def remove(self) -> None:
-        """Take the adapter off its model."""
+        """Take the adapter off its model: its hooks, unless the kind does more."""
+        for handle in self.handles:
+            handle.remove()
 
-    @abstractmethod
-    def train(self, mode: bool) -> None:
-        """Switch the adapter's own dropout on or off."""
+    def train(self, mode: bool) -> None:  # noqa: B027
+        """Switch the adapter's own dropout on or off, where it has any."""
 
     def freeze(self) -> None:
         """End training: nothing has a gradient any more."""

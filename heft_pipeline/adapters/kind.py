@@ -2,8 +2,8 @@
 
 A kind is a folder beside this file. Its ``__init__`` names its settings' class as ``SETTINGS``,
 which derives from :class:`AdapterSettings`; importing it needs no torch. The half that needs
-torch is the class that :meth:`AdapterSettings.adapter_class` imports, an
-:class:`~heft_pipeline.adapters.adapter.Adapter`.
+torch is an :class:`~heft_pipeline.adapters.adapter.Adapter`, which the kind's ``adapter.py`` names
+as ``ADAPTER``.
 """
 
 import functools
@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from heft_pipeline.declare import Settings, found, identity, setting
 from heft_pipeline.errors import UserError
@@ -75,7 +75,9 @@ class AdapterSettings(Schedule):
     @classmethod
     def adapter_class(cls) -> "type[Adapter]":
         """The half of the kind that needs torch, imported when it is first asked for."""
-        raise NotImplementedError
+        module = importlib.import_module(f"heft_pipeline.adapters.{cls.kind}.adapter")
+        found: type[Adapter] = module.ADAPTER
+        return found
 
     @property
     def low_rank(self) -> int | None:
@@ -157,6 +159,29 @@ class EditSettings(AdapterSettings):
     def reuse_bytes(self) -> float | None:
         """How many bytes of activations may be kept for reuse; None to keep none."""
         return self.reuse_budget_gib * 2**30 if self.reuse == "auto" else None
+
+
+def check_layers(key: str, value: Any) -> None:
+    """Refuse what is neither ``all`` nor a list of different layer numbers.
+
+    Args:
+        key: The setting's key.
+        value: Its value.
+
+    Raises:
+        UserError: The message has an example.
+    """
+    if value == "all":
+        return
+    whole = isinstance(value, list | tuple) and all(
+        isinstance(n, int) and not isinstance(n, bool) for n in value
+    )
+    if not whole:
+        raise UserError(
+            f"{key}={value} must be all or a list of layer numbers, e.g. {key}=[0,5,10]"
+        )
+    if not value or len(set(value)) != len(value):
+        raise UserError(f"{key}={list(value)} must name each layer once, and at least one")
 
 
 @functools.cache

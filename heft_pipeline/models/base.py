@@ -256,6 +256,36 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
+def feed_forward_outputs(model: nn.Module) -> list[str]:
+    """Find each decoder layer's last matrix onto the residual stream outside of attention.
+
+    Args:
+        model: A transformers model; adapters may be on it.
+
+    Returns:
+        A module's path for each decoder layer, e.g. ``model.layers.0.mlp.down_proj``.
+
+    Raises:
+        UserError: A layer has none, as with a mixture of experts.
+    """
+    path, layers = decoder_layers(model)
+    found = []
+    for number, layer in enumerate(layers):
+        names = [
+            name.removesuffix(".base_layer")  # inside the wrapper of an adapter
+            for name, module in layer.named_modules()
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+            and not any(word in name for word in ("attn", "attention", "lora_"))
+        ]
+        if not names:
+            raise UserError(
+                f"the decoder layers of {type(model).__name__} have no feed-forward projection "
+                "whose output could be edited; use another kind of adapter"
+            )
+        found.append(f"{path}.{number}.{names[-1]}")
+    return found
+
+
 def _where(settings: ModelSettings) -> dict[str, Any]:
     return {
         "revision": settings.revision or "main",

@@ -73,7 +73,7 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         data,
         "Training curves by stage",
         f"{seeds}Top: loss of the answer tokens; bottom: accuracy on the dev split, which chooses "
-        "the epoch that is kept. A stage on another is trained on top of it once it is finished. "
+        'the epoch that is kept. "A on B" means that A was trained on top of the finished stage B. '
         f"{left_out}".strip(),
     )
 

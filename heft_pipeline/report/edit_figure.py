@@ -51,8 +51,8 @@ def edit_figure(section: Section, path: Path, kind: type[AdapterSettings]) -> Fi
         path,
         data,
         f"{kind.title}'s edit by layer and position",
-        f"The L2 norm of what {kind.title} adds, divided by that of the hidden state it is added "
-        f"to: a mean over dev examples{' and seeds' if section.seeds > 1 else ''}.",
+        f"The L2 norm of what {kind.title} changes in a hidden state, divided by the norm of that "
+        f"state before: a mean over dev examples{' and seeds' if section.seeds > 1 else ''}.",
     )
 
 

@@ -137,10 +137,7 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
     if not settings:
         return None
     drawing, axes = plt.subplots(figsize=SIZE, layout="constrained")
-    front: list[Setting] = []
-    for setting in settings:
-        if not front or setting.accuracy > front[-1].accuracy:
-            front.append(setting)
+    front = _pareto(settings)
     axes.step(
         [s.costs["train_tflop"] for s in front],
         [s.accuracy for s in front],
@@ -150,27 +147,7 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
         zorder=1,
         label="Pareto front",
     )
-    many = len(settings) > 12
-    for name, group in _grouped(settings, lambda setting: setting.method).items():
-        colour, marker, _ = _style(name, 0)
-        axes.errorbar(
-            [s.costs["train_tflop"] for s in group],
-            [s.accuracy for s in group],
-            yerr=_errors(group),
-            color=colour,
-            marker=marker,
-            linestyle="none",
-            capsize=3,
-            label=name,
-        )
-        for setting in group if not many else ():
-            axes.annotate(
-                setting.short.removeprefix(name),
-                (setting.costs["train_tflop"], setting.accuracy),
-                textcoords="offset points",
-                xytext=(5, 4),
-                fontsize=8,
-            )
+    _scatter(axes, settings)
     _references(axes, section)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -220,6 +197,41 @@ def tidy(axes: Axes) -> None:
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _pareto(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that nothing cheaper equals, of settings in the order of their cost."""
+    front: list[Setting] = []
+    for setting in settings:
+        if not front or setting.accuracy > front[-1].accuracy:
+            front.append(setting)
+    return front
+
+
+def _scatter(axes: Axes, settings: Sequence[Setting]) -> None:
+    """Mark each setting's accuracy over its cost; a few settings are named as well."""
+    annotated = len(settings) <= 12
+    groups = _grouped(settings, lambda setting: setting.method)
+    for number, (name, group) in enumerate(groups.items()):
+        colour, marker, _ = _style(name, number)
+        axes.errorbar(
+            [s.costs["train_tflop"] for s in group],
+            [s.accuracy for s in group],
+            yerr=_errors(group),
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            capsize=3,
+            label=name,
+        )
+        for setting in group if annotated else ():
+            axes.annotate(
+                setting.short.removeprefix(name),
+                (setting.costs["train_tflop"], setting.accuracy),
+                textcoords="offset points",
+                xytext=(5, 4),
+                fontsize=8,
+            )
 
 
 def _accuracy_lines(

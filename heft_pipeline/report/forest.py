@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from heft_pipeline.evidence.significance import Comparison
 from heft_pipeline.report.figures import Figure, save
 from heft_pipeline.report.verdicts import CONTRADICTED, SUPPORTED, Verdict
 
@@ -51,7 +52,20 @@ def effects(verdicts: Sequence[Verdict], path: Path) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    data = pd.DataFrame(
+    more = f" The first {_MOST} of {len(tested)} claims are drawn." if len(tested) > _MOST else ""
+    return save(
+        drawing,
+        path,
+        _table(tested),
+        "Effects",
+        "To the right of the line, the claim's first side is more accurate. Filled marks are "
+        "decided after correction for all claims of the report, open marks are not decided; the "
+        f"bars are not corrected.{more}",
+    )
+
+
+def _table(tested: Sequence[tuple[Verdict, Comparison]]) -> pd.DataFrame:
+    return pd.DataFrame(
         [
             {
                 "claim": verdict.what,
@@ -70,14 +84,4 @@ def effects(verdicts: Sequence[Verdict], path: Path) -> Figure | None:
             }
             for verdict, found in tested
         ]
-    )
-    more = f" The first {_MOST} of {len(tested)} claims are drawn." if len(tested) > _MOST else ""
-    return save(
-        drawing,
-        path,
-        data,
-        "Effects",
-        "To the right of the line, the claim's first side is more accurate. Filled marks are "
-        "decided after correction for all claims of the report, open marks are not decided; the "
-        f"bars are not corrected.{more}",
     )

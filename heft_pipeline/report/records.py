@@ -172,7 +172,7 @@ def results_table(records: Sequence[RunRecord]) -> pd.DataFrame:
         if record.name != "base"
     ]
     table = pd.DataFrame(rows, columns=columns())
-    whole = ["n_eval", "trainable_params", *(name for name in table if name.endswith("_rank"))]
+    whole = ["n_eval", "trainable_params", *(n for n in columns() if n.endswith("_rank"))]
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 

@@ -296,12 +296,13 @@ def _settings(run: RunRecord) -> dict[str, str]:
         found |= _shown("data", stage.data)
         for adapter in stage.adapters:
             # The kind's own settings come first: they tell more than those that all kinds have.
-            for key, value in sorted(adapter.compared().items(), key=lambda item: item[0] in _ANY):
-                # Adapters that are trained at once share a schedule, which has its own section.
-                name = stage.kind if key in _SCHEDULE else adapter.kind
-                found[f"{name}.{key}"] = value
+            settings = sorted(adapter.compared().items(), key=lambda item: item[0] in _ANY)
+            own = {f"{adapter.kind}.{key}": v for key, v in settings if key not in _SCHEDULE}
+            schedule = {f"{stage.kind}.{key}": v for key, v in settings if key in _SCHEDULE}
+            found |= own
         if stage.training is not None:
-            found |= _shown("training", stage.training)
+            # Adapters that are trained at once share a schedule, which has its own section.
+            found |= schedule | _shown("training", stage.training)
     return found
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from heft_pipeline.adapters.kind import kinds
-from heft_pipeline.declare import FrozenDict, Settings
+from heft_pipeline.declare import Settings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
@@ -274,7 +274,7 @@ def _shown_config(
     if data.revision is None:  # data.path was read and data.id ignored
         shown["data"]["id"] = None
         if not str(config.data.path).startswith("builtin:"):
-            shown["data"]["path"] = Path(data.location).name
+            shown["data"]["path"] = Path(str(data.location)).name
     for kind in kinds():
         folder = config.adapter(kind).init_from
         if folder is not None:
@@ -296,8 +296,11 @@ def _plain(settings: Settings) -> dict[str, Any]:
     for one in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, one.name)
         if isinstance(value, Settings):
-            plain[one.name] = _plain(value)
-        elif not one.metadata.get("omegaconf_ignore"):
-            thawed = {tuple: list, FrozenDict: dict}.get(type(value))
-            plain[one.name] = thawed(value) if thawed else value
+            value = _plain(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, dict):
+            value = dict(value)
+        if not one.metadata.get("omegaconf_ignore"):
+            plain[one.name] = value
     return plain

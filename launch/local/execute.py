@@ -2,30 +2,29 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import Attempt, StopRequest, attempt
-from launch.local.pool import Pool, Worker, choose_gpus
-from launch.progress import StageProgress, announce
+from launch.local.pool import Pool, Worker
+from launch.local.settings import LocalSettings
+from launch.progress import StageProgress
 
 _POLL_SECONDS = 0.5
 
 
 class Execution:
-    """A plan on its way to completion.
+    """Which stages of a plan are waiting, finished or failed.
 
     Args:
         plan: The plan.
         store: Where stages are.
-        progress: Where to show it.
+        progress: Where changes are shown.
     """
 
     def __init__(self, plan: Plan, store: Store, progress: StageProgress) -> None:
@@ -35,10 +34,10 @@ class Execution:
         self.failures: dict[str, str] = {}
 
     def next_stage(self) -> StageSpec | None:
-        """Take a stage whose parent is complete; those that need no work are passed over.
+        """Take a stage that has to be run and whose parent is finished.
 
         Returns:
-            The stage, or None where all that are left wait for one at work.
+            The stage, or None where all that are left wait for one that is running.
         """
         for key, stage in list(self._waiting.items()):
             parent = stage.parent.fingerprint if stage.parent else None
@@ -57,7 +56,7 @@ class Execution:
         return None
 
     def take(self, stage: StageSpec, tried: Attempt) -> None:
-        """Note and show what a try at a stage came to."""
+        """Note and show how an attempt at a stage ended."""
         key = stage.fingerprint
         self._progress.end(key)
         if tried.status == "interrupted":
@@ -74,7 +73,7 @@ class Execution:
             self._progress.say(mark, f"{stage.label}: {tried.text}{other}")
 
     def died(self, stage: StageSpec, how: str) -> None:
-        """Note and show that a stage's process ended without a word, or said why in the store."""
+        """Note and show that a stage's process died; it may have left the reason in the store."""
         noted = self._store.failure(stage.fingerprint)
         self.take(stage, Attempt("failed", noted["reason"] if noted else how))
 
@@ -84,73 +83,37 @@ class Execution:
         self._progress.say("[yellow]…[/]", text)
 
 
-def execute(
-    plan: Plan, store: Store, console: Console, logs: Path, settings: dict[str, Any]
+def execute_here(
+    plan: Plan, sweep: Sweep, settings: LocalSettings, console: Console
 ) -> dict[str, str]:
-    """Make every stage of a plan complete, parents first.
+    """Run every stage of a plan that is not finished yet, parents first.
 
-    A stage that fails takes only the stages that stand on it with it; the others go on.
+    A failed stage fails only the stages that need it; the others go on.
 
     Args:
         plan: The plan.
-        store: Where stages are.
+        sweep: The sweep that it belongs to; its folder gets the workers' logs.
+        settings: The launcher's settings. A single worker of one process is this process.
         console: Where progress is shown.
-        logs: The folder for what worker processes print.
-        settings: The launcher's ``workers``, ``gpus_per_stage`` and ``gpus``. With one of each,
-            stages are made in this process.
 
     Returns:
-        Why stages failed, by fingerprint; empty where all are complete.
+        Why stages failed, by fingerprint; empty where all are finished.
 
     Raises:
-        UserError: A stage cannot work as configured; raised before anything is trained.
-        SystemExit: A signal came; the stages at work have checkpoints.
+        UserError: There are fewer GPUs than the workers need.
+        SystemExit: A signal came; the stages that were running have checkpoints.
     """
-    store.require_writable()
-    announce(console, plan, store)
-    check_missing(plan, store, console)
-    workers, size, gpus = _checked(settings)
-    stop = StopRequest(signal.SIGINT, signal.SIGTERM)
+    store, stop = sweep.store, StopRequest(signal.SIGINT, signal.SIGTERM)
     with StageProgress(console, len(plan.stages)) as progress, stop.listening():
         execution = Execution(plan, store, progress)
-        if workers * size == 1:
+        if settings.workers * settings.gpus_per_stage == 1:
             _in_this_process(execution, store, progress, stop)
         else:
-            numbers = choose_gpus(gpus, workers, size)
-            pool = Pool(store.output_dir, logs, workers, size, numbers)
+            pool = Pool(store.output_dir, sweep.folder / "workers", settings)
             _in_workers(execution, pool, progress, stop)
     if stop.signal is not None:
         raise SystemExit(128 + stop.signal)
     return execution.failures
-
-
-def check_missing(plan: Plan, store: Store, console: Console) -> None:
-    """Check the stages that are to be trained against their models and data.
-
-    Args:
-        plan: The plan.
-        store: Where stages are.
-        console: Where to show that it takes a moment.
-
-    Raises:
-        UserError: A stage cannot work as configured.
-    """
-    missing = [s for key, s in plan.stages.items() if not store.is_complete(key)]
-    if missing:
-        with console.status("checking models and data"):
-            from heft_pipeline.stage.preflight import preflight  # imports torch
-
-            preflight(missing, store.tokenized)
-
-
-def _checked(settings: dict[str, Any]) -> tuple[int, int, Any]:
-    for key in ("workers", "gpus_per_stage"):
-        if settings[key] < 1:
-            raise UserError(f"hydra.launcher.{key}={settings[key]} must be 1 or more")
-    gpus = settings["gpus"]
-    if isinstance(gpus, str) and gpus != "auto":
-        raise UserError(f"hydra.launcher.gpus={gpus} must be auto or a list, e.g. [0,1]")
-    return settings["workers"], settings["gpus_per_stage"], gpus
 
 
 def _in_this_process(
@@ -172,7 +135,7 @@ def _in_workers(
     execution: Execution, pool: Pool, progress: StageProgress, stop: StopRequest
 ) -> None:
     asked_to_stop = False
-    with _closing(pool):
+    with contextlib.closing(pool):
         while True:
             while not stop() and (worker := pool.idle()) is not None:
                 stage = execution.next_stage()
@@ -198,7 +161,7 @@ def _take_event(
     event: dict[str, Any],
 ) -> None:
     stage, kind = worker.stage, event.pop("event")
-    if stage is None:  # the last words of a worker that has been ended
+    if stage is None:  # a late event of a worker that has been stopped
         return
     if kind == "progress":
         progress.of(stage)(**event)
@@ -212,11 +175,3 @@ def _take_event(
             execution.died(stage, event["text"])
         else:
             execution.take(stage, Attempt(kind, event["text"]))
-
-
-@contextlib.contextmanager
-def _closing(pool: Pool) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        pool.close()

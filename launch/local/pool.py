@@ -1,4 +1,4 @@
-"""Worker processes on this machine, and what they report."""
+"""Worker processes on this machine, and the events that they report."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from typing import Any
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
+from launch.local.settings import LocalSettings
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Worker:
     """One or more processes that train one stage at a time.
 
     Attributes:
-        number: Its number from 0.
+        number: Its number, from 0.
         processes: Its processes, by rank.
         stage: What it is working on.
     """
@@ -32,35 +33,35 @@ class Worker:
 
 
 class Pool:
-    """Workers that make stages complete side by side.
+    """Workers that run stages side by side.
 
     Args:
         output_dir: Where the store is.
         logs: The folder for what the processes print.
-        workers: How many stages at a time.
-        gpus_per_stage: How many processes train one stage together.
-        gpus: The numbers of the GPUs to deal out; none for the CPU.
+        settings: How many workers, of how many processes, on which GPUs.
+
+    Raises:
+        UserError: There are fewer GPUs than the workers need.
     """
 
-    def __init__(
-        self, output_dir: Path, logs: Path, workers: int, gpus_per_stage: int, gpus: list[int]
-    ) -> None:
+    def __init__(self, output_dir: Path, logs: Path, settings: LocalSettings) -> None:
         self._output_dir, self._logs = output_dir, logs
-        self._size, self._gpus = gpus_per_stage, gpus
-        self._threads = max(1, (os.cpu_count() or 1) // (workers * gpus_per_stage))
+        self._size = settings.gpus_per_stage
+        self._gpus = choose_gpus(settings.gpus, settings.workers, settings.gpus_per_stage)
+        self._threads = max(1, (os.cpu_count() or 1) // (settings.workers * self._size))
         self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
-        self.workers = [Worker(number) for number in range(workers)]
+        self.workers = [Worker(number) for number in range(settings.workers)]
 
     def idle(self) -> Worker | None:
         """A worker without a stage, or None."""
         return next((worker for worker in self.workers if worker.stage is None), None)
 
     def give(self, worker: Worker, stage: StageSpec) -> None:
-        """Let a worker begin a stage; its processes are started when first needed.
+        """Give a stage to a worker, whose processes are started when they are first needed.
 
         Args:
             worker: An idle worker.
-            stage: The stage; its parents must be complete.
+            stage: The stage; its parents must be finished.
         """
         if not worker.processes:
             self._start(worker)
@@ -72,7 +73,7 @@ class Pool:
             process.stdin.flush()
 
     def next_event(self, timeout: float) -> tuple[Worker, dict[str, Any]] | None:
-        """The next thing that a worker reports.
+        """The next event that a worker reports.
 
         Args:
             timeout: Seconds to wait for it.
@@ -80,7 +81,7 @@ class Pool:
         Returns:
             The worker and the event: ``progress``, ``waiting``, ``complete``, ``reused``,
             ``failed`` or ``interrupted``, or ``died`` with a ``text`` where a process ended
-            without a word. None where nothing came.
+            unexpectedly. None where nothing came in time.
         """
         try:
             return self._events.get(timeout=timeout)
@@ -88,18 +89,18 @@ class Pool:
             return None
 
     def interrupt(self) -> None:
-        """Ask every working process for a checkpoint."""
+        """Ask every process that runs a stage to stop with a checkpoint."""
         for worker in self.workers:
             for process in worker.processes if worker.stage else ():
                 process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """End all processes; idle ones by themselves, others at once."""
+        """End all processes: idle ones by closing their input, others by killing them."""
         for worker in self.workers:
             self._end(worker, kill=worker.stage is not None)
 
     def bury(self, worker: Worker) -> None:
-        """End what is left of a worker that died, so that it can be used again."""
+        """Kill what is left of a worker that died, so that it can be used again."""
         self._end(worker, kill=True)
 
     def _end(self, worker: Worker, kill: bool) -> None:
@@ -134,7 +135,7 @@ class Pool:
                     stderr=log,
                     text=True,
                     env=environment,
-                    start_new_session=True,  # Ctrl-C reaches the parent alone
+                    start_new_session=True,  # Ctrl-C reaches only the parent
                 )
             worker.processes.append(process)
             threading.Thread(target=self._listen, args=(worker, process, rank), daemon=True).start()
@@ -157,7 +158,7 @@ def choose_gpus(asked: Any, workers: int, gpus_per_stage: int) -> list[int]:
 
     Args:
         asked: ``hydra.launcher.gpus``: ``auto`` or a list of numbers.
-        workers: How many stages at a time.
+        workers: How many stages run at a time.
         gpus_per_stage: How many processes train one stage together.
 
     Returns:
@@ -184,16 +185,16 @@ def choose_gpus(asked: Any, workers: int, gpus_per_stage: int) -> list[int]:
 
 
 def rank_environment(rank: int, world: int, local_rank: int, port: int) -> dict[str, str]:
-    """What torch.distributed reads from the environment.
+    """The environment variables that torch.distributed reads.
 
     Args:
         rank: The process's number.
-        world: How many there are.
-        local_rank: Its number on this machine.
-        port: A free port of the first one's machine, which is this one.
+        world: How many processes there are.
+        local_rank: The process's number on this machine.
+        port: A free port of the first process's machine, which is this one.
 
     Returns:
-        Environment variables.
+        The variables.
     """
     return {
         "RANK": str(rank),

@@ -9,8 +9,7 @@ from heft_pipeline.errors import UserError
 
 def _check_gpus(key: str, value: Any) -> None:
     numbers = isinstance(value, list | tuple) and all(
-        isinstance(number, int) and not isinstance(number, bool) and number >= 0
-        for number in value
+        isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in value
     )
     if value != "auto" and not numbers:
         raise UserError(f"{key}={value} must be auto or a list of GPU numbers, e.g. {key}=[0,1]")
@@ -40,6 +39,4 @@ class LocalSettings(Settings):
         rule=_check_gpus,
         identity=False,
     )
-    dry_run: bool = setting(
-        False, "show what would be trained, and train nothing", identity=False
-    )
+    dry_run: bool = setting(False, "show what would be trained, and train nothing", identity=False)

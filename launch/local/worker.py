@@ -1,10 +1,10 @@
-"""A process that makes stages complete, one after the other, as its parent asks.
+"""A process that runs the stages which its parent sends, one after the other.
 
     python -m launch.local.worker OUTPUT_DIR
 
-Reads one stage a line of JSON from standard input and writes events as lines of JSON to standard
-output. Processes that train a stage together (``WORLD_SIZE``) are each given it; the first
-one's events count. SIGTERM ends the stage at work with a checkpoint.
+It reads stages from standard input and writes events to standard output, each a line of JSON.
+Processes that train a stage together (``WORLD_SIZE``) are all sent the stage; only the first
+one's events are used. On SIGTERM the running stage stops with a checkpoint.
 """
 
 import json
@@ -23,10 +23,10 @@ _EVERY_SECONDS = 0.2
 
 
 def main() -> None:
-    """Serve stages until standard input ends."""
+    """Run stages until standard input ends."""
     from heft_pipeline.models.base import quieten
 
-    # What libraries print goes to the log, and leaves the events alone.
+    # What libraries print goes to the log, so that it cannot mix with the events.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     quieten()
@@ -54,7 +54,7 @@ def main() -> None:
             )
             send(event=tried.status, text=tried.text)
             if tried.status == "failed" and os.environ.get("WORLD_SIZE", "1") != "1":
-                sys.exit(1)  # the other processes wait for this one; the parent ends them
+                sys.exit(1)  # the others wait for this process forever; the parent kills them
             if stop():
                 return
 

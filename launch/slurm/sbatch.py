@@ -1,10 +1,14 @@
 """Calling sbatch, through submitit: the flags of a job and the call itself."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.jobs import ReportJob, StageJob
@@ -73,9 +77,7 @@ def sbatch_stages(
         The id of each stage's job.
 
     Raises:
-        FailedJobError: SLURM refuses.
-        FailedSubmissionError: SLURM refuses.
-        subprocess.CalledProcessError: SLURM refuses.
+        UserError: SLURM refuses; the message has its words.
     """
     executor = _executor(sweep, settings, stage_flags(settings, dependency))
     executor.update_parameters(
@@ -85,7 +87,7 @@ def sbatch_stages(
     )
     output_dir = str(sweep.store.output_dir.resolve())
     to_track = None if settings.wait else str(sweep.folder.resolve())
-    with executor.batch():
+    with _refusals_in_slurms_words(), executor.batch():
         jobs = [executor.submit(StageJob(to_json(stage), output_dir, to_track)) for stage in stages]
     return [str(job.job_id) for job in jobs]
 
@@ -102,27 +104,12 @@ def sbatch_report(sweep: Sweep, settings: SlurmSettings, job_ids: Iterable[str])
         The job's id.
 
     Raises:
-        FailedJobError: SLURM refuses.
-        FailedSubmissionError: SLURM refuses.
-        subprocess.CalledProcessError: SLURM refuses.
+        UserError: SLURM refuses; the message has its words.
     """
     executor = _executor(sweep, settings, report_flags(settings, job_ids))
     executor.update_parameters(job_name=f"heft-{sweep.name}-report")
-    return str(executor.submit(ReportJob(str(sweep.folder.resolve()))).job_id)
-
-
-def refusal(error: Exception) -> str:
-    """What SLURM said when it refused a job.
-
-    Args:
-        error: What submitit raised.
-
-    Returns:
-        SLURM's own words, in one line.
-    """
-    text = str(getattr(error, "stderr", None) or error).strip()
-    lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
-    return " ".join(line.strip() for line in lines[:3])
+    with _refusals_in_slurms_words():
+        return str(executor.submit(ReportJob(str(sweep.folder.resolve()))).job_id)
 
 
 def _given(settings: SlurmSettings, names: Iterable[str]) -> dict[str, Any]:
@@ -143,3 +130,15 @@ def _executor(
         setup=list(settings.setup) or None,
     )
     return executor
+
+
+@contextlib.contextmanager
+def _refusals_in_slurms_words() -> Iterator[None]:
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+        text = str(getattr(error, "stderr", None) or error).strip()
+        lines = text.splitlines()
+        telling = [line for line in lines if "error" in line.lower()] or lines
+        words = " ".join(line.strip() for line in telling[:3])
+        raise UserError(f"SLURM refused a job: {words}") from error

@@ -35,8 +35,7 @@ def limit_seconds(limit: str, key: str = "hydra.launcher.time") -> float:
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
     except ValueError:
         raise UserError(
-            f"{key}={limit} is not a time; write minutes, H:MM:SS or D-HH:MM:SS, "
-            f"e.g. {key}=4:00:00"
+            f"{key}={limit} is not a time; write minutes, H:MM:SS or D-HH:MM:SS, e.g. {key}=4:00:00"
         ) from None
 
 

@@ -1,12 +1,10 @@
 """Executing a plan on SLURM: one job for each unfinished stage, all submitted at once."""
 
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 from filelock import FileLock
 from rich.console import Console
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
@@ -14,7 +12,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.commands import cancel_jobs, job_states, partition_limits
 from launch.slurm.job_notes import read_job, write_job
-from launch.slurm.sbatch import refusal, sbatch_report, sbatch_stages
+from launch.slurm.sbatch import sbatch_report, sbatch_stages
 from launch.slurm.settings import SlurmSettings, limit_seconds
 from launch.slurm.wait import wait_for_jobs
 
@@ -143,12 +141,9 @@ def submit(
                 submitted.append(key)
                 store.begin(stage)
                 write_job(store, key, job_id, sweep.name)
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+    except UserError as error:
         cancel_jobs([jobs[key] for key in submitted])
-        raise UserError(
-            "SLURM refused a job, and those submitted before it have been cancelled: "
-            f"{refusal(error)}"
-        ) from error
+        raise UserError(f"{error}\nJobs that were submitted before it are cancelled.") from error
     return jobs, submitted
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.training.metrics import read_metrics
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.training.metrics import read_metrics
 from launch.local.pool import choose_gpus
 from tests.conftest import CliResult
 
@@ -125,7 +125,9 @@ def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_gpus([0, 1], workers=2, gpus_per_stage=1) == [5, 7]
 
 
-@pytest.mark.parametrize("bad", ["workers=0", "gpus_per_stage=0", "gpus=some", "wrokers=2"])
+@pytest.mark.parametrize(
+    "bad", ["workers=0", "gpus_per_stage=0", "gpus=some", "gpus=[-1]", "wrokers=2"]
+)
 def test_bad_launcher_settings_name_their_key(cli: Cli, small: list[str], bad: str) -> None:
     status, _, err = cli(*small, "-m", "method=lora", f"hydra.launcher.{bad}")
     assert status == 1

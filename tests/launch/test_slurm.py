@@ -17,7 +17,10 @@ import pytest
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from launch import slurm, slurm_commands
+from launch.slurm.commands import cancel_jobs, job_states
+from launch.slurm.job_notes import read_job
+from launch.slurm.settings import SlurmSettings
+from launch.slurm.submit import submit
 from tests.launch.slurm_cluster import Cluster, missing_program
 
 ComposeRun = Callable[..., Run]
@@ -173,7 +176,7 @@ def test_a_preempted_stage_ends_bitwise_as_an_undisturbed_one(
     undisturbed, disturbed = Store(tmp_path / "quiet"), Store(tmp_path / "out")
     process = start(*asked, *made_of, "sweep=s")
     wait_for(lambda: (disturbed.progress(stage.fingerprint) or {}).get("done", 0) > 20, "step 20")
-    job = slurm.read_job(disturbed, stage.fingerprint)
+    job = read_job(disturbed, stage.fingerprint)
     assert job is not None
     for number in (1, 2):
         subprocess.run(["scancel", "--signal=USR2", job["job_id"]], check=True)
@@ -318,7 +321,7 @@ def test_cancel_ends_a_sweeps_jobs(cluster: Cluster, asked: list[str], tmp_path:
     done = launch("cancel", "s", "--output-dir", str(tmp_path / "out"))
     assert "3 jobs cancelled" in done.stdout, done.stdout + done.stderr
     jobs = [note["job_id"] for note in notes(Store(tmp_path / "out"), "job.json").values()]
-    wait_for(lambda: not slurm_commands.job_states(jobs), "the jobs to end")
+    wait_for(lambda: not job_states(jobs), "the jobs to end")
 
 
 def test_slurms_refusals_are_shown_and_leave_nothing_behind(
@@ -373,17 +376,14 @@ def test_two_hundred_stages_are_submitted_at_once(
     plan = Plan(tuple(runs))
     folder = Sweep(tmp_path / "out" / "sweeps" / "s")
     folder.store.require_writable()
-    settings: dict[str, Any] = {
-        "partition": None, "account": None, "qos": None, "gres": None, "constraint": None,
-        "exclude": None, "nodelist": None, "gpus_per_stage": 1, "cpus_per_gpu": None, "mem": None,
-        "time": "5", "setup": [], "sbatch": {"hold": True}, "max_parallel": 4, "max_requeues": 1,
-        "signal_seconds": 30, "wait": True,
-    }  # fmt: skip
-    jobs, submitted = slurm.submit(list(plan.stages.values()), folder, settings)
+    settings = SlurmSettings(
+        time="5", sbatch={"hold": True}, max_parallel=4, max_requeues=1, signal_seconds=30
+    )
+    jobs, submitted = submit(list(plan.stages.values()), folder, settings)
     try:
         assert (len(jobs), len(submitted), len(set(jobs.values()))) == (200, 200, 200)
-        assert len(slurm_commands.job_states(jobs.values())) == 200
-        again, more = slurm.submit(list(plan.stages.values()), folder, settings)
+        assert len(job_states(jobs.values())) == 200
+        again, more = submit(list(plan.stages.values()), folder, settings)
         assert (again, more) == (jobs, [])
     finally:
-        slurm_commands.cancel_jobs(sorted({job.split("_")[0] for job in jobs.values()}))
+        cancel_jobs(sorted({job.split("_")[0] for job in jobs.values()}))

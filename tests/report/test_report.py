@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from heft_pipeline.adapters.kind import kinds
+from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.evidence.claims import parse_claim
 from heft_pipeline.evidence.significance import holm
+from heft_pipeline.plan import graph
 from heft_pipeline.report import write_report
 from heft_pipeline.report.__main__ import main
 from heft_pipeline.report.content import Report, make_report
 from heft_pipeline.report.paper import paper_accuracy
-from heft_pipeline.report.records import COLUMNS
+from heft_pipeline.report.records import COLUMNS, results_table
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from tests.report.made_sweeps import complete, make_sweep
@@ -208,6 +211,44 @@ def test_ranks_and_settings_are_compared_with_their_like(tmp_path: Path) -> None
     assert len(p_values) == 6
     assert adjusted == holm(p_values), "corrected for all together"
     assert {s.variant["lora.learning_rate"] for s in content.section.settings} == {"0.001", "0.002"}
+
+
+def test_a_setting_is_named_only_where_it_varies(tmp_path: Path) -> None:
+    alike = [
+        ("method=lora", 0.6),
+        ("method=reft", 0.6),
+        ("method=joint", 0.6),
+        ("method=heft", 0.7),
+    ]
+    (content,) = reported(make_sweep(tmp_path, alike)).sections
+    assert [setting.variant for setting in content.section.settings] == [{}] * 4
+    other = [*alike, ("method=joint joint.batch_size=8", 0.5), ("method=lora rank=4", 0.5)]
+    (content,) = reported(make_sweep(tmp_path, other, name="other")).sections
+    variants = [setting.variant for setting in content.section.settings]
+    joint = "joint.batch_size"
+    assert variants == [{}, {}, {joint: "32"}, {}, {joint: "8"}, {}]
+
+
+def test_edits_are_drawn_wherever_a_stage_has_recorded_them(tmp_path: Path) -> None:
+    runs = [("method=reft", 0.6), ("method=reft epochs=5", 0.6), ("method=heft", 0.7)]
+    runs += [("method=joint", 0.6), ("method.stages=[reft,lora]", 0.6), ("method=lora", 0.6)]
+    reported(make_sweep(tmp_path, runs), figures=tmp_path / "figures")
+    drawn = pd.read_csv(tmp_path / "figures/reft_edits.csv")
+    assert list(drawn.setting.unique()) == [
+        "reft@5", "heft@3 (on LoRA)", "joint@3", "reft+lora@3",
+    ]  # fmt: skip
+
+
+def test_the_rank_of_another_kind_is_a_column_behind_the_fixed_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(graph, "kinds", lambda: {"dora": LoraSettings, **kinds()})
+    table = results_table(
+        reported(make_sweep(tmp_path, [("method=heft reft.rank=4", 0.6)])).records
+    )
+    assert list(table.columns) == [*COLUMNS, "dora_rank"]
+    assert table[["lora_rank", "reft_rank"]].to_numpy().tolist() == [[8, 4]]
+    assert table.dora_rank.isna().all()
 
 
 def _break(sweep: Sweep, how: str) -> None:

@@ -44,7 +44,9 @@ class LoraAdapter(Adapter):
         self._base = base
         before: list[LoraAdapter] = [o for o in others if isinstance(o, LoraAdapter)]
         self._name = f"stage{len(before)}"
-        self.peft: Any = _put_on(base.model, before[-1].peft if before else None, config, self._name)
+        self.peft: Any = _put_on(
+            base.model, before[-1].peft if before else None, config, self._name
+        )
 
     @classmethod
     def new(cls, settings: LoraSettings, base: Base, others: Sequence[Adapter]) -> Self:
@@ -174,3 +176,6 @@ def _check_modules(modules: str | Sequence[str], model: Any, name: str) -> None:
             f"lora.target_modules: {name} has no module {missing[0]}; its layers have "
             f"{', '.join(sorted(inside))} (or use lora.target_modules=all-linear)"
         )
+
+
+ADAPTER = LoraAdapter

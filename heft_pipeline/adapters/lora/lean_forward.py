@@ -9,6 +9,7 @@ numbers are PEFT's.
 from typing import Any
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import Linear, LoraLayer
 from torch.nn.functional import linear
 
@@ -76,6 +77,15 @@ class MergedLora:
             del layer.forward
 
 
+class NonzeroDora(DoraLinearLayer):
+    """PEFT's DoRA without its division by 0: a row of zeros in a weight stays what it is."""
+
+    def get_weight_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The L2 norm of each row of the weight and its update, at least the smallest float."""
+        norm: torch.Tensor = super().get_weight_norm(*args, **kwargs)
+        return norm.clamp(min=torch.finfo(norm.dtype).tiny)
+
+
 def use_lean_forward(model: Any) -> None:
     """Give PEFT's plain LoRA layers this forward pass; DoRA and other variants keep PEFT's.
 
@@ -86,6 +96,8 @@ def use_lean_forward(model: Any) -> None:
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
             module.__class__ = LeanLinear
+        elif type(module) is DoraLinearLayer:
+            module.__class__ = NonzeroDora
 
 
 def _is_plain(module: Any) -> bool:

@@ -2,14 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.declare import setting
 from heft_pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from heft_pipeline.adapters.lora.adapter import LoraAdapter
 
 
 def _check_modules(key: str, value: Any) -> None:
@@ -50,13 +47,6 @@ class LoraSettings(AdapterSettings):
         16, "examples in an optimiser step, whatever fits into memory at once", above=0
     )
     learning_rate: float = setting(3e-4, "the highest learning rate", above=0)
-
-    @classmethod
-    def adapter_class(cls) -> "type[LoraAdapter]":
-        """The half that needs torch."""
-        from heft_pipeline.adapters.lora.adapter import LoraAdapter
-
-        return LoraAdapter
 
     def resolved(self) -> Self:
         """The same settings with alpha filled in and the target modules in one order."""

@@ -10,7 +10,6 @@ from typing import Self
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.edit_sizes import Observe
@@ -60,8 +59,7 @@ class ReftAdapter(Adapter):
         self.interventions = interventions.to(base.device)
         self._engine = engine
         self._trained = any(p.requires_grad for p in interventions.parameters())
-        hooked: list[RemovableHandle] = []
-        self._handles = hooked if engine else interventions.attach(base.layers)
+        self.handles = () if engine else interventions.attach(base.layers)
 
     @classmethod
     def new(cls, settings: ReftSettings, base: Base, others: Sequence[Adapter]) -> Self:
@@ -161,7 +159,7 @@ class ReftAdapter(Adapter):
         # R is computed once for the pass, or once for all passes inside between_steps().
         with (
             parametrize.cached() if self._trained else nullcontext(),
-            self.interventions.at(batch) if self._handles else nullcontext(),
+            self.interventions.at(batch) if self.handles else nullcontext(),
         ):
             yield
 
@@ -201,7 +199,5 @@ class ReftAdapter(Adapter):
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+
+ADAPTER = ReftAdapter

@@ -3,14 +3,11 @@
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from heft_pipeline.adapters.kind import EditSettings, Reach
+from heft_pipeline.adapters.kind import EditSettings, Reach, check_layers
 from heft_pipeline.declare import setting
 from heft_pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from heft_pipeline.adapters.reft.adapter import ReftAdapter
 
 
 def parse_positions(positions: str) -> tuple[int, int]:
@@ -33,29 +30,6 @@ def parse_positions(positions: str) -> tuple[int, int]:
         )
     first, last = (int(n or 0) for n in match.groups())
     return first, last
-
-
-def check_layers(key: str, value: Any) -> None:
-    """Refuse what is neither ``all`` nor a list of different layer numbers.
-
-    Args:
-        key: The setting's key.
-        value: Its value.
-
-    Raises:
-        UserError: The message has an example.
-    """
-    if value == "all":
-        return
-    whole = isinstance(value, list | tuple) and all(
-        isinstance(n, int) and not isinstance(n, bool) for n in value
-    )
-    if not whole:
-        raise UserError(
-            f"{key}={value} must be all or a list of layer numbers, e.g. {key}=[0,5,10]"
-        )
-    if not value or len(set(value)) != len(value):
-        raise UserError(f"{key}={list(value)} must name each layer once, and at least one")
 
 
 def _check_positions(_key: str, value: Any) -> None:
@@ -94,13 +68,6 @@ class ReftSettings(EditSettings):
         choices=("hooks", "pyreft"),
     )
     learning_rate: float = setting(9e-4, "the highest learning rate", above=0)
-
-    @classmethod
-    def adapter_class(cls) -> "type[ReftAdapter]":
-        """The half that needs torch."""
-        from heft_pipeline.adapters.reft.adapter import ReftAdapter
-
-        return ReftAdapter
 
     @property
     def own_engine(self) -> bool:

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.graph import Plan, Run
+from heft_pipeline.settings.schema import config_dir
 from heft_pipeline.settings.surroundings import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.payload import PlannedRun, planned_runs, stage_prefixes
+from tests.conftest import composed_run
 from tests.tracking.conftest import HEFT, LORA, Track, stage_folders
 
 
@@ -26,6 +30,34 @@ def test_curves_of_the_second_stage_of_a_kind_are_numbered(
 ) -> None:
     run = compose_run(*small, "method.stages=[lora,reft,lora]")
     assert stage_prefixes(run.stages) == ["lora", "reft", "lora2"]
+
+
+def test_folders_of_this_machine_are_shown_by_name_and_digest(
+    small: list[str], small_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    starts = {kind: tmp_path / f"{kind}-start" for kind in ("lora", "reft")}
+    for folder in starts.values():
+        folder.mkdir()
+        (folder / "weights").write_text(folder.name)
+    asked = [*small, *(f"{kind}.init_from={folder}" for kind, folder in starts.items())]
+    run = composed_run(*asked, "method=joint")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("config", ["sweep=test", *run.overrides])
+    sweep = Sweep(tmp_path / "sweeps" / "test")
+    sweep.record(Plan((run,)))
+    config = sweep.folder / "runs" / run.name / ".hydra" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    OmegaConf.save(cfg, config)
+    shown = planned(sweep.folder, run.name).tracked(TrackingSettings()).config
+    assert str(tmp_path) not in json.dumps(shown)
+    assert str(small_data) not in json.dumps(shown)
+    assert (shown["model"]["id"], shown["data"]["path"]) == (small_model.name, small_data.name)
+    assert shown["data"]["choices"] == {"true": " yes", "false": " no"}
+    for kind, folder in starts.items():
+        assert shown[kind]["init_from"] == folder.name
+        assert shown[kind]["init_content"].startswith("sha256:")
+    assert shown["method"] == {"stages": ["lora+reft"], "name": "joint"}
+    assert shown["stages"] == {"joint": run.last.fingerprint}
 
 
 def test_a_lines_number_never_comes_to_mean_another_line(sweep: Path) -> None:

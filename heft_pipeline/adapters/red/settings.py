@@ -1,0 +1,27 @@
+"""The settings of RED."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from heft_pipeline.adapters.kind import EditSettings, Reach, check_layers
+from heft_pipeline.declare import setting
+
+
+@dataclass(frozen=True)
+class RedSettings(EditSettings):
+    """RED's scales and biases and how they are trained."""
+
+    kind: ClassVar[str] = "red"
+    title: ClassVar[str] = "RED"
+
+    layers: Any = setting(
+        "all", "the decoder layers that are edited: all, or a list", rule=check_layers
+    )
+    learning_rate: float = setting(
+        "${tiny_or:${model.id},2e-2,1e-3}", "the highest learning rate", above=0, example=1e-3
+    )
+
+    def reach(self) -> Reach:
+        """Every position is edited, from the first edited layer's feed-forward network on."""
+        lowest = 0 if self.layers == "all" else min(self.layers)
+        return Reach(lowest, None, "RED edits every position")

@@ -1,0 +1,32 @@
+"""Every setting as a page.
+
+python -m heft_pipeline.settings --markdown
+"""
+
+import argparse
+import sys
+
+from heft_pipeline.settings.markdown import markdown
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: Without the program's name; the process's own where None.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m heft_pipeline.settings",
+        description="Print every setting with its type, default, meaning and bounds.",
+    )
+    parser.add_argument("--markdown", action="store_true", required=True, help="as Markdown")
+    parser.parse_args(arguments)
+    print(markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

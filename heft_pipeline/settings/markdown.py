@@ -1,0 +1,85 @@
+"""``docs/configuration.md``: every setting, from where it is declared."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import MISSING
+
+from heft_pipeline.declare import Bounds, Settings, type_name
+from heft_pipeline.settings.schema import HeftConfig
+
+_HEADER = """\
+# Every setting
+
+Written by `python -m heft_pipeline.settings --markdown > docs/configuration.md` from where the
+settings are declared; the tests fail when it is stale.
+
+Set one on the command line (`lora.rank=16`), sweep over several values with `-m`
+(`lora.rank=4,8,16`), or put it into a YAML file of your own. The defaults here are those of the
+declarations; the files in `conf/` set values for a method, a model, a task or an adapter, and say
+where the numbers come from. `${...}` takes the value of another setting, and
+`${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other.
+
+A setting that *can change a result* is part of a stage's fingerprint: change it, and a new stage
+is trained. Any other can be changed and the finished stage is used again.
+"""
+_COLUMNS = ("setting", "type", "default", "meaning", "allowed", "can change a result")
+
+
+def markdown() -> str:
+    """The page.
+
+    Returns:
+        Markdown with a section for each section of the config.
+    """
+    parts = [_HEADER, "## The run\n", _table("", HeftConfig, only_plain=True)]
+    for one in dataclasses.fields(HeftConfig):
+        if _is_section(one):
+            kind: Any = one.type
+            parts += [f"## `{one.name}`: {_line(one.metadata['help'])}\n", _table(one.name, kind)]
+    return "\n".join(parts)
+
+
+def _table(key: str, kind: type[Settings], only_plain: bool = False) -> str:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for one in _settings(kind, only_plain):
+        bounds: Bounds = one.metadata["bounds"]
+        cells = (
+            f"`{key}.{one.name}`" if key else f"`{one.name}`",
+            type_name(one),
+            _default(one),
+            one.metadata["help"],
+            bounds.describe(),
+            "yes" if one.metadata["identity"] else "no",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(kind: Any, only_plain: bool) -> Iterator["dataclasses.Field[Any]"]:
+    for one in dataclasses.fields(kind):
+        if "bounds" in one.metadata and not (only_plain and _is_section(one)):
+            yield one
+
+
+def _is_section(one: "dataclasses.Field[Any]") -> bool:
+    return isinstance(one.type, type) and issubclass(one.type, Settings)
+
+
+def _default(one: "dataclasses.Field[Any]") -> str:
+    factory: Any = one.default_factory
+    value = one.default if one.default is not dataclasses.MISSING else factory()
+    if value == MISSING:
+        return "*must be given*"
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
