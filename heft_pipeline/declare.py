@@ -29,10 +29,13 @@ class FrozenDict(dict[str, str]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)  # unpickling a dictionary would set its items
+
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("settings cannot be changed; use dataclasses.replace")
 
-    __setitem__ = __delitem__ = update = pop = clear = setdefault = popitem = _refuse
+    __setitem__ = __delitem__ = __ior__ = update = pop = clear = setdefault = popitem = _refuse
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,9 @@ class _Composed:
         """Whether there is a key for a value in one of the config's mappings."""
         parent, _, last = key.rpartition(".")
         holder = OmegaConf.select(self._cfg, parent) if parent else self._cfg
-        return isinstance(holder, DictConfig) and last in holder._content
+        if not isinstance(holder, DictConfig):
+            return False
+        return holder._get_node(last, validate_access=False) is not None
 
     def settings_with(self, values: dict[str, Any]) -> HeftConfig:
         """The checked settings with some values set."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from heft_pipeline.plan.graph import Plan
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.inputs import check_inputs
 from launch.local.execute import execute_here
@@ -37,17 +38,21 @@ def execute_plan(
         UserError: A stage cannot work as configured, or SLURM refuses it.
         SystemExit: A signal came; stages that were running here have checkpoints.
     """
-    on_slurm = isinstance(launcher, SlurmSettings)
-    if on_slurm:
-        from launch.slurm.submit import execute_on_slurm, require_slurm  # imports submitit
+    if isinstance(launcher, LocalSettings):
+        _begin(plan, sweep.store, console)
+        return execute_here(plan, sweep, launcher, console)
+    from launch.slurm.submit import execute_on_slurm, require_slurm  # imports submitit
 
-        require_slurm(launcher)
-    sweep.store.require_writable()
-    announce(console, plan, sweep.store)
-    check_inputs(plan, sweep.store, console)
-    if on_slurm:
-        return execute_on_slurm(plan, sweep, launcher, console)
-    return execute_here(plan, sweep, launcher, console)
+    require_slurm(launcher)
+    _begin(plan, sweep.store, console)
+    return execute_on_slurm(plan, sweep, launcher, console)
+
+
+def _begin(plan: Plan, store: Store, console: Console) -> None:
+    """Say what will be done, and refuse what cannot be done."""
+    store.require_writable()
+    announce(console, plan, store)
+    check_inputs(plan, store, console)
 
 
 def launcher_note(launcher: LauncherSettings) -> dict[str, Any]:

@@ -61,13 +61,12 @@ def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
 
 def _compare_folders(stage: StageSpec, sources: Sources) -> None:
     model, data = stage.model, stage.data
-    folders = []
-    if model.revision is None:
-        now = sources.model(model.id, "main").content
-        folders.append(("model.id", model.id, model.content, now))
-    if data.revision is None:
-        now = sources.data(None, data.location, "").content
-        folders.append(("data.path", data.location, data.content, now))
-    for key, path, planned, now in folders:
-        if now != planned:
-            raise UserError(f"{key}={path} has changed since the job was submitted; submit again")
+    # What has a revision comes from the hub, where a revision's content cannot change.
+    if model.revision is None and sources.model(model.id, "main").content != model.content:
+        _refuse("model.id", model.id)
+    if data.revision is None and sources.data(None, data.location, "").content != data.content:
+        _refuse("data.path", data.location)
+
+
+def _refuse(key: str, path: str | None) -> None:
+    raise UserError(f"{key}={path} has changed since the job was submitted; submit again")

@@ -84,9 +84,9 @@ def run_point(cfg: DictConfig) -> float:
     Raises:
         UserError: The job cannot work as configured, or one of its stages failed.
     """
-    console, sweep = Console(), _sweep(cfg)
     settings, hydra = typed(cfg), HydraConfig.get()
-    name, launcher = Path(hydra.runtime.output_dir).name, LocalSettings()
+    console, sweep, launcher = Console(), _sweep(settings), LocalSettings()
+    name = Path(hydra.runtime.output_dir).name
     plan = _plan(sweep, [(name, hydra.overrides.task, settings)])
     _record(sweep, plan, [settings], launcher)
     failures = _execute_and_report(plan, sweep, launcher, console, only=name) or {}
@@ -97,7 +97,7 @@ def run_point(cfg: DictConfig) -> float:
     return sweep.accuracy(run.last.fingerprint)
 
 
-def _sweep(config: DictConfig) -> Sweep:
+def _sweep(config: DictConfig | HeftConfig) -> Sweep:
     return Sweep(Path(config.output_dir) / "sweeps" / config.sweep)
 
 

@@ -14,11 +14,11 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from heft_pipeline.settings.schema import config_dir, register
 from heft_pipeline.plan.graph import Run, make_run
 from heft_pipeline.plan.sources import Sources
-from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.settings.checks import typed
+from heft_pipeline.settings.schema import config_dir, register
+from heft_pipeline.store.stage_folders import Store
 
 WORDS = [f"w{i}" for i in range(60)]
 CliResult = tuple[int, str, str]

@@ -1,5 +1,6 @@
 """The product against ``heft_pipeline/reference.py``: every loss and every prediction."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,8 @@ from heft_pipeline.training.metrics import read_metrics
 from tests.conftest import composed_run
 
 LARGEST_LOSS_DIFFERENCE = 1e-5
-EPOCHS, SEED = 3, 1
-LORA_RATE, REFT_RATE = 2e-3, 4e-3
+EPOCHS, SEED = 2, 1
+LORA_RATE, REFT_RATE = 4e-3, 4e-3
 
 Results = dict[str, tuple[list[float], list[str]]]  # losses and predicted labels
 
@@ -67,27 +68,34 @@ def require_equal(found: Results, expected: Results) -> None:
         print(f"{name}: losses differ by {max(apart, default=0.0):.1e} at most")
         assert max(apart, default=0.0) <= LARGEST_LOSS_DIFFERENCE, name
         assert found[name][1] == predictions, name
-    # Four times the same predictions would show nothing.
-    assert len({tuple(predictions) for _, predictions in expected.values()}) == 4
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_one_cpu_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The model is so small that threads would mostly wait for one another."""
     monkeypatch.setattr(reference, "DEVICE", "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_the_product_computes_what_the_reference_does(tmp_path: Path) -> None:
     """Dropout included: LoRA's default of 0.05 draws the same masks."""
-    data = copy_demo(tmp_path, train=150, dev=40, test=120)
-    require_equal(product(data, tmp_path / "outputs"), plain(data))
+    data = copy_demo(tmp_path, train=200, dev=60, test=150)
+    expected = plain(data)
+    require_equal(product(data, tmp_path / "outputs"), expected)
+    # Equal predictions say something only where the four models differ and do not always say yes.
+    assert len({tuple(predictions) for _, predictions in expected.values()}) == 4
+    assert all(len(set(predictions)) == 2 for _, predictions in expected.values())
 
 
 def test_they_agree_on_held_out_dev_rows_and_on_answers_of_several_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {True: " yes", False: " no that is wrong"}
+    answers = {True: " yes .", False: " no"}
     monkeypatch.setattr(reference, "ANSWERS", answers)
-    data = copy_demo(tmp_path, train=150, test=120)
+    data = copy_demo(tmp_path, train=200, test=150)
     asked = ["data.dev_split=null"]
     asked += [f"data.choices.{str(label).lower()}='{text}'" for label, text in answers.items()]
     require_equal(product(data, tmp_path / "outputs", *asked), plain(data))

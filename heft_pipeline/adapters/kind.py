@@ -106,9 +106,9 @@ class AdapterSettings(Schedule):
         return None
 
     @property
-    def own_engine(self) -> bool:
-        """Whether the kind brings a forward pass of its own, which always runs whole prompts."""
-        return False
+    def own_engine(self) -> str:
+        """The forward pass that the kind brings, which always runs whole prompts; empty for none."""
+        return ""
 
     def check_mode(self, mode: str) -> None:
         """Refuse an evaluation mode that the adapter cannot be used with.

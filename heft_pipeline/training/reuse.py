@@ -37,7 +37,7 @@ def reusable(
         if adapter.reuse_bytes is None:
             return Choice(0, 0, f"{adapter.kind}.reuse=off")
         if adapter.own_engine:
-            return Choice(0, 0, f"{adapter.kind}'s own engine runs whole prompts")
+            return Choice(0, 0, f"{adapter.own_engine} runs whole prompts")
     if any(parent.edits for parent in parents):
         return Choice(0, 0, "a parent stage edits the prompt too")
     reaches = [adapter.reach() for adapter in trained]

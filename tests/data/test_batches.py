@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from heft_pipeline.adapters.reft.positions import prompt_positions
 from heft_pipeline.data.batches import (
     IGNORED_LABEL,
     AnsweredPrompt,
@@ -12,7 +13,6 @@ from heft_pipeline.data.batches import (
     split_by_tokens,
 )
 from heft_pipeline.data.prompts import Example
-from heft_pipeline.adapters.reft.adapter import prompt_positions
 
 
 def examples(count: int) -> list[Example]:

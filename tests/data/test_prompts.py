@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
+from heft_pipeline.data.dev_split import hold_out
 from heft_pipeline.data.prompts import Task, choice_tokens, load_task, render
-from heft_pipeline.data.rows import hold_out, read_splits
+from heft_pipeline.data.rows import read_splits
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base import load_tokenizer
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.plan.stage_spec import DataSpec
 
 ComposeRun = Callable[..., Run]
 
 
-def loaded(compose_run: ComposeRun, *overrides: str, seed: int = 0) -> tuple[Task, DataSpec, Any]:
+def loaded(
+    compose_run: ComposeRun, *overrides: str, seed: int = 0
+) -> tuple[Task, DataSettings, Any]:
     stage = compose_run(*overrides).last
     tokenizer = load_tokenizer(stage.model)
     return load_task(stage.data, tokenizer, seed), stage.data, tokenizer
@@ -120,7 +123,7 @@ def test_a_merging_tokenizer_gets_its_choices_by_themselves(
 ) -> None:
     """Where prompt and choice merge into one token, the choice still has tokens of its own."""
     _, data, tokenizer = loaded(compose_run, *small)
-    glued = dataclasses.replace(data, choices=(("true", "yes"), ("false", "no")))
+    glued = dataclasses.replace(data, choices={"true": "yes", "false": "no"})
     assert choice_tokens(glued, tokenizer, "w1 w2") == ((3,), (4,))
 
 

@@ -191,4 +191,4 @@ def test_a_bad_value_is_refused_in_any_place_of_a_sweep(
         with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
             composer.job(1, ["sweep=x", bad])
         assert said in f"{caught.value} {caught.value.__cause__}"
-    assert composer.job(2, ["sweep=x", "rank=4"]).settings.lora.rank == 4
+    assert composer.job(2, ["sweep=x", "rank=4"]).settings.adapter("lora").low_rank == 4

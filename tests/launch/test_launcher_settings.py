@@ -41,7 +41,7 @@ def test_a_bad_setting_is_one_message_with_a_valid_example(
     status, _, err = cli("-m", "method=lora", *asked)
     key = bad.split("=")[0]
     assert status == 1
-    assert f"hydra.launcher.{bad} " in err
+    assert f"hydra.launcher.{bad}" in err
     assert f"e.g. hydra.launcher.{key}=" in err
     assert "Traceback" not in err
     assert not (tmp_path / "outputs" / "stages").exists()

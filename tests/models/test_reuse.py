@@ -7,21 +7,33 @@ from typing import Any
 import pytest
 import torch
 
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.adapters.reft.interventions import Interventions
+from heft_pipeline.adapters.reft.rotations import computed_once
+from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
-from heft_pipeline.training.metrics import read_metrics
-from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.models.reuse.choice import Choice
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.models.reuse.kept import Kept
-from heft_pipeline.adapters.reft.adapter import ReftAdapter
-from heft_pipeline.models.reuse.choice import choose
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.run_stage import cached_base, run_stage
+from heft_pipeline.stage.inputs import cached_base
+from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
+from heft_pipeline.training.metrics import read_metrics
+from heft_pipeline.training.reuse import reusable, reuse_activations
 
 ComposeRun = Callable[..., Run]
 SUFFIX = ["reft=suffix", "reft.positions=l3", "training.log_every_steps=1", "epochs=3"]
+
+
+def chosen(run: Run, num_layers: int) -> Choice:
+    """What a run's last stage reuses."""
+    stage = run.last
+    parents = [adapter for parent in stage.chain[:-1] for adapter in parent.adapters]
+    assert stage.training is not None
+    return reusable(stage.adapters, parents, num_layers, stage.training)
 
 
 def losses(store: Store, run: Run) -> list[float]:
@@ -75,16 +87,22 @@ def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradie
     def gradients(reuse: bool) -> tuple[float, list[torch.Tensor]]:
         with adapted(base, []) as model:
             torch.manual_seed(0)
-            model.add_trainable(run.last)
+            model.add(run.last.adapters)
             if reuse:
-                said = model.reuse(
-                    run.last, sequences, tmp_path, advance=_nothing, on_pass=_nothing
+                assert run.last.training is not None
+                said = reuse_activations(
+                    model,
+                    run.last.training,
+                    sequences,
+                    tmp_path,
+                    advance=_nothing,
+                    on_pass=_nothing,
                 )
                 assert "3 of 3 prompts kept" in said
-            with model.rotations():
+            with model.between_steps():
                 loss = answer_loss(model.logits(batch), batch)
                 loss.backward()
-            found = [p.grad for p in model.parameters()["reft"].values()]
+            found = [p.grad for p in model.parameters().values()]
         return loss.item(), [g for g in found if g is not None]
 
     loss, found = gradients(reuse=True)
@@ -169,7 +187,7 @@ def test_a_resumed_stage_with_reuse_ends_bitwise_as_an_undisturbed_one(
 def test_where_nothing_can_be_reused_the_reason_is_said(
     compose_run: ComposeRun, small: list[str], overrides: list[str], why: str
 ) -> None:
-    choice = choose(compose_run(*small, *overrides).last, num_layers=3)
+    choice = chosen(compose_run(*small, *overrides), num_layers=3)
     assert (choice.suffix, choice.layers) == (0, 0)
     assert why in choice.why
 
@@ -191,7 +209,7 @@ def test_what_is_reused_follows_from_positions_and_layers(
     layers: int,
     expected: tuple[int, int],
 ) -> None:
-    choice = choose(compose_run(*small, "method=reft", *overrides).last, num_layers=layers)
+    choice = chosen(compose_run(*small, "method=reft", *overrides), num_layers=layers)
     assert (choice.suffix, choice.layers) == expected
 
 
@@ -199,18 +217,18 @@ def test_what_is_reused_follows_from_positions_and_layers(
 def test_all_projections_at_once_are_torchs_own(
     compose_run: ComposeRun, small: list[str], kind: str
 ) -> None:
-    spec = compose_run(*small, "method=reft", f"reft.intervention={kind}").last.reft
-    assert spec is not None
+    (settings,) = compose_run(*small, "method=reft", f"reft.intervention={kind}").last.adapters
+    assert isinstance(settings, ReftSettings)
     torch.manual_seed(0)
-    adapter = ReftAdapter(spec, hidden_size=32, num_layers=3)
+    adapter = Interventions(settings, hidden_size=32, num_layers=3)
     with torch.no_grad():  # away from where they begin
         for parameter in adapter.parameters():
             noise = 0.1 * torch.randn_like(parameter)
             parameter.add_(noise.tril(-1) if parameter.dim() == 2 else noise)
-    direction = torch.randn(3, 32, spec.rank)
+    direction = torch.randn(3, 32, settings.rank)
 
     def projections() -> torch.Tensor:
-        layers: list[Any] = [i.rotate_layer for i in adapter._each().values()]
+        layers: list[Any] = [i.rotate_layer for i in adapter.each().values()]
         return torch.stack([layer.weight for layer in layers])
 
     def gradients() -> list[torch.Tensor]:
@@ -221,12 +239,12 @@ def test_all_projections_at_once_are_torchs_own(
     own = projections()
     (own * direction).sum().backward()
     expected = gradients()
-    with adapter.rotations():
+    with computed_once(list(adapter.each().values())):
         for _ in range(2):  # as two micro-batches would
             together = projections()
             (together * direction).sum().div(2).backward()
     assert torch.allclose(together, own, atol=1e-6)
-    assert torch.allclose(together.mT @ together, torch.eye(spec.rank), atol=1e-5)
+    assert torch.allclose(together.mT @ together, torch.eye(settings.rank), atol=1e-5)
     for one, other in zip(gradients(), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

@@ -7,16 +7,17 @@ import torch
 from peft.tuners.lora.layer import Linear
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from heft_pipeline.training.metrics import read_metrics
 from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.adapters.lora.lean_forward import LeanLinear
 from heft_pipeline.models.attention import attention_implementation, grouped_attention
 from heft_pipeline.models.base import load_base
-from heft_pipeline.adapters.lora.lean_forward import LeanLinear
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.run_stage import cached_base, cached_task, run_stage
+from heft_pipeline.stage.inputs import cached_base, cached_task
+from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
-from tests.models.test_reft_against_pyreft import some_batch
+from heft_pipeline.training.metrics import read_metrics
+from tests.adapters.test_reft_against_pyreft import some_batch
 
 ComposeRun = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def test_the_lean_lora_forward_is_pefts(
     for own in (True, False):
         with adapted(base, []) as model:
             torch.manual_seed(0)
-            model.add_trainable(stage)
+            model.add(stage.adapters)
             for name, parameter in model.parameters()["lora"].items():
                 if "lora_B" in name:  # at 0 nothing would be seen
                     torch.nn.init.normal_(parameter, std=0.1)
@@ -120,7 +121,7 @@ def test_the_lean_lora_forward_is_pefts(
                     layer.__class__ = Linear
             loss = answer_loss(model.logits(batch), batch)
             loss.backward()
-            grads = [p.grad for p in model.parameters()["lora"].values()]
+            grads = [p.grad for p in model.parameters().values()]
         found.append((loss.detach(), torch.cat([g.flatten() for g in grads if g is not None])))
     (own_loss, grad), (expected_loss, expected_grad) = found
     torch.testing.assert_close(own_loss, expected_loss, rtol=close, atol=close)

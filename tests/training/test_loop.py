@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.training.metrics import MetricsLog, read_metrics
 from heft_pipeline.models.base import load_base
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.metrics import MetricsLog, read_metrics
 
 ComposeRun = Callable[..., Run]
 
@@ -111,7 +111,7 @@ def test_the_coarse_adapter_is_untouched_by_the_fine_stage(
     ]
 
 
-@pytest.mark.parametrize("stages", ["[reft,lora]", "[lora,lora]", "[joint,reft]", "[]"])
+@pytest.mark.parametrize("stages", ["[reft,lora]", "[lora,lora]", "[lora+reft,reft]", "[]"])
 def test_any_list_of_stages_runs(
     compose_run: ComposeRun, small: list[str], store: Store, stages: str
 ) -> None:
@@ -137,9 +137,7 @@ def test_flops_agree_with_torchs_counter(
         forward = measured.get_total_flops()
         logits.sum().backward()
     assert counter.forward(3, length, 2) == pytest.approx(forward, rel=0.05)
-    assert counter.training(3, length, 2, {0}) == pytest.approx(
-        measured.get_total_flops(), rel=0.05
-    )
+    assert counter.training(3, length, 2, 0) == pytest.approx(measured.get_total_flops(), rel=0.05)
 
 
 def test_a_resumed_metrics_log_drops_later_steps(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ class ReftSettings(EditSettings):
     learning_rate: float = setting(9e-4, "the highest learning rate", above=0)
 
     @property
-    def own_engine(self) -> bool:
-        """Whether pyreft's own forward pass runs."""
-        return self.engine == "pyreft"
+    def own_engine(self) -> str:
+        """pyreft's own forward pass, where it runs."""
+        return "pyreft's engine" if self.engine == "pyreft" else ""
 
     def resolved(self) -> Self:
         """The same settings with the layers in one order."""

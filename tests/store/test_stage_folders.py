@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
-from heft_pipeline.training.metrics import read_metrics
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.training.metrics import read_metrics
 
 ComposeRun = Callable[..., Run]
 

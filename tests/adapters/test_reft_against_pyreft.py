@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from heft_pipeline.settings.schema import INTERVENTIONS
+from heft_pipeline.adapters.adapted import AdaptedModel, adapted
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.adapters.reft.adapter import ReftAdapter
+from heft_pipeline.adapters.reft.interventions import CLASSES
+from heft_pipeline.adapters.reft.positions import prompt_positions
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.data.prompts import Task, load_task
-from heft_pipeline.adapters.adapted import AdaptedModel, adapted
 from heft_pipeline.models.base import Base, load_base
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -24,33 +27,32 @@ ComposeRun = Callable[..., Run]
 @pytest.fixture(scope="module")
 def lora_parent(
     tmp_path_factory: pytest.TempPathFactory, small: list[str]
-) -> tuple[StageSpec, Path]:
-    """A trained LoRA stage and its adapter folder."""
+) -> tuple[AdapterSettings, Path]:
+    """A trained LoRA adapter's settings and folder."""
     folder = tmp_path_factory.mktemp("parent")
     stage = composed_run(*small, "method=lora", "epochs=1").last
     store = Store(folder)
     run_stage(stage, store)
-    return stage, store.adapter(stage)
+    return stage.adapters[0], store.adapter(stage)
 
 
 def measured(
     base: Base,
-    parents: list[tuple[StageSpec, Path]],
+    parents: list[tuple[AdapterSettings, Path]],
     stage: StageSpec,
     batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Answer logits, loss, and gradients of a freshly made adapter."""
     with adapted(base, parents) as model:
         torch.manual_seed(7)
-        model.add_trainable(stage)
+        model.add(stage.adapters)
         shake(model)
         logits = model.logits(batch)
         loss = answer_loss(logits, batch)
         loss.backward()
         gradients = {
-            f"{group}/{name}": parameter.grad.clone()
-            for group, parameters in model.parameters().items()
-            for name, parameter in parameters.items()
+            name: parameter.grad.clone()
+            for name, parameter in model.parameters().items()
             if parameter.grad is not None
         }
     return logits.detach(), loss.detach(), gradients
@@ -60,12 +62,11 @@ def shake(model: AdaptedModel) -> None:
     """Move a fresh adapter off its starting point, where some gradients are 0."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameters in model.parameters().values():
-            for parameter in parameters.values():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if parameter.dim() == 2 and parameter.shape[0] > parameter.shape[1]:
-                    noise = noise.tril(-1)  # an orthogonal parametrisation keeps its diagonal
-                parameter.add_(0.05 * noise)
+        for parameter in model.parameters().values():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 2 and parameter.shape[0] > parameter.shape[1]:
+                noise = noise.tril(-1)  # an orthogonal parametrisation keeps its diagonal
+            parameter.add_(0.05 * noise)
 
 
 def some_batch(task: Task, padding_side: str) -> Batch:
@@ -76,11 +77,11 @@ def some_batch(task: Task, padding_side: str) -> Batch:
 
 
 @pytest.mark.parametrize("parent", [False, True], ids=["base", "lora-parent"])
-@pytest.mark.parametrize("intervention", INTERVENTIONS)
+@pytest.mark.parametrize("intervention", CLASSES)
 def test_hooks_equal_pyreft(
     compose_run: ComposeRun,
     small: list[str],
-    lora_parent: tuple[StageSpec, Path],
+    lora_parent: tuple[AdapterSettings, Path],
     intervention: str,
     parent: bool,
 ) -> None:
@@ -106,7 +107,7 @@ def test_hooks_equal_pyreft(
 @pytest.mark.parametrize("share_weights", [True, False])
 @pytest.mark.parametrize(
     ("intervention", "positions"),
-    [*((kind, "f3+l4") for kind in INTERVENTIONS), ("loreft", "f5"), ("loreft", "l5")],
+    [*((kind, "f3+l4") for kind in CLASSES), ("loreft", "f5"), ("loreft", "l5")],
 )
 def test_hooks_equal_pyreft_with_either_padding(
     compose_run: ComposeRun,
@@ -127,23 +128,20 @@ def test_hooks_equal_pyreft_with_either_padding(
     last = batch.prompt_start + batch.prompt_length - 1
 
     def next_token(stage: StageSpec) -> torch.Tensor:
-        from heft_pipeline.adapters.reft.adapter import prompt_positions
-
         with adapted(base, []) as model:
             torch.manual_seed(7)
-            model.add_trainable(stage)
+            model.add(stage.adapters)
             shake(model)
             inputs = {
                 "input_ids": batch.input_ids,
                 "attention_mask": batch.attention_mask,
                 "position_ids": batch.position_ids,
             }
-            if stage.reft is not None and stage.reft.engine == "pyreft":
-                assert model._pyreft is not None
-                reft_model, adapter = model._pyreft
-                columns = [
-                    prompt_positions(batch, positions, unit.end).tolist() for unit in adapter.units
-                ]
+            (adapter,) = model.trained
+            assert isinstance(adapter, ReftAdapter)
+            if adapter._engine is not None:
+                reft_model, units = adapter._engine._model, adapter.interventions.units
+                columns = [prompt_positions(batch, positions, unit.end).tolist() for unit in units]
                 _, output = reft_model(inputs, unit_locations={"sources->base": (None, columns)})
             else:
                 with model.editing(batch):
@@ -160,7 +158,7 @@ def test_padding_changes_no_logits(compose_run: ComposeRun, small: list[str]) ->
     task = load_task(stage.data, base.tokenizer, seed=0)
     with adapted(base, []) as model, torch.no_grad():
         torch.manual_seed(7)
-        model.add_trainable(stage)
+        model.add(stage.adapters)
         shake(model)
         together = model.logits(some_batch(task, "left"))
         for row, example in enumerate(task.train[:6]):
@@ -170,7 +168,7 @@ def test_padding_changes_no_logits(compose_run: ComposeRun, small: list[str]) ->
 
 
 def test_a_model_is_itself_again_after_a_stage(
-    compose_run: ComposeRun, small: list[str], lora_parent: tuple[StageSpec, Path]
+    compose_run: ComposeRun, small: list[str], lora_parent: tuple[AdapterSettings, Path]
 ) -> None:
     stage = compose_run(*small, "method=joint").last
     base = load_base(stage.model, torch.device("cpu"))
@@ -183,7 +181,7 @@ def test_a_model_is_itself_again_after_a_stage(
 
     before, names = plain(), set(base.model.state_dict())
     with adapted(base, [lora_parent]) as model, torch.no_grad():
-        model.add_trainable(stage)
+        model.add(stage.adapters)
         shake(model)
         assert not torch.equal(model.logits(batch), before)
     assert torch.equal(plain(), before)

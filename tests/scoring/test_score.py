@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.scoring.score import _batches, score
-from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.models.base import load_base
 from heft_pipeline.plan.graph import Run
+from heft_pipeline.scoring.score import _batches, score
 
 ComposeRun = Callable[..., Run]
 
@@ -114,7 +114,7 @@ def test_generation_is_edited_at_the_prompt(
     task = load_task(stage.data, base.tokenizer, 0)
     with adapted(base, []) as model:
         torch.manual_seed(1)
-        model.add_trainable(stage)
+        model.add(stage.adapters)
         vocabulary = tuple((i,) for i in range(68))
         scores = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
         assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
@@ -142,7 +142,7 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
 
     with adapted(base, []) as model:
         torch.manual_seed(0)
-        model.add_trainable(stage)
+        model.add(stage.adapters)
         handle = base.model.register_forward_hook(count)
         shared = score(model, task.eval, task.choices, batch_size=50)
         batches = len(_batches([len(e.prompt) for e in task.eval], 50))

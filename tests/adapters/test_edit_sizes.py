@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.adapters.adapted import adapted
-from heft_pipeline.adapters.edit_sizes import edit_sizes
+from heft_pipeline.adapters.reft.adapter import ReftAdapter
+from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.run_stage import EDITS, cached_base, run_stage
+from heft_pipeline.stage.inputs import cached_base
+from heft_pipeline.stage.outputs import edit_sizes
+from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 
 
@@ -21,13 +23,12 @@ def test_edit_sizes_equal_those_by_hand(compose_run: Callable[..., Run], small: 
     sequences = [AnsweredPrompt((1, 9, 10, 11, 7), (3,)), AnsweredPrompt((1, 20, 21, 7), (3,))]
     with adapted(base, []) as model:
         torch.manual_seed(0)
-        model.add_trainable(run.last)
+        model.add(run.last.adapters)
         model.finish()
-        sizes = edit_sizes(model, sequences, batch_size=1)
-        assert sizes is not None
-        reft = model.trained_reft
-        assert reft is not None
-        edit = reft.interventions["layer0_both"]
+        sizes = edit_sizes(model, sequences, batch_size=1)["reft"]
+        (reft,) = model.trained
+        assert isinstance(reft, ReftAdapter)
+        edit = reft.interventions.interventions["layer0_both"]
         with torch.no_grad():
             hidden = []
             for sequence in sequences:
@@ -50,7 +51,7 @@ def test_a_stage_keeps_its_edits_beside_its_result(
     run = compose_run(*small, "method=heft", "epochs=1", "reft.positions=l3")
     for stage in run.stages:
         run_stage(stage, store)
-    sizes = pd.read_csv(store.folder(run.last.fingerprint) / EDITS)
+    sizes = pd.read_csv(store.folder(run.last.fingerprint) / "reft_edits.csv")
     assert sizes.groupby("layer").position.apply(list).tolist() == [["l3", "l2", "l1"]] * 3
     assert (sizes.relative_edit > 0).all()
-    assert not (store.folder(run.stages[0].fingerprint) / EDITS).exists()
+    assert not (store.folder(run.stages[0].fingerprint) / "reft_edits.csv").exists()
