@@ -48,8 +48,8 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
     (to / "LOAD.md").write_text(
         f"# {stage.label} on {stage.model.name}\n\nFrom this folder:\n\n```python\n"
         + "\n".join(lines).rstrip()
-        + "\n```\n\nReFT edits the prompt positions that each `reft_config.json` or the stage's "
-        f"`reft.positions` names; see `{STAGE}` for everything the stage was made from.\n"
+        + f"\n```\n\n`{STAGE}` has everything that the stage was made from, such as the prompt "
+        "positions that an adapter edits.\n"
     )
     shutil.copy(store.folder(stage.fingerprint) / STAGE, to / STAGE)
 

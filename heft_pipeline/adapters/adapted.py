@@ -50,6 +50,7 @@ class AdaptedModel:
         adapter.freeze()
         self.parents.append(adapter)
         self.base.model.requires_grad_(False)
+        self.training(False)
 
     def add(self, adapters: Iterable[AdapterSettings]) -> None:
         """Put freshly initialised adapters on the model, to be trained.

@@ -107,7 +107,7 @@ class AdapterSettings(Schedule):
 
     @property
     def own_engine(self) -> str:
-        """The forward pass that the kind brings, which always runs whole prompts; empty for none."""
+        """The name of the kind's own forward pass, which runs whole prompts; empty for none."""
         return ""
 
     def check_mode(self, mode: str) -> None:

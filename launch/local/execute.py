@@ -60,7 +60,7 @@ class Execution:
         key = stage.fingerprint
         self._progress.end(key)
         if tried.status == "interrupted":
-            text = f"{tried.text}; the same command goes on from there"
+            text = f"{tried.text}; run the same command to resume there"
             self._progress.say("[yellow]■[/]", text)
         elif tried.status == "failed":
             self.failures[key] = tried.text

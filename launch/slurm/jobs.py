@@ -85,8 +85,8 @@ class StageJob:
             requeue(signal.SIGUSR2, None)
         except UncompletedJobError as error:
             reason = (
-                "was preempted or ran out of time too often; its checkpoint is kept, so the same "
-                "command goes on; raise hydra.launcher.time or hydra.launcher.max_requeues"
+                "was preempted or ran out of time too often; its checkpoint is kept; run the "
+                "same command with a larger hydra.launcher.time or hydra.launcher.max_requeues"
             )
             store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
             raise RuntimeError(reason) from error

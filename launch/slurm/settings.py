@@ -82,7 +82,7 @@ class SlurmSettings(Settings):
     mem: str | None = _flag("memory for each node", "64G")
     time: str = setting(
         "4:00:00",
-        "the time limit in SLURM's notation; a stage that needs longer is requeued and goes on",
+        "the time limit in SLURM's notation; a stage that needs longer is requeued and resumed",
         rule=_check_time,
         identity=False,
     )

@@ -33,7 +33,7 @@ def execute_on_slurm(
 
     Raises:
         UserError: SLURM refuses a job; what was submitted before that is cancelled.
-        SystemExit: Ctrl-C while waiting; the jobs go on.
+        SystemExit: Ctrl-C while waiting; the jobs keep running.
     """
     store = sweep.store
     unfinished = [s for key, s in plan.stages.items() if not store.is_complete(key)]
@@ -85,7 +85,7 @@ def require_slurm(settings: SlurmSettings) -> None:
         raise UserError(
             f"hydra.launcher.time={settings.time} is past the limit of partition "
             f"{','.join(names)} ({longest / 60:.0f} minutes); a stage that needs longer is "
-            "requeued and goes on, so ask for less"
+            "requeued and resumed, so ask for less"
         )
 
 

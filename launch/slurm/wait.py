@@ -35,7 +35,7 @@ def wait_for_jobs(
         Why stages failed, by fingerprint.
 
     Raises:
-        SystemExit: Ctrl-C or SIGTERM; the jobs go on.
+        SystemExit: Ctrl-C or SIGTERM; the jobs keep running.
     """
     stages = {key: plan.stages[key] for key in jobs if key in plan.stages}
     stop = StopRequest(signal.SIGINT, signal.SIGTERM)
@@ -118,8 +118,8 @@ class _Waiting:
 
 def _say_goodbye(console: Console, sweep: Sweep) -> None:
     console.print(
-        f"The jobs go on. python -m launch status {sweep.name} shows them, the same command waits "
-        f"for them again, and python -m launch cancel {sweep.name} ends them.",
+        f"The jobs keep running. python -m launch status {sweep.name} shows them, the same command "
+        f"waits for them again, and python -m launch cancel {sweep.name} ends them.",
         soft_wrap=True,
     )
 

@@ -140,7 +140,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(small: list[str], tmp_p
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "goes on from there" in out
+    assert "run the same command to resume there" in out
     assert "Traceback" not in err
     stopped = list(tmp_path.glob("stages/*/checkpoint/last.safetensors"))
     assert stopped

@@ -108,7 +108,7 @@ def test_interrupted_workers_leave_checkpoints(small: list[str], tmp_path: Path)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, err
-    assert out.count("goes on from there") == 2
+    assert out.count("run the same command to resume there") == 2
     assert len(list(tmp_path.glob("stages/*/checkpoint/last.safetensors"))) == 2
 
 

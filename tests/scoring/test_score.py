@@ -11,8 +11,11 @@ from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import load_task
 from heft_pipeline.models.base import load_base
+from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
+from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.score import _batches, score
+from heft_pipeline.training.reuse import reuse_activations
 
 ComposeRun = Callable[..., Run]
 
@@ -49,7 +52,7 @@ def test_scores_equal_transformers_alone(
         scores = score(model, task.eval, task.choices, batch_size=7)
     rows = [json.loads(x) for x in (small_data / "validation.jsonl").read_text().splitlines()]
     prompts = [f"{row['passage']} Question: {row['question']} Answer:" for row in rows]
-    expected = by_hand(small_model, prompts, [text for _, text in stage.data.choices])
+    expected = by_hand(small_model, prompts, list(stage.data.choices.values()))
     torch.testing.assert_close(scores.log_probabilities, expected, rtol=1e-4, atol=1e-4)
     assert scores.predictions.tolist() == expected.argmax(dim=1).tolist()
     assert scores.gold.tolist() == [0 if row["answer"] else 1 for row in rows]
@@ -153,8 +156,16 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
         alone = score(model, task.eval, task.choices, batch_size=50)
         monkeypatch.undo()
         sequences = [AnsweredPrompt(e.prompt, (0,)) for e in task.eval]
-        model.reuse(stage, sequences, tmp_path, advance=lambda *_: None, on_pass=lambda *_: None)
-        assert (model.reused_tokens is not None) == (positions == "l3")
+        assert stage.training is not None
+        reuse_activations(
+            model,
+            stage.training,
+            sequences,
+            tmp_path,
+            advance=lambda *_: None,
+            on_pass=lambda *_: None,
+        )
+        assert isinstance(model.forward, FrozenPrompts if positions == "l3" else FrozenLayers)
         reused = score(model, task.eval, task.choices, batch_size=50)
     for other in (alone, reused):
         torch.testing.assert_close(

@@ -1,0 +1,90 @@
+"""LoRA's variants against plain PEFT."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from heft_pipeline.data.batches import epoch_batches
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.inputs import cached_task
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.training.metrics import read_metrics
+
+ComposeRun = Callable[..., Run]
+DORA = ["method=lora", "lora.use_dora=true", "lora.dropout=0", "training.log_every_steps=1"]
+
+
+def losses(store: Store, run: Run) -> list[float]:
+    lines = read_metrics(store.folder(run.last.fingerprint) / "metrics.jsonl")
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+@pytest.mark.parametrize("option", ["use_dora", "use_rslora"])
+def test_a_variant_trains_as_plain_peft_does(
+    compose_run: ComposeRun, small: list[str], small_model: Path, store: Store, option: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    run = compose_run(*small, *DORA, "lora.use_dora=false", f"lora.{option}=true", "epochs=1",
+                      "lora.batch_size=8", "training.lr_scheduler=constant",
+                      "lora.warmup_ratio=0")  # fmt: skip
+    run_stage(run.last, store)
+    task = cached_task(run.last.data, run.last.model, 0)
+    plain = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM",
+                        **{option: True})  # fmt: skip
+    model = get_peft_model(plain, config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, expected = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.0), []
+    for batch in epoch_batches(task.train, 8, 0, 0):
+        total = torch.zeros(())
+        for example in (task.train[i] for i in batch):
+            ids = torch.tensor([example.prompt + task.choices[example.gold]])
+            labels = ids.clone()
+            labels[:, : len(example.prompt)] = -100
+            total = total + model(input_ids=ids, labels=labels).loss / len(batch)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(total.item())
+    assert losses(store, run) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    count = sum(p.numel() for p in trained)
+    assert (store.result(run.last.fingerprint) or {})["trainable_params"] == count
+
+
+def test_dora_trains_where_a_weight_has_rows_of_zeros(
+    compose_run: ComposeRun, small: list[str], small_model: Path, store: Store, tmp_path: Path
+) -> None:
+    """PEFT divides by each row's norm; the shipped model has such rows in half its heads."""
+    import shutil
+
+    shutil.copytree(small_model, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[:5] = 0
+    model.save_pretrained(tmp_path / "model")
+    run = compose_run(*small, *DORA, f"model.id={tmp_path / 'model'}", "epochs=2")
+    run_stage(run.last, store)
+    curve = losses(store, run)
+    assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reft_trains_on_a_dora_parent(
+    compose_run: ComposeRun, small: list[str], store: Store, dtype: str
+) -> None:
+    run = compose_run(
+        *small, "method=heft", "lora.use_dora=true", "epochs=1", f"model.dtype={dtype}"
+    )
+    for stage in run.stages:
+        result = run_stage(stage, store).result
+        assert 0 <= result["accuracy"] <= 1
+    assert result["dtype"] == dtype
+    names = (store.adapter(run.stages[0]) / "adapter_model.safetensors").read_bytes()[:20000]
+    assert b"lora_magnitude_vector" in names

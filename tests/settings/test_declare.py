@@ -1,0 +1,151 @@
+"""How a setting is declared: the rules of a declaration, and what is made from all of them."""
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import MISSING, OmegaConf
+
+from heft_pipeline.declare import FrozenDict, Settings, check, found, identity, setting
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.settings.markdown import markdown
+from heft_pipeline.settings.schema import HeftConfig, schema
+
+ComposeRun = Callable[..., Run]
+
+
+def all_settings(kind: Any = HeftConfig, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting's key and field."""
+    for one in dataclasses.fields(kind):
+        own = f"{key}.{one.name}" if key else one.name
+        if isinstance(one.type, type) and issubclass(one.type, Settings):
+            yield from all_settings(one.type, own)
+        elif "bounds" in one.metadata:
+            yield own, one
+
+
+NUMBERS = [pytest.param(key, one, id=key) for key, one in all_settings()
+           if one.metadata["bounds"].numeric]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "one"), NUMBERS)
+def test_the_message_of_a_bound_has_an_example_that_is_itself_valid(key: str, one: Any) -> None:
+    bounds, example = one.metadata["bounds"], one.metadata["example"]
+    with pytest.raises(UserError, match=rf"^{key}=-1 must be .*, e\.g\. {key}="):
+        bounds.check(key, -1, example)
+    bounds.check(key, example, example)
+    for never in (float("nan"), float("inf"), True, "many"):
+        with pytest.raises(UserError):
+            bounds.check(key, never, example)
+
+
+def test_a_learning_rate_is_not_advised_to_be_eight() -> None:
+    one = dict(all_settings())["lora.learning_rate"].metadata
+    with pytest.raises(UserError, match=r"greater than 0, e\.g\. lora\.learning_rate=0\.0003"):
+        one["bounds"].check("lora.learning_rate", 0.0, one["example"])
+
+
+def test_an_example_outside_its_own_bounds_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
+        setting(0.5, "a share", least=0, most=1, example=8)
+    with pytest.raises(ValueError, match="greater than 0"):
+        setting(0, "a rank", above=0)
+    with pytest.raises(ValueError, match="needs an example"):
+        setting("${rank}", "a rank", above=0)
+
+
+def test_a_field_without_a_declaration_is_refused_where_the_class_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Loose\.rank is not declared"):
+
+        @dataclass(frozen=True)
+        class Loose(Settings):
+            rank: int = 8
+
+
+def test_identity_is_true_unless_said_otherwise_and_refuses_what_has_no_one_form() -> None:
+    @dataclass(frozen=True)
+    class Part(Settings):
+        rank: int = setting(8, "counts")
+        place: str = setting("here", "does not count", identity=False)
+        content: str | None = found("counts, and nobody can set it")
+
+    assert identity(Part(content="sha256:1")) == {"rank": 8, "content": "sha256:1"}
+    assert "content" not in OmegaConf.structured(Part)
+    # The order of answers decides ties, so it must survive JSON's sorted keys.
+    assert identity({"b": " 1", "a": " 2"}) == [["b", " 1"], ["a", " 2"]]
+    for loose in ({1, 2}, float("nan"), object(), Path("x")):
+        with pytest.raises(TypeError, match="cannot be part of a fingerprint"):
+            identity(loose)
+
+
+def test_sections_cannot_be_changed_and_can_be_hashed_pickled_and_copied(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    data = compose_run(*small).last.data
+    assert isinstance(data.choices, FrozenDict)
+    for change in (
+        lambda: data.choices.update(x=" x"),
+        lambda: data.choices.__setitem__("x", " x"),
+        lambda: data.choices.__ior__({"x": " x"}),
+        lambda: setattr(data, "name", "x"),
+    ):
+        with pytest.raises((TypeError, dataclasses.FrozenInstanceError)):
+            change()
+    assert hash(pickle.loads(pickle.dumps(data))) == hash(copy.deepcopy(data)) == hash(data)
+
+
+def test_hydras_schema_is_the_declaration() -> None:
+    made = schema()
+    for key, one in all_settings():
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(made, section) if section else made
+        wanted = _default(one)
+        assert OmegaConf.is_missing(node, name) if wanted == MISSING else node[name] == wanted, key
+    made.lora.dropout = 0.5  # a frozen dataclass alone would refuse
+    with pytest.raises(Exception, match="rnk"):
+        OmegaConf.merge(made, {"lora": {"rnk": 4}})
+
+
+def _default(one: Any) -> Any:
+    value = one.default if one.default is not dataclasses.MISSING else one.default_factory()
+    if isinstance(value, str) and "${" in value:
+        return {"${epochs}": 3, "${rank}": 8}.get(value, value)
+    return value
+
+
+def test_each_setting_that_a_stage_holds_is_checked(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    run = compose_run(*small, "method=joint")
+    for part in (run.last.model, run.last.data, *run.last.adapters):
+        check(part, "x")
+    broken = dataclasses.replace(run.last.adapters[0], learning_rate=0.0)
+    with pytest.raises(UserError, match=r"x\.learning_rate=0\.0 must be greater than 0"):
+        check(broken, "x")
+
+
+def test_the_page_of_settings_is_fresh() -> None:
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == markdown(), (
+        "run: python -m heft_pipeline.settings --markdown > docs/configuration.md"
+    )
+    for key, _ in all_settings():
+        assert f"| `{key}` |" in markdown()
+
+
+def test_the_page_is_printed_without_torch() -> None:
+    code = (
+        "import sys; from heft_pipeline.settings.__main__ import main; main(['--markdown']); "
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == markdown()
