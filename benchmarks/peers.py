@@ -24,12 +24,15 @@ from transformers import (
 
 from benchmarks.own import input_tokens
 from benchmarks.piece import Measured, Piece, composed
+from heft_pipeline.adapters.lora.settings import LoraSettings
+from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.devices.choice import resolve_device
 from heft_pipeline.devices.memory import peak_mb, reset_peak
-from heft_pipeline.models.base import decoder_layers, load_tokenizer, quieten, resolve_device
+from heft_pipeline.models.base import decoder_layers, load_tokenizer, quieten
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.stage.run_stage import cached_task
+from heft_pipeline.stage.inputs import cached_task
 from heft_pipeline.training.flops import FlopCounter
 
 with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package
@@ -154,7 +157,9 @@ def train(piece: Piece) -> Measured:
     tokenizer.padding_side = "right"
     reset_peak(device)
     torch.manual_seed(stage.seed)
-    peer = (_peft if stage.lora else _pyreft)(stage, model, tokenizer, task)
+    (adapter,) = stage.adapters
+    make = _peft if isinstance(adapter, LoraSettings) else _pyreft
+    peer = make(stage, model, tokenizer, task)
     batches = OwnBatches(task, piece.batch_size, stage.seed)
     shapes, clock = Shapes(peer.collator), EpochTimes(device)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
@@ -176,7 +181,7 @@ def train(piece: Piece) -> Measured:
         examples=len(task.train),
         tokens=input_tokens(task),
         peak_memory_mb=peak_mb(device),
-        flop=sum(flops.training(b, t, t, {peer.lowest_layer}) for b, t in shapes.seen),
+        flop=sum(flops.training(b, t, t, peer.lowest_layer) for b, t in shapes.seen),
         losses=trainer.step_losses if piece.losses else [],
     )
 
@@ -207,8 +212,8 @@ class Peer:
 def _peft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
     import peft
 
-    lora = stage.lora
-    assert lora is not None
+    (lora,) = stage.adapters
+    assert isinstance(lora, LoraSettings)
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -228,14 +233,13 @@ def _peft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
 
 
 def _pyreft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
-    assert stage.reft is not None
     return Peer(
         model=_reft_model(stage, model),
         rows=[_reft_row(task, e, stage, model, tokenizer, True) for e in task.train],
         collator=make_data_collator(tokenizer, model),
         trainer=CurrentReftTrainer,
         checked=CheckedReftTrainer,
-        learning_rate=stage.reft.learning_rate,
+        learning_rate=_reft(stage).learning_rate,
         lowest_layer=1,
     )
 
@@ -243,16 +247,16 @@ def _pyreft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
 def _arguments(
     stage: StageSpec, learning_rate: float, steps: int, device: torch.device, folder: str
 ) -> Any:
-    training = stage.training
+    training, schedule = stage.training, stage.adapters[0]
     assert training is not None
     return TrainingArguments(
         output_dir=folder,
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch_size,
         learning_rate=learning_rate,
         weight_decay=0.0,
         lr_scheduler_type=training.lr_scheduler,
-        warmup_steps=round(training.warmup_ratio * training.epochs * steps),
+        warmup_steps=round(schedule.warmup_ratio * schedule.epochs * steps),
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch",
         logging_steps=training.log_every_steps,
@@ -337,8 +341,7 @@ def _loaded(piece: Piece, stage: StageSpec) -> tuple[torch.device, Any, Task, An
 
 
 def _reft_model(stage: StageSpec, model: Any) -> Any:
-    reft = stage.reft
-    assert reft is not None
+    reft = _reft(stage)
     representations = [
         {
             "layer": layer,
@@ -356,6 +359,12 @@ def _reft_model(stage: StageSpec, model: Any) -> Any:
     return pyreft.get_reft_model(model, pyreft.ReftConfig(representations=representations))
 
 
+def _reft(stage: StageSpec) -> ReftSettings:
+    (reft,) = stage.adapters
+    assert isinstance(reft, ReftSettings)
+    return reft
+
+
 def _row(task: Task, example: Example) -> dict[str, Any]:
     answer = task.choices[example.gold]
     ids = [*example.prompt, *answer]
@@ -367,10 +376,9 @@ def _reft_row(
     task: Task, example: Example, stage: StageSpec, model: Any, tokenizer: Any, answered: bool
 ) -> dict[str, Any]:
     """A row as pyreft's ``ReftRawDataset`` makes it, with one padding token before its prompt."""
-    assert stage.reft is not None
     places = get_intervention_locations(
         last_position=len(example.prompt),
-        positions=stage.reft.positions,
+        positions=_reft(stage).positions,
         num_interventions=model.config.num_hidden_layers,
         share_weights=True,
         pad_mode="first",

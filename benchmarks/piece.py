@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heft_pipeline.settings.schema import config_dir, register
 from heft_pipeline.plan.graph import Run, make_run
 from heft_pipeline.plan.sources import Sources
 from heft_pipeline.settings.checks import typed
+from heft_pipeline.settings.schema import config_dir, register
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from benchmarks.inputs import LARGE, SHAPES, write_rows
 from benchmarks.piece import Measured, Piece, composed
 from benchmarks.summary import GRID, PARTS, POSITIONS, Results, summary
 from benchmarks.table import show
-from heft_pipeline.settings.schema import ReftConfig
+from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.sources import BUILTIN
 
@@ -165,7 +165,7 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
 
 
 def _can_reuse() -> bool:
-    return "reuse" in {f.name for f in fields(ReftConfig)}
+    return "reuse" in {f.name for f in fields(ReftSettings)}
 
 
 def _measure(asked: list[Asked], options: argparse.Namespace, results: Results) -> None:
@@ -258,8 +258,8 @@ def _run(piece: Piece, threads: int | None) -> Measured:
 
 
 def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
-    from heft_pipeline.models.base import resolve_device
-    from heft_pipeline.stage.run_stage import machine
+    from heft_pipeline.devices.choice import resolve_device
+    from heft_pipeline.stage.machine import machine
 
     return {
         "settings": vars(options),

@@ -57,6 +57,7 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
 def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
     """Write one stage; return the lines that put its adapters on ``model``."""
     from heft_pipeline.adapters.adapted import adapter_folder
+    from heft_pipeline.adapters.adapter import adapter_class
     from heft_pipeline.models.base import quieten
 
     quieten()
@@ -64,7 +65,7 @@ def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> lis
     for settings in stage.adapters:
         source = adapter_folder(store.adapter(stage), settings, stage.adapters)
         to = adapter_folder(folder, settings, stage.adapters)
-        code = settings.adapter_class().export(settings, stage.model, source, to)
+        code = adapter_class(settings).export(settings, stage.model, source, to)
         lines.append(code.format(folder=to.relative_to(root)))
     return lines
 

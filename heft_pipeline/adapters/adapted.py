@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from heft_pipeline.adapters.adapter import Adapter
+from heft_pipeline.adapters.adapter import Adapter, adapter_class
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base import Base
@@ -46,7 +46,7 @@ class AdaptedModel:
             settings: What it was made from.
             folder: What it was saved as.
         """
-        adapter = settings.adapter_class().load(settings, self.base, self.adapters, folder)
+        adapter = adapter_class(settings).load(settings, self.base, self.adapters, folder)
         adapter.freeze()
         self.parents.append(adapter)
         self.base.model.requires_grad_(False)
@@ -64,7 +64,7 @@ class AdaptedModel:
             UserError: An ``init_from`` does not fit.
         """
         for settings in adapters:
-            adapter = settings.adapter_class().new(settings, self.base, self.adapters)
+            adapter = adapter_class(settings).new(settings, self.base, self.adapters)
             self.trained.append(adapter)
             self.forward = adapter.forward() or self.forward
         self.base.model.requires_grad_(False)

@@ -1,5 +1,6 @@
 """What every kind of adapter does, once it is on a model."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,20 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.models.base import Base, base_dtype, load_config, skeleton
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
+
+
+def adapter_class(settings: AdapterSettings) -> "type[Adapter]":
+    """The class of a kind's adapters, imported when it is first asked for.
+
+    Args:
+        settings: Settings of the kind.
+
+    Returns:
+        The class that the kind's ``adapter.py`` names as ``ADAPTER``.
+    """
+    module = importlib.import_module(f"heft_pipeline.adapters.{settings.kind}.adapter")
+    found: type[Adapter] = module.ADAPTER
+    return found
 
 
 @dataclass(frozen=True)

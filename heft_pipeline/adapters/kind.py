@@ -2,8 +2,7 @@
 
 A kind is a folder beside this file. Its ``__init__`` names its settings' class as ``SETTINGS``,
 which derives from :class:`AdapterSettings`; importing it needs no torch. The half that needs
-torch is an :class:`~heft_pipeline.adapters.adapter.Adapter`, which the kind's ``adapter.py`` names
-as ``ADAPTER``.
+torch is an ``Adapter``, which the kind's ``adapter.py`` names as ``ADAPTER``.
 """
 
 import functools
@@ -12,13 +11,10 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from heft_pipeline.declare import Settings, found, identity, setting
 from heft_pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from heft_pipeline.adapters.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -71,13 +67,6 @@ class AdapterSettings(Schedule):
         None, "a folder with a saved adapter that training starts from", identity=False
     )
     init_content: str | None = found("What init_from holds: sha256:DIGEST.")
-
-    @classmethod
-    def adapter_class(cls) -> "type[Adapter]":
-        """The half of the kind that needs torch, imported when it is first asked for."""
-        module = importlib.import_module(f"heft_pipeline.adapters.{cls.kind}.adapter")
-        found: type[Adapter] = module.ADAPTER
-        return found
 
     @property
     def low_rank(self) -> int | None:

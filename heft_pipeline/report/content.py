@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,16 +168,14 @@ def _content(
     text = (section, tuple(verdicts), tuple(columns), tuple(rows))
     if folder is None:
         return SectionContent(*text, effects=None, figures=(), disagreement=None)
-    drawn = [
-        draw(section, folder / f"{name}{suffix}")
-        for name, draw in (
-            ("accuracy_over_epochs", accuracy_over_epochs),
-            ("accuracy_over_rank", accuracy_over_rank),
-            ("accuracy_against_compute", accuracy_against_compute),
-            ("training_curves", training_curves),
-            *((f"{name}_edits", partial(edit_figure, kind=kind)) for name, kind in kinds().items()),
-        )
-    ]
+    draws: dict[str, Callable[[Section, Path], Figure | None]] = {
+        "accuracy_over_epochs": accuracy_over_epochs,
+        "accuracy_over_rank": accuracy_over_rank,
+        "accuracy_against_compute": accuracy_against_compute,
+        "training_curves": training_curves,
+        **{f"{name}_edits": partial(edit_figure, kind=kind) for name, kind in kinds().items()},
+    }
+    drawn = [draw(section, folder / f"{name}{suffix}") for name, draw in draws.items()]
     return SectionContent(
         *text,
         effects=effects(verdicts, folder / f"effects{suffix}"),

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import MISSING, OmegaConf
 
 from heft_pipeline.declare import Bounds, Settings, type_name
 from heft_pipeline.settings.schema import HeftConfig
@@ -22,7 +24,8 @@ where the numbers come from. `${...}` takes the value of another setting, and
 `${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other.
 
 A setting that *can change a result* is part of a stage's fingerprint: change it, and a new stage
-is trained. Any other can be changed and the finished stage is used again.
+is trained. Any other can be changed, and the finished stage is used again. Models, data sets and
+adapters to start from count by their content, wherever they are and whatever they are called.
 """
 _COLUMNS = ("setting", "type", "default", "meaning", "allowed", "can change a result")
 
@@ -38,7 +41,26 @@ def markdown() -> str:
         if _is_section(one):
             kind: Any = one.type
             parts += [f"## `{one.name}`: {_line(one.metadata['help'])}\n", _table(one.name, kind)]
+    for name, kind in launchers().items():
+        about = _line((kind.__doc__ or "").splitlines()[0])
+        parts += [f"## `hydra/launcher={name}`: {about}\n", _table("hydra.launcher", kind)]
     return "\n".join(parts)
+
+
+def launchers() -> dict[str, type[Settings]]:
+    """The settings of this project's launchers, as Hydra knows them.
+
+    Returns:
+        Their classes, by the launcher's name.
+    """
+    Plugins.instance()  # imports them
+    nodes: Any = ConfigStore.instance().repo["hydra"]["launcher"]
+    found = {}
+    for name in ("local", "slurm"):
+        kind = OmegaConf.get_type(nodes[f"{name}_schema.yaml"].node)
+        assert kind is not None and issubclass(kind, Settings)
+        found[name] = kind
+    return found
 
 
 def _table(key: str, kind: type[Settings], only_plain: bool = False) -> str:

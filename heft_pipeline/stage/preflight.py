@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from heft_pipeline.adapters.adapter import Target
+from heft_pipeline.adapters.adapter import Target, adapter_class
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.choice import resolve_device
@@ -38,7 +38,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         _check_length(stage.model, stage.data, task)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
-            adapter.adapter_class().check(adapter, target)
+            adapter_class(adapter).check(adapter, target)
 
 
 def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
