@@ -5,7 +5,7 @@ import time
 import torch
 
 from benchmarks.piece import Measured
-from heft_pipeline.devices.choice import resolve_device
+from heft_pipeline.devices.resolve import resolve_device
 
 _REPEATS = 5
 

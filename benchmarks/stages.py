@@ -258,7 +258,7 @@ def _run(piece: Piece, threads: int | None) -> Measured:
 
 
 def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
-    from heft_pipeline.devices.choice import resolve_device
+    from heft_pipeline.devices.resolve import resolve_device
     from heft_pipeline.stage.machine import machine
 
     return {

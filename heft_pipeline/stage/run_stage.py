@@ -18,13 +18,13 @@ from heft_pipeline.adapters.adapted import (
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import Task
-from heft_pipeline.devices.choice import resolve_device
 from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.processes import Ranks, start_ranks
+from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.score import Scores, score
-from heft_pipeline.stage.inputs import cached_base, cached_task
+from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.machine import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
 from heft_pipeline.store.stage_folders import Store

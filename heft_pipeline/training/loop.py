@@ -22,7 +22,7 @@ from heft_pipeline.training.accumulate import accumulate
 from heft_pipeline.training.checkpoint import Checkpoints
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.metrics import MetricsLog
-from heft_pipeline.training.reuse import reuse_activations
+from heft_pipeline.training.reusable import reuse_activations
 from heft_pipeline.training.settings import TrainingSettings
 from heft_pipeline.training.state import Counters, TrainingState
 

@@ -11,7 +11,7 @@ from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.adapters.reft.adapter import ReftAdapter
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.inputs import cached_base
+from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.outputs import edit_sizes
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store

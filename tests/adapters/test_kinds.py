@@ -13,7 +13,7 @@ from heft_pipeline.adapters.kind import kinds, kinds_of
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted, UserError
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.inputs import cached_base, cached_task
+from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 

@@ -12,7 +12,7 @@ from heft_pipeline.adapters.lora.lean_forward import LeanLinear
 from heft_pipeline.models.attention import attention_implementation, grouped_attention
 from heft_pipeline.models.base import load_base
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.inputs import cached_base, cached_task
+from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss

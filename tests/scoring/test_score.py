@@ -15,7 +15,7 @@ from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.score import _batches, score
-from heft_pipeline.training.reuse import reuse_activations
+from heft_pipeline.training.reusable import reuse_activations
 
 ComposeRun = Callable[..., Run]
 

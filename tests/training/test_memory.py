@@ -10,7 +10,7 @@ from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.inputs import cached_base
+from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.metrics import read_metrics
