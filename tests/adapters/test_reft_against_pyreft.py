@@ -103,6 +103,31 @@ def test_hooks_equal_pyreft(
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
 
 
+def test_pyrefts_engine_leaves_the_edits_of_a_parent_and_every_other_hook(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    """pyvene would remove all hooks of the model, and with them what the parent stage does."""
+    asked = [*small, "method.stages=[reft,reft]", "epochs=1"]
+    hooks, oracle = compose_run(*asked), compose_run(*asked, "reft.engine=pyreft")
+    run_stage(hooks.stages[0], store)
+    parents = [(hooks.stages[0].adapters[0], store.adapter(hooks.stages[0]))]
+    base = load_base(hooks.last.model, torch.device("cpu"))
+    batch = some_batch(load_task(hooks.last.data, base.tokenizer, seed=0), "left")
+
+    def hook_ids() -> list[list[int]]:
+        return [[*m._forward_hooks, *m._forward_pre_hooks] for m in base.model.modules()]
+
+    before = hook_ids()
+    logits, loss, _ = measured(base, parents, hooks.last, batch)
+    for _ in range(2):
+        found, found_loss, _ = measured(base, parents, oracle.last, batch)
+        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found_loss, loss, rtol=1e-6, atol=1e-6)
+    without_parent, _, _ = measured(base, [], hooks.last, batch)
+    assert (without_parent - logits).abs().max() > 1e-3
+    assert hook_ids() == before
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("share_weights", [True, False])
 @pytest.mark.parametrize(

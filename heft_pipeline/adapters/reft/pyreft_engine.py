@@ -22,6 +22,9 @@ class PyreftEngine:
     def __init__(self, base: Base, interventions: Interventions) -> None:
         self._base, self._interventions = base, interventions
         self._model = pyreft_model(interventions, base.model, base.layers_path)
+        # Before each pass pyvene removes every hook that the model has, the edits of parent
+        # adapters among them; its own hooks it removes one by one as well.
+        self._model._remove_forward_hooks = lambda: None
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
