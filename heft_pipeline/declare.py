@@ -1,8 +1,8 @@
 """How a setting is declared: once, as a field of a dataclass.
 
 A section of the config is a frozen dataclass that derives from :class:`Settings`; each of its
-fields is a :func:`setting`. Hydra's schema, the checks and their messages, the fingerprint of a
-stage and ``docs/configuration.md`` are all made from these declarations.
+fields is a :func:`setting`. Hydra's schema, the checks and their messages, a stage's fingerprint
+and ``docs/configuration.md`` are all made from these declarations.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from omegaconf import MISSING, SI
 
 from heft_pipeline.errors import UserError
 
-#: Refuses a value that no bound can describe; called with the setting's key and the value.
+#: A check that no bound can express; called with the setting's key and its value.
 Rule = Callable[[str, Any], None]
 Number = int | float
 
 
 class FrozenDict(dict[str, str]):
-    """A mapping that cannot be changed, in the order in which it was written."""
+    """A mapping that cannot be changed and keeps the order in which it was written."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenDict, (dict(self),)  # unpickling a dictionary would set its items
+        return FrozenDict, (dict(self),)  # unpickling a dict calls __setitem__
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("settings cannot be changed; use dataclasses.replace")
@@ -40,14 +40,14 @@ class FrozenDict(dict[str, str]):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Which values a setting may have.
+    """The values that a setting may have.
 
     Attributes:
-        above: Values must be greater than this.
-        least: The smallest value.
-        most: The largest value.
-        choices: The allowed words. Beside a numeric bound they are allowed as well as numbers.
-        rule: Any further check.
+        above: The value must be greater than this.
+        least: The smallest allowed value.
+        most: The largest allowed value.
+        choices: The allowed words. If there are numeric bounds too, numbers are allowed as well.
+        rule: A further check.
     """
 
     above: Number | None = None
@@ -58,11 +58,11 @@ class Bounds:
 
     @property
     def numeric(self) -> bool:
-        """Whether the setting is a number."""
+        """Whether there is a numeric bound."""
         return any(bound is not None for bound in (self.above, self.least, self.most))
 
     def describe(self) -> str:
-        """The bounds in words, e.g. ``greater than 0``; empty where there are none."""
+        """The bounds in words, e.g. ``greater than 0``; empty if there are none."""
         words = " or ".join(self.choices)
         if not self.numeric:
             return " | ".join(self.choices)
@@ -71,7 +71,7 @@ class Bounds:
         elif self.most is None:
             numbers = f"{self.least:g} or more"
         else:
-            # Written out: 2147483647, and not 2.14748e+09.
+            # Without :g, which would write 2147483647 as 2.14748e+09.
             numbers = f"from {self.least} to {self.most}"
         return f"{numbers}, or {words}" if words else numbers
 
@@ -121,22 +121,22 @@ def setting(
     """Declare a setting.
 
     Args:
-        default: Its default value; ``MISSING`` where it must be given; text with ``${...}`` is
-            an OmegaConf interpolation.
-        help: What it means, in a line.
-        above: Values must be greater than this.
-        least: The smallest value.
-        most: The largest value.
+        default: The default value. ``MISSING`` means that a value must be given; text with
+            ``${...}`` is an OmegaConf interpolation.
+        help: What it means, in one line.
+        above: The value must be greater than this.
+        least: The smallest allowed value.
+        most: The largest allowed value.
         choices: The allowed words.
-        rule: Any further check.
-        example: A valid value for messages; the default where it is a plain value.
-        identity: Whether it can change the result of a stage, and so belongs to its fingerprint.
+        rule: A further check.
+        example: A valid value for messages; by default ``default``, if that is a plain value.
+        identity: Whether it can change a stage's result, and so is part of the fingerprint.
 
     Returns:
         A dataclass field.
 
     Raises:
-        ValueError: The example is outside the bounds.
+        ValueError: The example is outside the bounds, or there are numeric bounds but no example.
     """
     bounds = Bounds(above, least, most, tuple(choices), rule)
     if example is None and not _is_reference(default):
@@ -155,12 +155,12 @@ def setting(
 
 
 def section(kind: type["Settings"], help: str, *, identity: bool = True) -> Any:
-    """Declare a section of settings within another.
+    """Declare a section of settings within another section.
 
     Args:
         kind: The section's class.
         help: What its settings are about.
-        identity: Whether they can change the result of a stage.
+        identity: Whether they can change a stage's result.
 
     Returns:
         A dataclass field.
@@ -169,14 +169,14 @@ def section(kind: type["Settings"], help: str, *, identity: bool = True) -> Any:
 
 
 def found(help: str, *, identity: bool = True) -> Any:
-    """Declare what planning finds out and nobody can set.
+    """Declare a field that planning fills in and nobody can set.
 
     Args:
-        help: What it is.
-        identity: Whether it can change the result of a stage.
+        help: What it holds.
+        identity: Whether it can change a stage's result.
 
     Returns:
-        A dataclass field that Hydra does not see; None until it has been found.
+        A dataclass field that Hydra does not see. It is None until planning fills it in.
     """
     metadata = {"help": help, "identity": identity, "omegaconf_ignore": True}
     return field(default=None, metadata=metadata)
@@ -185,7 +185,7 @@ def found(help: str, *, identity: bool = True) -> Any:
 class Settings:
     """A section of the config: a frozen dataclass whose fields are declared with :func:`setting`.
 
-    Lists become tuples and mappings :class:`FrozenDict`, so that a section can be hashed.
+    Lists become tuples and mappings become :class:`FrozenDict`, so that a section can be hashed.
     """
 
     def __init_subclass__(cls) -> None:
@@ -212,7 +212,7 @@ class Settings:
 
 
 def check(settings: Settings, key: str = "") -> None:
-    """Refuse values outside their bounds and settings that contradict each other.
+    """Refuse values outside their bounds, and settings that contradict each other.
 
     Args:
         settings: A section with all interpolations resolved.
@@ -231,17 +231,17 @@ def check(settings: Settings, key: str = "") -> None:
 
 
 def identity(value: Any) -> Any:
-    """What of a value can change the result of a stage, as JSON-ready data.
+    """The part of a value that can change a stage's result, as JSON-ready data.
 
     Args:
         value: A dataclass whose fields say whether they belong to the identity, or plain data.
 
     Returns:
-        Dataclasses as mappings of the fields that belong to the identity, mappings as lists of
-        pairs, since their order counts.
+        A dataclass becomes a mapping of the fields that belong to the identity. A mapping becomes
+        a list of pairs, because its order matters.
 
     Raises:
-        TypeError: The value cannot be written down in the same way every time.
+        TypeError: The value is of a type that cannot be written as JSON in exactly one way.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
@@ -261,14 +261,7 @@ def identity(value: Any) -> Any:
 
 
 def type_name(one: "dataclasses.Field[Any]") -> str:
-    """A field's type as people write it, e.g. ``int or null``.
-
-    Args:
-        one: A field of a section.
-
-    Returns:
-        The name; empty where any type is allowed.
-    """
+    """A field's type as people write it, e.g. ``int or null``; empty if any type is allowed."""
     kind = one.type
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     names = {type(None): "null", Any: ""}

@@ -1,11 +1,11 @@
-"""The one exception that speaks to the person at the keyboard."""
+"""The exceptions that tell the person at the keyboard what happened."""
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is shown alone, without a traceback.
+    """A problem that the user can fix; its text is shown alone, without a traceback.
 
     The text says what was given, what is allowed, and what to type instead, and
-    names the config key where there is one.
+    names the config key if there is one.
     """
 
 
@@ -14,4 +14,4 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Training stopped on a signal after writing a checkpoint; asking again resumes it."""
+    """Training stopped on a signal after writing a checkpoint; running it again resumes it."""

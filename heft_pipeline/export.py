@@ -2,9 +2,9 @@
 
     python -m heft_pipeline.export STAGE --to DIR
 
-STAGE is a stage's folder or its fingerprint. A LoRA stage becomes a PEFT folder, a ReFT stage a
-folder that ``pyreft.ReftModel.load`` reads, with the LoRA stages that it stands on below
-``parents/``. ``LOAD.md`` in DIR holds the lines that load them.
+STAGE is a stage's folder or its fingerprint. A LoRA stage becomes a PEFT folder, and a ReFT stage
+becomes a folder that ``pyreft.ReftModel.load`` reads; the LoRA stages below it are written to
+``parents/``. ``LOAD.md`` in DIR shows the code that loads them.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from heft_pipeline.store.stage_folders import STAGE, Store
 
 
 def export(stage: StageSpec, store: Store, to: Path) -> None:
-    """Write a complete stage, and the stages it stands on, for PEFT and pyreft.
+    """Write a complete stage, and the stages it is trained on, in the formats of PEFT and pyreft.
 
     Args:
         stage: The stage.
-        store: Where it is.
-        to: The folder to write; made where missing.
+        store: The store that holds it.
+        to: The folder to write; created if it is missing.
 
     Raises:
-        UserError: A stage is not complete or has no adapter, ``to`` is not empty, or an adapter
-            cannot be loaded by the library that defines its kind.
+        UserError: A stage is incomplete or has no adapter, ``to`` is not empty, or the library that
+            defines an adapter's kind cannot load this adapter.
     """
     if stage.training is None:
         raise UserError("the untouched model has no adapter to export")
@@ -55,7 +55,7 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
 
 
 def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
-    """Write one stage; return the lines that put its adapters on ``model``."""
+    """Write one stage, and return the lines that put its adapters on ``model``."""
     from heft_pipeline.adapters.adapted import adapter_folder
     from heft_pipeline.adapters.adapter import adapter_class
     from heft_pipeline.models.base import quieten
@@ -74,14 +74,14 @@ def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
     """Find a stage by its folder or fingerprint.
 
     Args:
-        name: A stage's folder, its fingerprint, or the fingerprint's first digits.
+        name: A stage's folder, its fingerprint, or the first digits of its fingerprint.
         output_dir: Where to look for a fingerprint.
 
     Returns:
-        The stage and its store.
+        The stage and the store that holds it.
 
     Raises:
-        UserError: There is none, or more than one.
+        UserError: No stage matches, or several do.
     """
     folder = Path(name)
     if not (folder / STAGE).is_file():
@@ -97,14 +97,7 @@ def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Args:
-        arguments: Without the program's name; the process's own where None.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line, and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.export",
         description="Write a trained stage in the formats of PEFT and pyreft.",
@@ -119,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{stage.label} written to {given.to}; how to load it: {given.to / 'LOAD.md'}")
+    print(f"{stage.label} written to {given.to}; {given.to / 'LOAD.md'} says how to load it")
     return 0
 
 

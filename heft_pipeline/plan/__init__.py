@@ -1,1 +1,1 @@
-"""From settings to runs, and from runs to the unique stages that they stand on."""
+"""Turning settings into runs, and runs into the unique stages that they need."""

@@ -1,4 +1,4 @@
-"""From settings to runs, and from runs to the unique stages that they stand on."""
+"""Turning settings into runs, and runs into the unique stages that they need."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -20,11 +20,11 @@ class Run:
     """One point of a sweep.
 
     Attributes:
-        name: Its folder's name in the sweep.
-        overrides: What was asked on the command line for it.
+        name: The name of its folder in the sweep.
+        overrides: Its command-line overrides.
         method: Its method's name, e.g. ``heft``.
         epochs: The config's ``epochs``.
-        stages: Its stages in training order; one that only evaluates where nothing is trained.
+        stages: Its stages in training order; if nothing is trained, one stage that only evaluates.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Run:
 
     @property
     def last(self) -> StageSpec:
-        """The stage whose predictions are the run's."""
+        """The stage whose predictions are the run's predictions."""
         return self.stages[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """The run as it stands in ``plan.json``."""
+        """The run as it is written to ``plan.json``."""
         return {
             "name": self.name,
             "overrides": list(self.overrides),
@@ -59,7 +59,7 @@ class Plan:
     """The graph of unique stages that a sweep needs.
 
     Attributes:
-        runs: The sweep's runs, in the order they were asked for.
+        runs: The sweep's runs, in the order in which they were asked for.
         baselines: Evaluations of the untouched models, for the report; see :func:`untouched`.
     """
 
@@ -68,7 +68,7 @@ class Plan:
 
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
-        """Each unique stage once, by fingerprint, parents before children."""
+        """The unique stages by fingerprint, parents before children."""
         found: dict[str, StageSpec] = {}
         for stage in (*(s for run in self.runs for s in run.stages), *self.baselines):
             found.setdefault(stage.fingerprint, stage)
@@ -76,16 +76,16 @@ class Plan:
 
     @property
     def asked(self) -> int:
-        """How many stages the runs ask for, counted with repeats."""
+        """How many stages the runs ask for, counting repeats."""
         return sum(len(run.stages) for run in self.runs)
 
     @property
     def unique(self) -> int:
-        """How many of :attr:`stages` the runs need; the others are baselines alone."""
+        """How many of :attr:`stages` the runs need; the others are only baselines."""
         return len({stage.fingerprint for run in self.runs for stage in run.stages})
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as it stands in ``plan.json``."""
+        """The plan as it is written to ``plan.json``."""
         return {
             "runs": [run.to_json() for run in self.runs],
             "baselines": [stage.fingerprint for stage in self.baselines],
@@ -100,7 +100,8 @@ def ranks(stages: Iterable[StageSpec]) -> dict[str, int | None]:
         stages: The run's stages.
 
     Returns:
-        For each kind of adapter that has a rank, that of the last one; None where there is none.
+        For each kind of adapter that has a rank, the rank of the run's last adapter of that kind;
+        None if the run has no such adapter.
     """
     ranked = [name for name, kind in kinds().items() if "rank" in kind.__dataclass_fields__]
     found: dict[str, int | None] = dict.fromkeys(ranked)
@@ -110,14 +111,7 @@ def ranks(stages: Iterable[StageSpec]) -> dict[str, int | None]:
 
 
 def read_plan(data: Mapping[str, Any]) -> Plan:
-    """Read what ``plan.json`` holds.
-
-    Args:
-        data: The decoded JSON.
-
-    Returns:
-        The plan.
-    """
+    """Turn the decoded JSON of a ``plan.json`` back into a plan."""
     stages = {key: from_json(stage) for key, stage in data["stages"].items()}
     return Plan(
         tuple(
@@ -135,14 +129,14 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
 
 
 def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
-    """The evaluations of the models before any training that runs are to be compared with.
+    """The evaluations of untrained models that the report compares runs with.
 
     Args:
         runs: The runs.
 
     Returns:
-        A stage without adapters for each model and evaluation among them. Nothing is trained, so
-        the seed has no meaning; it is 0, for all sweeps to share the stage.
+        A stage without adapters for each combination of model and evaluation in the runs. Its seed
+        is 0: nothing is trained, so the seed does not matter, and all sweeps can share the stage.
     """
     found: dict[str, StageSpec] = {}
     for run in runs:
@@ -152,16 +146,13 @@ def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
 
 
 def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterable[str]) -> Run:
-    """Work out a run's stages.
+    """Locate a run's inputs, and derive its stages from its config.
 
     Args:
         config: The run's checked config.
         sources: Locates the model, the data and the adapters to start from.
-        name: The run's folder name.
-        overrides: What was asked on the command line for it.
-
-    Returns:
-        The run.
+        name: The name of the run's folder.
+        overrides: The run's command-line overrides.
 
     Raises:
         UserError: The model, the data or an adapter cannot be found.
@@ -211,7 +202,7 @@ def _located_data(data: DataSettings, sources: Sources) -> DataSettings:
 def _adapters(
     config: HeftConfig, names: Iterable[str], sources: Sources
 ) -> tuple[AdapterSettings, ...]:
-    """The settings of the adapters that a stage trains; several follow one schedule."""
+    """The settings of the adapters that a stage trains; several adapters share one schedule."""
     adapters = [
         dataclasses.replace(
             adapter.resolved(),

@@ -1,7 +1,7 @@
 """Where models and data come from, and what exactly they are.
 
-A local folder is identified by the SHA-256 of its files, a hub repository by its commit, so
-that a name whose content moved on is never taken for what it was.
+A local folder is identified by the SHA-256 of its files and a hub repository by its commit, so
+that new content under an old name is never mistaken for the old content.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ BUILTIN = {
 }
 #: Files of a model folder that cannot change what the model computes.
 _IGNORED = {"README.md", "LICENSE", "generation_config.json", ".gitattributes"}
-#: Files from this size on have their digest remembered between invocations.
+#: Digests of files of at least this size are remembered between invocations.
 _REMEMBER_BYTES = 32 * 2**20
 
 
@@ -40,10 +40,10 @@ class Source:
 
 
 class Sources:
-    """Locates models and data sets, each once, remembering the digests of large files.
+    """Locates models and data sets, each only once, and remembers the digests of large files.
 
     Args:
-        cache: A JSON file for the digests; made when first needed.
+        cache: A JSON file for the digests; created when it is first needed.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -55,26 +55,21 @@ class Sources:
 
         Args:
             id: The value of ``model.id``.
-            revision: A branch, tag or commit; hub only.
-
-        Returns:
-            The source.
+            revision: A branch, tag or commit; used only for a hub repository.
 
         Raises:
-            UserError: No such folder or repository, no access to it, or no way to reach the hub.
+            UserError: There is no such folder or repository, this account has no access to it, or the
+                hub cannot be reached.
         """
         return self._once(("model", id, revision), "model.id", id, revision)
 
     def data(self, id: str | None, path: str | None, revision: str) -> Source:
-        """Locate a task: ``data.path`` where given, else the hub data set ``data.id``.
+        """Locate a task: ``data.path`` if it is given, else the hub data set ``data.id``.
 
         Args:
             id: The value of ``data.id``.
             path: The value of ``data.path``.
-            revision: A branch, tag or commit; hub only.
-
-        Returns:
-            The source.
+            revision: A branch, tag or commit; used only for a hub data set.
 
         Raises:
             UserError: As for :meth:`model`.
@@ -89,14 +84,14 @@ class Sources:
         """Identify a folder of adapter weights that training starts from.
 
         Args:
-            key: The config key, for the error.
-            path: Its value, or None.
+            key: The config key, for the error message.
+            path: The key's value.
 
         Returns:
-            ``sha256:DIGEST``, or None for None.
+            ``sha256:DIGEST``, or None if ``path`` is None.
 
         Raises:
-            UserError: Not a folder.
+            UserError: ``path`` is not a folder.
         """
         if path is None:
             return None
@@ -152,7 +147,7 @@ class Sources:
 
 
 def hub_commit(key: str, id: str, revision: str) -> str:
-    """Resolve a hub revision to its commit: from the hub, or offline from the local cache.
+    """Resolve a hub revision to its commit, using the hub or, if it is offline, the local cache.
 
     Args:
         key: The config key that named the repository (``model.id`` or ``data.id``).
@@ -193,7 +188,7 @@ def hub_commit(key: str, id: str, revision: str) -> str:
             f"{key}={id} is neither a local folder nor a repository that this account can see "
             f"({page}); if it is private, run `hf auth login`"
         ) from None
-    except Exception as error:  # the network fails in many ways, all with the same way out
+    except Exception as error:  # the network fails in many ways, and the advice is the same
         cached = refs / "refs" / revision
         if (refs / "snapshots" / revision).is_dir():
             return revision

@@ -1,7 +1,7 @@
-"""What a stage is made of, and its identity.
+"""What a stage is made of, and what identifies it.
 
-A :class:`StageSpec` holds everything that training its adapters needs. What can change the result
-enters its fingerprint; whether a setting can is said where the setting is declared.
+A :class:`StageSpec` holds everything that is needed to train a stage's adapters. Its fingerprint
+covers everything that can change the result; each setting's declaration says whether it can.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.settings import TrainingSettings
 
-#: Raised when a change of the code changes what a stage with the same settings computes, or
+#: Increased whenever a change to the code alters what a stage with the same settings computes, or
 #: what a fingerprint is made of.
 RESULT_VERSION = 3
 
@@ -30,15 +30,15 @@ class StageSpec:
     """One training of one or more adapters on a frozen parent.
 
     Attributes:
-        model: The frozen base model, found.
-        data: The task, found.
-        adapters: What is trained, resolved; several are trained at once. Empty for the
-            untouched model, which is only evaluated.
-        training: How; None where nothing is trained.
+        model: The frozen base model, located.
+        data: The task, located.
+        adapters: The resolved settings of the adapters to train; several are trained at once. Empty
+            for the untouched model, which is only evaluated.
+        training: How they are trained; None if nothing is trained.
         evaluation: How answers are scored.
-        seed: Of initialisation, order, dropout and the dev split.
-        parent: The stage it is trained on; None for the bare base model.
-        device: Where to compute; cannot change what a result means.
+        seed: The seed of initialisation, order, dropout and the dev split.
+        parent: The stage that this one is trained on; None for the bare base model.
+        device: Where to compute, which cannot change what a result means.
     """
 
     model: ModelSettings
@@ -58,7 +58,7 @@ class StageSpec:
 
     @property
     def kind(self) -> str:
-        """What people call it: its adapter's kind, ``joint`` for several, ``base`` for none."""
+        """A name for people: the adapter's kind, ``joint`` for several adapters, ``base`` for none."""
         if len(self.adapters) > 1:
             return "joint"
         return self.adapters[0].kind if self.adapters else "base"
@@ -71,17 +71,17 @@ class StageSpec:
 
     @property
     def epochs(self) -> int:
-        """How many epochs it is trained for; 0 where nothing is trained."""
+        """How many epochs it is trained for; 0 if nothing is trained."""
         return self.adapters[0].epochs if self.adapters else 0
 
     @property
     def rank(self) -> int | None:
-        """The rank of the first adapter that has one."""
+        """The rank of the first adapter that has one; None if none has."""
         return next((a.low_rank for a in self.adapters if a.low_rank is not None), None)
 
     @property
     def chain(self) -> tuple["StageSpec", ...]:
-        """The stages from the first on the base model to this one."""
+        """All stages from the first one on the base model up to this one."""
         return (*(self.parent.chain if self.parent else ()), self)
 
     @property
@@ -94,13 +94,9 @@ class StageSpec:
 
 
 def made_of(stage: StageSpec) -> dict[str, Any]:
-    """Everything that can change a stage's result; a parent stands as its fingerprint.
+    """Everything that can change a stage's result, as JSON-ready data.
 
-    Args:
-        stage: Any stage.
-
-    Returns:
-        JSON-ready data.
+    A parent is represented by its fingerprint.
     """
     return {
         "version": RESULT_VERSION,
@@ -115,14 +111,7 @@ def made_of(stage: StageSpec) -> dict[str, Any]:
 
 
 def to_json(stage: StageSpec) -> dict[str, Any]:
-    """Everything a stage was asked with, as JSON-ready data (parents nested).
-
-    Args:
-        stage: Any stage.
-
-    Returns:
-        A dictionary that :func:`from_json` turns back into an equal stage.
-    """
+    """All settings of a stage and its parents, as JSON-ready data for :func:`from_json`."""
     return {
         "fingerprint": stage.fingerprint,
         "version": RESULT_VERSION,
@@ -139,16 +128,10 @@ def to_json(stage: StageSpec) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> StageSpec:
-    """Read what :func:`to_json` wrote.
-
-    Args:
-        data: The decoded JSON.
-
-    Returns:
-        The stage.
+    """Turn the decoded output of :func:`to_json` back into an equal stage.
 
     Raises:
-        UserError: Another version wrote it, or it holds a kind of adapter that is not known.
+        UserError: Another version wrote it, or it has a kind of adapter that is not installed.
     """
     require_version(data)
     for adapter in data["adapters"]:
@@ -171,20 +154,17 @@ def from_json(data: Mapping[str, Any]) -> StageSpec:
 
 
 def require_version(data: Mapping[str, Any]) -> None:
-    """Refuse a stage that another version of this project wrote.
-
-    Args:
-        data: The decoded JSON of a stage.
+    """Refuse the decoded JSON of a stage that another version of this project wrote.
 
     Raises:
-        UserError: The message names both versions and the way out.
+        UserError: The message names both versions and says what to do.
     """
     version = data.get("version", "unknown")
     if version != RESULT_VERSION:
         raise UserError(
-            f"stage {data.get('fingerprint', '')} has store version {version}, and this version "
-            f"of heft_pipeline reads {RESULT_VERSION}: read it with the version that wrote it, or "
-            "run the sweep's command again, which trains its stages anew beside the old ones"
+            f"stage {data.get('fingerprint', '')} has store version {version}, but this version "
+            f"of heft_pipeline reads {RESULT_VERSION}; read it with the version that wrote it, or "
+            "run the sweep's command again, which trains new stages beside the old ones"
         )
 
 

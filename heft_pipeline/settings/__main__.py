@@ -1,4 +1,4 @@
-"""Every setting as a page.
+"""Print every setting as a page.
 
 python -m heft_pipeline.settings --markdown
 """
@@ -10,14 +10,7 @@ from heft_pipeline.settings.markdown import markdown
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Args:
-        arguments: Without the program's name; the process's own where None.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line, and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.settings",
         description="Print every setting with its type, default, meaning and bounds.",

@@ -1,4 +1,4 @@
-"""From what Hydra composed to checked settings."""
+"""Turning the config that Hydra composed into checked settings."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -8,16 +8,13 @@ from heft_pipeline.settings.schema import HeftConfig
 
 
 def typed(cfg: DictConfig) -> HeftConfig:
-    """Turn a composed config into checked settings.
+    """Turn a composed config into checked settings, with every interpolation resolved.
 
     Args:
-        cfg: What Hydra composed, without its ``hydra`` node.
-
-    Returns:
-        The settings, with every interpolation resolved.
+        cfg: The config that Hydra composed, without its ``hydra`` node.
 
     Raises:
-        UserError: A value is missing or makes no sense; the message names its key.
+        UserError: A value is missing or not allowed; the message names its key.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:

@@ -1,4 +1,4 @@
-"""``docs/configuration.md``: every setting, from where it is declared."""
+"""The page ``docs/configuration.md``, generated from the settings' declarations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,28 +14,25 @@ from heft_pipeline.settings.schema import HeftConfig
 _HEADER = """\
 # Every setting
 
-Written by `python -m heft_pipeline.settings --markdown > docs/configuration.md` from where the
-settings are declared; the tests fail when it is stale.
+`python -m heft_pipeline.settings --markdown > docs/configuration.md` generates this page from the
+settings' declarations; a test fails when it is out of date.
 
-Set one on the command line (`lora.rank=16`), sweep over several values with `-m`
-(`lora.rank=4,8,16`), or put it into a YAML file of your own. The defaults here are those of the
-declarations; the files in `conf/` set values for a method, a model, a task or an adapter, and say
-where the numbers come from. `${...}` takes the value of another setting, and
-`${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other.
+Set a value on the command line (`lora.rank=16`), sweep over several values with `-m`
+(`lora.rank=4,8,16`), or put it in a YAML file of your own. The defaults on this page are the
+declared ones; the files in `conf/` set values for a method, a model, a task or an adapter, and say
+where the numbers come from. `${...}` is the value of another setting, and
+`${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other model.
 
-A setting that *can change a result* is part of a stage's fingerprint: change it, and a new stage
-is trained. Any other can be changed, and the finished stage is used again. Models, data sets and
-adapters to start from count by their content, wherever they are and whatever they are called.
+A setting that *can change a result* is part of a stage's fingerprint: if you change it, a new
+stage is trained. If you change any other setting, the finished stage is reused. Models, data sets
+and adapters to start from are identified by their content, so their names and locations do not
+matter.
 """
 _COLUMNS = ("setting", "type", "default", "meaning", "allowed", "can change a result")
 
 
 def markdown() -> str:
-    """The page.
-
-    Returns:
-        Markdown with a section for each section of the config.
-    """
+    """Return the page, with a section for each section of the config."""
     parts = [_HEADER, "## The run\n", _table("", HeftConfig, only_plain=True)]
     for one in dataclasses.fields(HeftConfig):
         if _is_section(one):
@@ -48,12 +45,8 @@ def markdown() -> str:
 
 
 def launchers() -> dict[str, type[Settings]]:
-    """The settings of this project's launchers, as Hydra knows them.
-
-    Returns:
-        Their classes, by the launcher's name.
-    """
-    Plugins.instance()  # imports them
+    """Return the settings classes of this project's launchers, by launcher name."""
+    Plugins.instance()  # imports the launchers
     nodes: Any = ConfigStore.instance().repo["hydra"]["launcher"]
     found = {}
     for name in ("local", "slurm"):

@@ -1,7 +1,7 @@
-"""The whole config: all sections together, and what Hydra is told of them.
+"""The whole config: all its sections, and their registration with Hydra.
 
-Hydra composes ``conf/`` into :class:`HeftConfig`. An unknown key or a value of the wrong type is
-refused while composing.
+Hydra composes ``conf/`` into :class:`HeftConfig`. While composing, it refuses unknown keys and
+values of the wrong type.
 """
 
 import re
@@ -51,7 +51,7 @@ class MethodSettings(Settings):
 
     stages: list[str] = setting(
         MISSING,
-        "a kind of adapter for each stage, or several joined with + to train them at once",
+        "a kind of adapter for each stage, or several kinds joined with + to train them at once",
         rule=_check_stages,
         example=["lora", "reft"],
     )
@@ -59,7 +59,7 @@ class MethodSettings(Settings):
 
 @dataclass(frozen=True)
 class SharedSettings(Settings):
-    """Everything a run is made from, except for the sections of the kinds of adapter."""
+    """Everything a run is made from, except the sections of the kinds of adapter."""
 
     method: MethodSettings = section(MethodSettings, "which stages a run trains")
     model: ModelSettings = section(ModelSettings, "the frozen base model")
@@ -75,11 +75,11 @@ class SharedSettings(Settings):
     rank: int = setting(8, "the rank of all adapters that have one", above=0)
     seed: int = setting(
         0,
-        "adapter initialisation, order of examples, dropout, and which rows are held out for dev",
+        "seeds the initial adapters, the order of examples, dropout, and the choice of dev rows",
         least=0,
         most=2**31 - 1,
     )
-    output_dir: str = setting("outputs", "the store of stages and all sweeps", identity=False)
+    output_dir: str = setting("outputs", "the folder of all stages and sweeps", identity=False)
     sweep: str = setting(
         MISSING,
         "the name of the sweep's folder, output_dir/sweeps/NAME",
@@ -89,25 +89,18 @@ class SharedSettings(Settings):
     )
     device: str = setting(
         "auto",
-        "auto (CUDA where there is one), cpu, cuda, cuda:N or mps",
+        "auto (CUDA if there is a GPU), cpu, cuda, cuda:N or mps",
         rule=_check_device,
         identity=False,
     )
 
     def check(self, key: str) -> None:
-        """Refuse adapters that the evaluation cannot use."""
+        """Refuse adapters that do not support the evaluation mode."""
         for name in kinds():
             self.adapter(name).check_mode(self.evaluation.mode)
 
     def adapter(self, kind: str) -> AdapterSettings:
-        """The section of a kind of adapter.
-
-        Args:
-            kind: Its name.
-
-        Returns:
-            Its settings.
-        """
+        """The section of a kind of adapter."""
         found = getattr(self, kind)
         assert isinstance(found, AdapterSettings)
         return found
@@ -122,7 +115,7 @@ else:
         bases=(SharedSettings,),
         frozen=True,
     )
-    HeftConfig.__doc__ = "Everything a run is made from; a section for each kind of adapter."
+    HeftConfig.__doc__ = "Everything a run is made from, with a section for each kind of adapter."
 
 
 def method_name(stages: Iterable[str]) -> str:
@@ -132,9 +125,10 @@ def method_name(stages: Iterable[str]) -> str:
         stages: Entries of ``method.stages`` in training order.
 
     Returns:
-        ``lora``, ``reft``, ``heft`` or ``joint`` for those methods, ``base`` for no stages,
-        else the stages' names joined with ``+`` (``reft+lora``), where a stage that trains
-        several adapters at once is ``joint``, or their kinds joined with ``_`` (``lora_red``).
+        ``lora``, ``reft``, ``heft`` or ``joint`` for these methods, and ``base`` for no stages. Any
+        other list is named after its stages, joined with ``+`` (``reft+lora``); in such a name, a
+        stage that trains several adapters at once is ``joint`` if it is that method's stage, and
+        otherwise its kinds joined with ``_`` (``lora_red``).
     """
     entries = joined(stages)
     names = (METHOD_NAMES.get((entry,), entry.replace("+", "_")) for entry in entries)
@@ -142,17 +136,14 @@ def method_name(stages: Iterable[str]) -> str:
 
 
 def run_name(number: int, stages: Iterable[str], epochs: int, rank: int, seed: int) -> str:
-    """The name of a run's folder in its sweep.
+    """The name of a run's folder in its sweep, e.g. ``4-heft-e3-r8-s0``.
 
     Args:
-        number: Hydra's number of the job, unique in the sweep.
+        number: Hydra's number of the job, which is unique in the sweep.
         stages: Entries of ``method.stages`` in training order.
         epochs: The config's ``epochs``.
         rank: The config's ``rank``.
         seed: The config's ``seed``.
-
-    Returns:
-        For instance ``4-heft-e3-r8-s0``.
     """
     return f"{number}-{method_name(stages)}-e{epochs}-r{rank}-s{seed}"
 
@@ -165,15 +156,15 @@ def config_dir() -> Path:
 
 
 def schema() -> DictConfig:
-    """The config's schema, whose values may be changed (a frozen dataclass's may not)."""
+    """The config's schema, which Hydra can write to although the dataclasses are frozen."""
     return _writable(OmegaConf.structured(HeftConfig))
 
 
 def register() -> None:
-    """Tell Hydra the schema, and OmegaConf the resolvers that ``conf/`` uses.
+    """Register the schema with Hydra, and the resolvers that ``conf/`` uses with OmegaConf.
 
     ``${run_name:...}`` is :func:`run_name`. ``${tiny_or:ID,A,B}`` is A for the model that
-    ships with the package and B for any other: a model with under a million parameters wants
+    ships with the package and B for any other: a model with under a million parameters needs
     far larger learning rates than the published ones.
     """
     ConfigStore.instance().store(name="heft_schema", node=schema(), provider="heft_pipeline")

@@ -1,4 +1,4 @@
-"""The settings that cannot change a stage's result: where runs are shown, what is reported."""
+"""Settings that cannot change a stage's result: where runs are shown and what is reported."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from heft_pipeline.evidence.claims import parse_claim
 
 
 def _check_project(key: str, value: str) -> None:
-    # The characters and lengths that W&B's server refuses after training.
+    # W&B's server refuses any other name, but only after training.
     if not re.fullmatch(r"[^/\\#?%:]{1,128}", value):
         raise UserError(
             f"{key}={value!r} must be 1 to 128 characters without any of / \\ # ? % : , "
@@ -31,14 +31,14 @@ def _check_claims(_key: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class TrackingSettings(Settings):
-    """Where runs are shown besides the store's own files."""
+    """Where runs are shown in addition to the store's own files."""
 
     name: str = setting(
         "none", "the tracker", choices=("none", "wandb", "tensorboard"), identity=False
     )
     mode: str = setting(
         "auto",
-        "of W&B; auto: $WANDB_MODE, else online after `wandb login`, else offline",
+        "W&B's mode; auto: $WANDB_MODE if it is set, else online after `wandb login`, else offline",
         choices=("auto", "online", "offline", "disabled"),
         identity=False,
     )
@@ -46,7 +46,7 @@ class TrackingSettings(Settings):
     entity: str | None = setting(
         None, "the W&B user or team; null: the account's default", identity=False
     )
-    tags: list[str] = setting([], "tags besides the method", rule=_check_tags, identity=False)
+    tags: list[str] = setting([], "tags in addition to the method", rule=_check_tags, identity=False)
     log_predictions: bool = setting(
         False, "send predictions.parquet as a W&B table", identity=False
     )
@@ -55,7 +55,7 @@ class TrackingSettings(Settings):
     )
     finish_seconds: float = setting(
         60.0,
-        "at the end, stop waiting for the tracker after so long without news",
+        "at the end, stop waiting for the tracker after this many seconds without progress",
         above=0,
         identity=False,
     )
@@ -72,5 +72,5 @@ class ReportSettings(Settings):
         identity=False,
     )
     base_model: bool = setting(
-        True, "evaluate the untouched model as well, once, as a row of the table", identity=False
+        True, "also evaluate the untouched model, once, as a row of the table", identity=False
     )

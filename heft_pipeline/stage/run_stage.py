@@ -19,7 +19,7 @@ from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.devices.memory import peak_mb, reset_peak
-from heft_pipeline.devices.processes import Ranks, start_ranks
+from heft_pipeline.devices.processes import start_ranks
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -29,7 +29,7 @@ from heft_pipeline.stage.machine import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.flops import FlopCounter
-from heft_pipeline.training.loop import Counters, Progress, Recipe, Trainer
+from heft_pipeline.training.loop import Control, Counters, Progress, Recipe, Trainer
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def run_stage(
             return Outcome(result, reused=True)
         if ranks.first:
             store.begin(stage)
-        result = _train_and_evaluate(stage, store, ranks, progress, should_stop)
+        control = Control(progress, should_stop, ranks)
+        result = _train_and_evaluate(stage, store, control)
         if ranks.first:
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
@@ -92,34 +93,29 @@ class Trained:
         counters: How long it took and what it cost.
         parameters: How many numbers were trained.
         reuse: What was reused, or why nothing was; empty where nothing was trained.
-        merge_error: The error of merging the parents; None where they were not merged.
     """
 
     counters: Counters
     parameters: int = 0
     reuse: str = ""
-    merge_error: float | None = None
 
 
-def _train_and_evaluate(
-    stage: StageSpec,
-    store: Store,
-    ranks: Ranks,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> dict[str, Any]:
-    started = time.perf_counter()
+def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dict[str, Any]:
+    started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
     task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
     base = cached_base(stage.model, device)
     flops = FlopCounter(base.model, base.layers)
-    with adapted(base, _parents(stage, store)) as model, _prepared(stage, model, task) as error:
+    with (
+        adapted(base, _parents(stage, store)) as model,
+        _prepared(stage, model, task) as merge_error,
+    ):
         trained = Trained(Counters())
         if stage.training is not None:
-            trained = _train(stage, model, task, flops, folder, should_stop, progress, ranks, error)
+            trained = _train(stage, model, task, flops, folder, control)
         evaluated = time.perf_counter()
-        scores = _evaluate(stage, model, task, progress, ranks)
+        scores = _evaluate(stage, model, task, control)
         eval_seconds = time.perf_counter() - evaluated
         if ranks.first:
             write_edit_sizes(folder, model, task, stage.evaluation.batch_size)
@@ -128,6 +124,7 @@ def _train_and_evaluate(
     seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
     return {
         **_result(stage, task, scores, trained),
+        "merge_error": merge_error,
         **seconds,
         "peak_memory_mb": peak_mb(device),
         "processes": ranks.world,
@@ -161,10 +158,7 @@ def _train(
     task: Task,
     flops: FlopCounter,
     folder: Path,
-    should_stop: Callable[[], bool],
-    progress: Progress,
-    ranks: Ranks,
-    merge_error: float | None,
+    control: Control,
 ) -> Trained:
     """Put a stage's own adapters on the model, train them and save them."""
     training = stage.training
@@ -178,24 +172,22 @@ def _train(
             stack.enter_context(compiled_layers(model.base))
         if training.gradient_checkpointing:
             stack.enter_context(recomputed_layers(model.base))
-        trainer = Trainer(recipe, model, task, flops, folder, should_stop, progress, ranks)
+        trainer = Trainer(recipe, model, task, flops, folder, control)
         counters = trainer.run()
     model.finish()
-    if ranks.first:
+    if control.ranks.first:
         model.save(folder / "adapter")
-    return Trained(counters, parameters, trainer.reuse, merge_error)
+    return Trained(counters, parameters, trainer.reuse)
 
 
-def _evaluate(
-    stage: StageSpec, model: AdaptedModel, task: Task, progress: Progress, ranks: Ranks
-) -> Scores:
+def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Control) -> Scores:
     """Score the reported split, the only time that a stage reads it."""
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("eval", done, len(ranks.share(task.eval)))
+        control.progress("eval", done, len(control.ranks.share(task.eval)))
 
     return score(
         model,
@@ -204,7 +196,7 @@ def _evaluate(
         batch_size=stage.evaluation.batch_size,
         mode=stage.evaluation.mode,
         advance=advance,
-        ranks=ranks,
+        ranks=control.ranks,
     )
 
 
@@ -230,7 +222,6 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "train_seconds": counters.train_seconds,
         "reuse_seconds": counters.reuse_seconds,
         "reuse": trained.reuse,
-        "merge_error": trained.merge_error,
         "dev_seconds": counters.dev_seconds,
         "train_tflop": counters.train_flop / 1e12,
         "train_examples": counters.examples,

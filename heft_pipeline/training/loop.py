@@ -44,6 +44,21 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Control:
+    """How a stage is watched and stopped, and by how many processes it is trained.
+
+    Attributes:
+        progress: Called at each step.
+        should_stop: Asked before each step; true ends training with a checkpoint.
+        ranks: The processes that train the stage together; each takes its part of every batch.
+    """
+
+    progress: Progress
+    should_stop: Callable[[], bool]
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a stage is trained.
 
@@ -71,9 +86,7 @@ class Trainer:
         task: The tokenised task.
         flops: Counts operations; made before adapters were put on.
         folder: The stage's folder: ``checkpoint/`` and ``metrics.jsonl`` go there.
-        should_stop: Asked before each step; true makes the loop write a checkpoint and raise.
-        progress: Called at each step.
-        ranks: The processes that train the stage together; each takes its part of every batch.
+        control: How the stage is watched and stopped.
 
     Attributes:
         reuse: What was reused, or why nothing was; known once training has begun.
@@ -86,13 +99,11 @@ class Trainer:
         task: Task,
         flops: FlopCounter,
         folder: Path,
-        should_stop: Callable[[], bool],
-        progress: Progress,
-        ranks: Ranks,
+        control: Control,
     ) -> None:
         self._recipe, self._model, self._task, self._flops = recipe, model, task, flops
-        self._folder, self._ranks = folder / "checkpoint", ranks
-        self._should_stop, self._progress = should_stop, progress
+        self._folder, self._ranks = folder / "checkpoint", control.ranks
+        self._should_stop, self._progress = control.should_stop, control.progress
         self._device = model.base.device
         self._steps_per_epoch = len(self._batches(0))
         self._total_steps = self._steps_per_epoch * recipe.schedule.epochs
@@ -106,14 +117,14 @@ class Trainer:
             Counters(micro_batch_tokens=0 if isinstance(asked, str) else asked),
         )
         self._checkpoints = Checkpoints(
-            self._folder, self._state, model.constants(), ranks, self._device
+            self._folder, self._state, model.constants(), self._ranks, self._device
         )
-        if ranks.world > 1:  # equal initial weights, but dropout masks of each process's own
-            torch.manual_seed(recipe.seed * ranks.world + ranks.rank + 1)
+        if self._ranks.world > 1:  # equal initial weights, but each process its own dropout masks
+            torch.manual_seed(recipe.seed * self._ranks.world + self._ranks.rank + 1)
         self.reuse = ""
         self._scoring = self._stop = False
         self._checkpoints.resume()
-        if ranks.first:
+        if self._ranks.first:
             self._metrics = MetricsLog(
                 folder / "metrics.jsonl", keep_steps=self._state.counters.step
             )

@@ -125,7 +125,7 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
         kept = Kept(base.device, budget, folder, operations=1.0)
         kept._ram_left = ram
         made = FrozenPrompts(base, 3, kept)
-        assert made.prepare(sequences, 64, _nothing) == 10
+        assert kept.fill(map(made.key, sequences), 64, made.compute, _nothing) == 10
         return made
 
     everything = frozen(1e9)

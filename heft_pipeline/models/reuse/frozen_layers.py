@@ -3,7 +3,7 @@
 What comes out of the layers below the first edit is the same in every epoch: training begins there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,23 +39,9 @@ class FrozenLayers:
         self._whole = WholePrompts(base)
         self._in_tuple = False
 
-    def prepare(
-        self,
-        sequences: Iterable[AnsweredPrompt],
-        tokens: int,
-        advance: Callable[[int, int], None],
-    ) -> int:
-        """Compute and keep sequences.
-
-        Args:
-            sequences: What training and the dev split read; repeated ones count once.
-            tokens: Most padded tokens a forward pass.
-            advance: Told how many are done, and of how many.
-
-        Returns:
-            How many different ones there are.
-        """
-        return self.kept.fill(map(_inputs, sequences), tokens, self._compute, advance)
+    def key(self, sequence: AnsweredPrompt) -> Tokens:
+        """The token ids that the model reads of a sequence: all but the last of the answer."""
+        return sequence.prompt + sequence.answer[:-1]
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.
@@ -90,7 +76,7 @@ class FrozenLayers:
         Returns:
             [B, T, hidden], 0 on padding.
         """
-        states = self.kept.get([_inputs(s) for s in batch.sequences], self._compute)
+        states = self.kept.get([self.key(s) for s in batch.sequences], self.compute)
         width = batch.input_ids.shape[1]
         return torch.stack([pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
 
@@ -118,8 +104,8 @@ class FrozenLayers:
                     layer.forward = forward
 
     @torch.no_grad()
-    def _compute(self, keys: Sequence[Tokens]) -> list[torch.Tensor]:
-        """[T, hidden] of each input of T tokens."""
+    def compute(self, keys: Sequence[Tokens]) -> list[torch.Tensor]:
+        """The states of each input of T tokens, [T, hidden]."""
         batch = collate([AnsweredPrompt(key, (0,)) for key in keys], self._base.pad_token_id)
         batch = batch.to(self._base.device)
         rows, tokens = batch.input_ids.shape
@@ -146,7 +132,3 @@ class _Reached(Exception):
     def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()
         self.hidden = hidden
-
-
-def _inputs(sequence: AnsweredPrompt) -> Tokens:
-    return sequence.prompt + sequence.answer[:-1]

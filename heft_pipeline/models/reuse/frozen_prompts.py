@@ -4,7 +4,7 @@ With edits at the last positions of a prompt only, every earlier position's acti
 same in every epoch: training runs the last positions and the answer alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,23 +46,9 @@ class FrozenPrompts:
         self.suffix, self.kept = suffix, kept
         self._base, self._on_pass = base, on_pass
 
-    def prepare(
-        self,
-        sequences: Iterable[AnsweredPrompt],
-        tokens: int,
-        advance: Callable[[int, int], None],
-    ) -> int:
-        """Compute and keep prompts.
-
-        Args:
-            sequences: What training and the dev split read; repeated prompts count once.
-            tokens: Most padded tokens a forward pass.
-            advance: Told how many are done, and of how many.
-
-        Returns:
-            How many different ones there are.
-        """
-        return self.kept.fill((s.prompt for s in sequences), tokens, self._compute, advance)
+    def key(self, sequence: AnsweredPrompt) -> Tokens:
+        """What a sequence's keys and values are kept under: its prompt."""
+        return sequence.prompt
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.
@@ -120,7 +106,7 @@ class FrozenPrompts:
         """
         from transformers.cache_utils import DynamicCache
 
-        states = self.kept.get(prompts, self._compute)
+        states = self.kept.get(prompts, self.compute)
         width = max(s.shape[3] for s in states)
         # [layers, 2, B, heads, T, size]
         together = torch.stack([pad(s, (0, 0, width - s.shape[3], 0)) for s in states], dim=2)
@@ -130,8 +116,8 @@ class FrozenPrompts:
         return DynamicCache([(layer[0], layer[1]) for layer in together]), mask
 
     @torch.no_grad()
-    def _compute(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
-        """[layers, 2, heads, T, size] of each prompt's T first tokens."""
+    def compute(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
+        """The keys and values of each prompt's T first tokens, [layers, 2, heads, T, size]."""
         heads = [AnsweredPrompt(prompt[: -self.suffix], (0,)) for prompt in prompts]
         batch = collate(heads, self._base.pad_token_id).to(self._base.device)
         rows, tokens = batch.input_ids.shape

@@ -114,7 +114,7 @@ def start_reuse(
         reused, recomputed = found.logits(batch, editing), whole.logits(batch, editing)
     if differs(reused, recomputed):
         return None, f"{nothing}reused activations change the logits of this model"
-    different = found.prepare(sequences, tokens, advance)
+    different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
     size = kept.bytes / 2**30
     return found, f"{len(kept)} of {different} prompts kept in {size:.2f} GiB: {choice.why}"
 
