@@ -1,1 +1,1 @@
-"""Benchmarks: tables of ratios, each measured in one run; see ``benchmarks/README.md``."""
+"""Benchmarks, which print tables of ratios measured in one run; see ``benchmarks/README.md``."""

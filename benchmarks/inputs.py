@@ -1,4 +1,4 @@
-"""The rows and models that both sides are given."""
+"""The rows and models that both sides use."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-#: Shapes that are made and used in bfloat16 by both sides, on a GPU only.
+#: Shapes that both sides use in bfloat16, and only on a GPU.
 LARGE = ("llama2_7b",)
 _DEV_ROWS = 8
 _EVAL_NAMES = ("validation", "test")
@@ -40,8 +40,8 @@ def write_rows(data: Path, rows: int, folder: Path) -> None:
 
     Args:
         data: A folder with ``train.jsonl`` and ``validation.jsonl`` (or ``test.jsonl``).
-        rows: How many of each; dev gets 8 of the reported split.
-        folder: Where to.
+        rows: How many rows of each split; dev gets up to 8 rows of the reported split.
+        folder: The folder to create.
 
     Raises:
         UserError: A file is missing.
@@ -59,7 +59,7 @@ def write_rows(data: Path, rows: int, folder: Path) -> None:
 
 
 def _copy(source: Path, count: int, target: Path) -> None:
-    """The first rows; the last gives way where all have one answer, which no task may have."""
+    """Copy the first rows; if all have one answer, the last is replaced by a row with another."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line]
     chosen = rows[:count]
     others = [row for row in rows if row["answer"] != chosen[0]["answer"]]
@@ -73,7 +73,7 @@ def save_random_model(shape: str, folder: Path) -> None:
 
     Args:
         shape: A key of :data:`SHAPES`.
-        folder: Where to.
+        folder: The folder to save it to.
 
     Raises:
         UserError: The shape needs a GPU, and there is none.

@@ -1,4 +1,4 @@
-"""This project's side: its stages and its scoring, through the code that runs use."""
+"""This project's side: its stages and its scoring, through the same code that runs use."""
 
 import tempfile
 import time
@@ -23,12 +23,12 @@ from heft_pipeline.training.metrics import read_metrics
 class EpochClock:
     """Takes the times of a stage's epochs from its progress.
 
-    Between two epochs the trainer scores the dev split and writes a checkpoint, which no peer
-    does: that time is left out.
+    Between two epochs the trainer scores the dev split and writes a checkpoint. No peer does that,
+    so that time is left out.
 
     Args:
-        epochs: How many there will be.
-        device: Waited for at an epoch's end.
+        epochs: How many epochs there will be.
+        device: The device to wait for at the end of an epoch.
     """
 
     def __init__(self, epochs: int, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class EpochClock:
         self.seconds: list[float] = []
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Take a state, as ``heft_pipeline.training.loop.Progress`` does."""
+        """Receive a state; see ``heft_pipeline.training.loop.Progress``."""
         if phase != "train" or done % (total // self._epochs):
             return
         if self._device.type == "cuda":
@@ -54,10 +54,7 @@ def train(piece: Piece) -> Measured:
     """Run the last stage of a piece's run; the stages before it are not timed.
 
     Args:
-        piece: With ``work`` of ``reft``, ``lora`` or ``reft_on_lora``.
-
-    Returns:
-        What was measured.
+        piece: A piece whose ``work`` is ``reft``, ``lora`` or ``reft_on_lora``.
     """
     quieten()
     run = composed(piece)
@@ -65,7 +62,7 @@ def train(piece: Piece) -> Measured:
     device = resolve_device(stage.device)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
         store = Store(Path(folder))
-        # What the stage then finds in its process, as in a sweep.
+        # The stage then finds these in its process, as in a sweep.
         task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
         cached_base(stage.model, device)
         for parent in run.stages[:-1]:
@@ -86,13 +83,10 @@ def train(piece: Piece) -> Measured:
 
 
 def evaluate(piece: Piece) -> Measured:
-    """Score the validation split with a fresh ReFT adapter on the model.
+    """Score the validation split with a new ReFT adapter, once after a warm-up batch.
 
     Args:
-        piece: With ``work`` of ``score`` (log-probabilities) or ``generate``.
-
-    Returns:
-        What was measured, in one pass after a batch of warm-up.
+        piece: A piece whose ``work`` is ``score`` (log-probabilities) or ``generate``.
     """
     quieten()
     stage: StageSpec = composed(piece).last
@@ -121,5 +115,5 @@ def evaluate(piece: Piece) -> Measured:
 
 
 def input_tokens(task: Task) -> int:
-    """Unpadded input tokens of an epoch: prompts, and answers without their last token."""
+    """The unpadded input tokens of an epoch: prompts, and answers without their last token."""
     return sum(len(e.prompt) + len(task.choices[e.gold]) - 1 for e in task.train)

@@ -1,4 +1,4 @@
-"""The machine's matrix-product peak, measured."""
+"""Measuring the machine's peak speed at matrix products."""
 
 import time
 
@@ -13,10 +13,10 @@ _REPEATS = 5
 def measure() -> Measured:
     """Time large square matrix products in float32 and bfloat16.
 
-    float32 is torch's default precision for it, without TF32 on a GPU.
+    float32 is computed at torch's default precision, which is without TF32 on a GPU.
 
     Returns:
-        The best GFLOP/s of each dtype.
+        The best GFLOP/s for each dtype.
     """
     device = resolve_device("auto")
     size = 8192 if device.type == "cuda" else 2048

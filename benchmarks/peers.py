@@ -1,7 +1,7 @@
-"""The neighbours' side: pyreft's trainer, PEFT with transformers' trainer, pyreft's generation.
+"""The peers' side: pyreft's trainer, PEFT with transformers' trainer, pyreft's generation.
 
-They are used as their documentation shows; what had to be added for current versions of the
-libraries is said in ``benchmarks/README.md``.
+They are used as their documentation shows; ``benchmarks/README.md`` says what had to be added for
+current versions of the libraries.
 """
 
 import io
@@ -35,17 +35,17 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
 from heft_pipeline.training.flops import FlopCounter
 
-with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package
+with redirect_stdout(io.StringIO()):  # pyvene prints advice about an optional package
     import pyreft
     from pyreft.dataset import get_intervention_locations
     from pyreft.reft_trainer import make_data_collator, make_dataloader
 
-#: What pyreft's examples/loreft/compute_metrics.py evaluates at a time.
+#: The batch size of pyreft's examples/loreft/compute_metrics.py.
 GENERATE_BATCH = 4
 
 
 class EpochTimes(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Wall time of each epoch of a transformers trainer."""
+    """The wall time of each epoch of a transformers trainer."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._since = device, 0.0
@@ -67,7 +67,7 @@ class Shapes:
     """A collator that remembers the shapes of its batches.
 
     Args:
-        collator: What makes them.
+        collator: The collator that makes the batches.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -83,11 +83,11 @@ class Shapes:
 
 
 class OwnBatches:
-    """The batches of this project's epochs, a new epoch at each pass.
+    """The batches of this project's epochs, with a new epoch at each pass.
 
     Args:
         task: The task.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         seed: The stage's seed.
     """
 
@@ -104,19 +104,19 @@ class OwnBatches:
 
 
 class LossLog:
-    """Mixed into a trainer: keeps each step's loss at full precision, and may fix the batches."""
+    """A mixin for trainers: records each step's loss at full precision, and fixes the batches."""
 
     step_losses: list[float]
     batches: "OwnBatches"
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the trainer's own loss and keep it."""
+        """Compute the trainer's own loss and record it."""
         loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
         self.step_losses.append(loss.item())
         return loss
 
     def get_train_dataloader(self) -> Any:
-        """The batches asked for."""
+        """A loader of the batches in ``batches``."""
         trainer: Any = self
         return DataLoader(
             trainer.train_dataset, batch_sampler=self.batches, collate_fn=trainer.data_collator
@@ -124,31 +124,28 @@ class LossLog:
 
 
 class CurrentReftTrainer(pyreft.ReftTrainerForCausalLM):  # type: ignore[misc, unused-ignore]
-    """pyreft's trainer under a transformers that passes ``num_items_in_batch``."""
+    """pyreft's trainer, for a transformers version that passes ``num_items_in_batch``."""
 
     def compute_loss(
         self, intervenable: Any, inputs: Any, return_outputs: bool = False, **_: Any
     ) -> Any:
-        """pyreft's loss."""
+        """Compute pyreft's loss."""
         return super().compute_loss(intervenable, inputs, return_outputs)
 
 
 class CheckedReftTrainer(LossLog, CurrentReftTrainer):
-    """For comparing losses."""
+    """pyreft's trainer for comparing losses."""
 
 
 class CheckedTrainer(LossLog, Trainer):  # type: ignore[misc, unused-ignore]
-    """For comparing losses."""
+    """transformers' trainer for comparing losses."""
 
 
 def train(piece: Piece) -> Measured:
     """Train with a peer's trainer.
 
     Args:
-        piece: With ``work`` of ``reft`` (pyreft) or ``lora`` (PEFT).
-
-    Returns:
-        What was measured.
+        piece: A piece whose ``work`` is ``reft`` (pyreft) or ``lora`` (PEFT).
     """
     quieten()
     stage = composed(piece).last
@@ -173,7 +170,7 @@ def train(piece: Piece) -> Measured:
         )
         if piece.losses:
             trainer.step_losses, trainer.batches = [], batches
-        with redirect_stdout(io.StringIO()):  # its log of losses
+        with redirect_stdout(io.StringIO()):  # it prints losses
             trainer.train()
     return Measured(
         dtype=piece.dtype,
@@ -188,15 +185,15 @@ def train(piece: Piece) -> Measured:
 
 @dataclass(frozen=True)
 class Peer:
-    """What a trainer is given.
+    """The inputs of a trainer.
 
     Attributes:
-        model: The model with a fresh adapter.
+        model: The model with a new adapter.
         rows: The training rows.
-        collator: Makes batches of them.
-        trainer: Its class.
-        checked: The same with :class:`LossLog`.
-        learning_rate: The adapter's.
+        collator: Makes batches of the rows.
+        trainer: The trainer's class.
+        checked: The same class with :class:`LossLog`.
+        learning_rate: The adapter's learning rate.
         lowest_layer: The first decoder layer with a trained part.
     """
 
@@ -274,11 +271,10 @@ def _arguments(
 def generate(piece: Piece) -> Measured:
     """Evaluate as pyreft's ``examples/loreft/compute_metrics.py`` does: greedy generation.
 
-    Args:
-        piece: With ``work`` of ``generate``.
+    The validation split is decoded once, after a warm-up batch.
 
-    Returns:
-        What was measured, in one pass after a batch of warm-up.
+    Args:
+        piece: A piece whose ``work`` is ``generate``.
     """
     quieten()
     stage = composed(piece).last

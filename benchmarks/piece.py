@@ -1,4 +1,4 @@
-"""What one timed process is asked for and what it answers."""
+"""What a timed process is asked to do, and what it measures."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +15,22 @@ class Piece:
 
     Attributes:
         side: ``own`` or ``peer``.
-        work: ``reft``, ``lora``, ``reft_on_lora``, ``score``, ``generate`` (all of them also
-            in ``own.py`` or ``peers.py``), ``peak`` or ``random_model``.
-        model: A model folder; for ``random_model`` where to save it.
+        work: ``reft``, ``lora``, ``reft_on_lora``, ``score``, ``generate`` (see ``own.py`` and
+            ``peers.py``), ``peak`` or ``random_model``.
+        model: A model folder; for ``random_model``, where to save it.
         data: A folder with train, dev and validation files.
-        workdir: A folder for what is written on the way.
-        dtype: Of the base model: ``float32``, ``bfloat16``, or ``auto`` for the project's choice.
+        workdir: A folder for temporary files.
+        dtype: The base model's dtype: ``float32``, ``bfloat16``, or ``auto`` for this project's
+            choice.
         positions: ReFT's positions.
-        epochs: Epochs, the first of which is warm-up.
-        batch_size: Examples a step.
-        seed: Of initial weights and orders.
-        losses: Record every step's loss, on the batches that the project's own order gives.
-        overrides: More of the project's config.
-        max_new_tokens: What a peer's ``generate`` decodes at most; 0 for the longest choice and
-            the end token after it.
-        shape: What ``random_model`` makes.
+        epochs: The number of epochs, of which the first is warm-up.
+        batch_size: Examples per step.
+        seed: The seed of initial weights and orders.
+        losses: Whether to record every step's loss, on batches in this project's own order.
+        overrides: Further overrides of this project's config.
+        max_new_tokens: The most tokens that a peer's ``generate`` decodes; 0 for the longest choice
+            and the end token after it.
+        shape: The shape of a ``random_model``.
     """
 
     side: str
@@ -50,19 +51,20 @@ class Piece:
 
 @dataclass
 class Measured:
-    """What a process found.
+    """What a process measured.
 
     Attributes:
-        dtype: Of the base model.
-        epoch_seconds: Wall time of each epoch's steps; of ``score`` and ``generate`` one pass.
-        examples: Examples an epoch.
-        tokens: Real (unpadded) input tokens an epoch.
+        dtype: The base model's dtype.
+        epoch_seconds: The wall time of each epoch's steps; for ``score`` and ``generate``, of the
+            only pass.
+        examples: Examples per epoch.
+        tokens: Real (unpadded) input tokens per epoch.
         peak_memory_mb: The highest memory since the model was loaded.
-        flop: Floating-point operations of all epochs together; 0 where not counted.
-        losses: Of each step, where asked for.
-        predictions: Of ``score`` and ``generate``: a choice each, -1 for none.
-        new_tokens: What a peer's ``generate`` decoded at most.
-        gflops: Of ``peak``: GFLOP/s by dtype.
+        flop: The floating-point operations of all epochs together; 0 if they are not counted.
+        losses: The loss of each step, if asked for.
+        predictions: For ``score`` and ``generate``, the choice for each example; -1 for none.
+        new_tokens: The most tokens that a peer's ``generate`` could decode.
+        gflops: For ``peak``, GFLOP/s by dtype.
     """
 
     dtype: str = ""
@@ -78,39 +80,35 @@ class Measured:
 
     @property
     def steady_seconds(self) -> float:
-        """Seconds an epoch, without the first where there are more."""
+        """Seconds per epoch, without the first epoch if there are several."""
         later = self.epoch_seconds[1:] or self.epoch_seconds
         return sum(later) / len(later)
 
     @property
     def one_off_seconds(self) -> float:
-        """What the first epoch took longer than the later ones; 0 where it did not."""
+        """How much longer the first epoch took than the later ones; 0 if it was not slower."""
         return max(0.0, self.epoch_seconds[0] - self.steady_seconds)
 
     @property
     def examples_per_second(self) -> float:
-        """Examples a second after the first epoch."""
+        """Examples per second after the first epoch."""
         return self.examples / self.steady_seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens a second after the first epoch."""
+        """Real tokens per second after the first epoch."""
         return self.tokens / self.steady_seconds
 
     @property
     def flop_per_second(self) -> float:
-        """Operations a second over all epochs."""
+        """Operations per second over all epochs."""
         return self.flop / sum(self.epoch_seconds)
 
 
 def composed(piece: Piece) -> Run:
-    """The project's run for a piece, through its own config.
+    """This project's run for a piece, composed from its config.
 
-    Args:
-        piece: The piece.
-
-    Returns:
-        The run; its last stage is the one that is asked for.
+    The run's last stage is the one that the piece asks for.
     """
     from hydra import compose, initialize_config_dir
 

@@ -1,11 +1,11 @@
-"""Whether two output folders hold the same results to the bit, run by run.
+"""Check whether two output folders hold the same results to the bit, run by run.
 
     python -m benchmarks.same_results OLD NEW
 
-Runs are matched by the names of their sweeps and their own, and not by fingerprint, so that
-two versions of this project can be compared that name their stages differently. Adapters,
-predictions, losses, learning rates, gradient norms and counted operations must be equal; seconds
-and memory may differ. Exits with status 1 where anything differs or is missing.
+Runs are matched by the names of their sweep and run rather than by fingerprint, so that versions
+of this project with different fingerprints can be compared. Adapters, predictions, losses,
+learning rates, gradient norms and counted operations must be equal; times and memory may differ.
+The exit status is 1 if anything differs or is missing.
 """
 
 import json
@@ -25,7 +25,7 @@ _METRICS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "train_loss",
 
 
 def stages_of(outputs: Path) -> dict[str, Path]:
-    """Each run's stage folders, under ``SWEEP/RUN/NUMBER``."""
+    """The stage folders of each run, under ``SWEEP/RUN/NUMBER``."""
     found = {}
     for plan in sorted(outputs.glob("sweeps/*/plan.json")):
         data = json.loads(plan.read_text())
@@ -38,7 +38,7 @@ def stages_of(outputs: Path) -> dict[str, Path]:
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
-    """What differs between two folders of a stage."""
+    """Yield what differs between two folders of a stage."""
     names = {path.relative_to(old) for path in old.glob("adapter/**/*.safetensors")}
     if names != {path.relative_to(new) for path in new.glob("adapter/**/*.safetensors")}:
         yield "adapter files"

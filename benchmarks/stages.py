@@ -1,4 +1,4 @@
-"""This project's stages beside pyreft's and PEFT's trainers: ``python -m benchmarks.stages``."""
+"""Time this project's stages beside pyreft's and PEFT's trainers."""
 
 import argparse
 import json
@@ -20,9 +20,9 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.sources import BUILTIN
 
 _ROOT = Path(__file__).resolve().parents[1]
-#: Rows and epochs of the comparison of losses.
+#: Rows and epochs for comparing losses.
 _CHECKED_ROWS, _CHECKED_EPOCHS = 64, 2
-#: What pyreft's examples/loreft/task_config.py lets commonsense tasks decode.
+#: The most tokens that pyreft's examples/loreft/task_config.py decodes for commonsense tasks.
 _PYREFT_NEW_TOKENS = 32
 
 
@@ -31,10 +31,10 @@ class Asked:
     """A piece and its place in the table.
 
     Attributes:
-        part: Which comparison it belongs to.
-        name: ``peer``, ``own``, or a name for a piece besides those two.
-        piece: What is run.
-        unless_own: Not run where ``own`` turned out to be of this dtype already.
+        part: The comparison that it belongs to.
+        name: ``peer``, ``own``, or the name of a further piece.
+        piece: What to run.
+        unless_own: Skip the piece if ``own`` has already run in this dtype.
     """
 
     part: str
@@ -44,11 +44,7 @@ class Asked:
 
 
 def main() -> int:
-    """Measure and print.
-
-    Returns:
-        0, or 1 where a piece failed.
-    """
+    """Measure and print; returns 1 if a piece failed, else 0."""
     options = _options()
     parts: tuple[str, ...] = (*PARTS, GRID) if options.only is None else (options.only,)
     if GRID in parts:
@@ -58,7 +54,7 @@ def main() -> int:
         results = Results(rows=options.rows, epochs=options.epochs)
         try:
             piece = _inputs(options, work)
-            composed(piece)  # says at once what cannot be found
+            composed(piece)  # fails at once if something cannot be found
         except UserError as error:
             print(error, file=sys.stderr)
             return 1
@@ -88,13 +84,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="the first is warm-up; at least 2")
     parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are reported")
     parser.add_argument("--json", help="a file for everything that was measured")
-    parser.add_argument("--threads", type=int, help="of each process; default: torch's own")
-    parser.add_argument("--only", choices=[*PARTS, GRID], help="one part")
+    parser.add_argument("--threads", type=int, help="threads per process; default: torch's own")
+    parser.add_argument("--only", choices=[*PARTS, GRID], help="run only this part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--peer-dtype",
         choices=["float32", "bfloat16"],
-        help="of the peers' base model; default float32, bfloat16 for " + ", ".join(LARGE),
+        help="dtype of the peers' base model; default: float32, but bfloat16 for "
+        + ", ".join(LARGE),
     )
     options = parser.parse_args()
     if options.epochs < 2 or options.rows < 2:
@@ -108,7 +105,7 @@ def _options() -> argparse.Namespace:
 
 
 def _inputs(options: argparse.Namespace, work: Path) -> Piece:
-    """Write the data and the model, and fill in what all pieces have in common."""
+    """Write the data and the model, and return a piece with what all pieces have in common."""
     data = BUILTIN.get(options.data, Path(options.data).expanduser())
     write_rows(data, options.rows, work / "data")
     write_rows(data, min(options.rows, _CHECKED_ROWS), work / "checked")
@@ -132,7 +129,7 @@ def _inputs(options: argparse.Namespace, work: Path) -> Piece:
 
 
 def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
-    """The timed pieces, peers and own in turn."""
+    """The timed pieces, with peers and this project taking turns."""
     own = replace(peer, side="own", dtype="auto")
     same = replace(peer, side="own")
     asked = [Asked("machine", "peak_before", Piece("own", "peak"))]
@@ -233,9 +230,9 @@ def _run(piece: Piece, threads: int | None) -> Measured:
     """Do a piece in a process of its own.
 
     Raises:
-        UserError: It failed; the text ends with the last lines of what it said.
+        UserError: It failed; the message ends with the last lines of its output.
     """
-    # transformers' trainer would spread over all GPUs, which pyreft's model does not stand.
+    # transformers' trainer would use all GPUs, which pyreft's model does not support.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": gpu}
     if threads:

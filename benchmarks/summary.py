@@ -1,4 +1,4 @@
-"""From what was measured to rows and ratios."""
+"""Turning measurements into rows and ratios."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,9 @@ from benchmarks.piece import Measured
 
 #: The comparisons, in the table's order.
 PARTS = ("fine_f7l7", "fine_suffix", "coarse", "eval")
-#: The part that needs all of them: a sweep, computed.
+#: The part that needs all others: a sweep whose times are computed.
 GRID = "grid"
-#: ReFT's positions by part.
+#: ReFT's positions in each part.
 POSITIONS = {"fine_f7l7": "f7+l7", "fine_suffix": "l7"}
 #: The epochs of the sweep's runs.
 GRID_EPOCHS = (3, 20)
@@ -20,10 +20,10 @@ class Results:
     """Everything that was measured.
 
     Attributes:
-        rows: Training rows asked for.
-        epochs: Epochs of each timed training.
-        measured: By part and name.
-        losses: Of each compared step, by part: (peer's, own).
+        rows: The number of training rows asked for.
+        epochs: The number of epochs of each timed training.
+        measured: The measurements, by part and name.
+        losses: The losses of each compared step, by part: (the peer's, this project's).
         failures: What went wrong, by part and name.
     """
 
@@ -41,14 +41,14 @@ class Row:
     Attributes:
         part: The comparison.
         who: What was measured.
-        dtype: Of the base model.
-        examples_per_second: After the first epoch.
-        tokens_per_second: Real tokens, after the first epoch.
-        peak_memory_mb: Since the model was loaded.
-        peak_percent: Of the measured matrix-product peak in this dtype, over all epochs; None
-            where operations are not counted.
-        one_off_seconds: What the first epoch took longer than later ones; None for evaluation.
-        ratio: To the peer of the part, in examples a second.
+        dtype: The base model's dtype.
+        examples_per_second: The speed after the first epoch.
+        tokens_per_second: The speed in real tokens, after the first epoch.
+        peak_memory_mb: The peak since the model was loaded.
+        peak_percent: The percentage of the measured matrix-product peak in this dtype, over all
+            epochs; None if operations are not counted.
+        one_off_seconds: How much longer the first epoch took than later ones; None for evaluation.
+        ratio: The speed relative to the part's peer, in examples per second.
     """
 
     part: str
@@ -74,20 +74,22 @@ class GridRun:
 
 @dataclass
 class Summary:
-    """What is printed.
+    """Everything that is printed.
 
     Attributes:
-        gflops: The measured matrix-product peak, GFLOP/s by dtype.
-        peaks: The same measured before and after the timed pieces; apart, something else ran.
+        gflops: The measured matrix-product peak, in GFLOP/s by dtype.
+        peaks: The same, measured before and after the timed pieces; if they are far apart,
+            something else was running.
         rows: The table.
-        loss_differences: Of the first step's loss, the largest of all steps', and the steps, by
-            part.
-        paid_off: The epoch from which on reuse is faster than none, by part; None where never.
+        loss_differences: By part, the difference of the first step's losses, the largest difference
+            of all steps, and the number of steps.
+        paid_off: By part, the epoch after which reuse is faster in total; None if it never is.
         same_predictions: The share of examples for which pyreft's generation and this
-            project's begin with the same choice, and the share that begins with any.
-        grids: The computed sweep at each choice of positions.
-        training_rows: What the sweep's seconds are for.
-        ratios: How many times as fast as the peers; the five that end the output.
+            project's begin with the same choice (or none), and the share for which this project's
+            begins with any choice.
+        grids: The computed sweep for each choice of positions.
+        training_rows: The number of training rows that the sweep's seconds are for.
+        ratios: How many times as fast as the peers this project is; these end the output.
         others: More ratios.
         failed: What failed.
     """
@@ -106,13 +108,13 @@ class Summary:
 
 
 def summary(results: Results) -> Summary:
-    """Work out rows and ratios.
+    """Compute rows and ratios.
 
     Args:
-        results: What was measured; parts may be missing.
+        results: The measurements; parts may be missing.
 
     Returns:
-        The summary; a ratio whose pieces are missing is None.
+        The summary; a ratio is None if its pieces are missing.
     """
     found = Summary(training_rows=results.rows)
     measured = results.measured
@@ -154,14 +156,14 @@ def summary(results: Results) -> Summary:
 
 
 def paid_off(reused: Measured, recomputed: Measured) -> int | None:
-    """The first number of epochs after which reuse has taken less time in all.
+    """The first number of epochs for which training with reuse takes less time in total.
 
     Args:
-        reused: With reuse; its first epoch may be slower.
-        recomputed: Without.
+        reused: The measurements with reuse; its first epoch may be slower.
+        recomputed: The measurements without reuse.
 
     Returns:
-        The epoch, from 1; None where its later epochs are no faster.
+        The epoch, from 1; None if there is none.
     """
     for epoch in range(1, _MOST_EPOCHS):
         if training_seconds(reused, epoch) < training_seconds(recomputed, epoch):
@@ -170,7 +172,7 @@ def paid_off(reused: Measured, recomputed: Measured) -> int | None:
 
 
 def training_seconds(piece: Measured, epochs: int) -> float:
-    """A training's seconds at another number of epochs: the one-off cost once, and its epochs."""
+    """The seconds of training for ``epochs`` epochs, with the one-off cost counted once."""
     return piece.one_off_seconds + epochs * piece.steady_seconds
 
 
@@ -223,7 +225,7 @@ def _agreement(results: Results) -> tuple[float, float] | None:
 
 
 def _grid(results: Results, part: str) -> list[GridRun] | None:
-    """Six runs: each peer trains each run by itself; here HEFT finds its LoRA stage trained."""
+    """Six runs. A peer trains each run by itself; here, HEFT reuses the trained LoRA stage."""
     keys = [(part, "peer"), (part, "own"), ("coarse", "peer"), ("coarse", "own"), (GRID, part)]
     if any(key not in results.measured for key in keys):
         return None

@@ -9,11 +9,7 @@ _WIDTH = 100
 
 
 def show(found: Summary) -> None:
-    """Print the tables, at most 100 columns wide.
-
-    Args:
-        found: What was measured.
-    """
+    """Print the tables, at most 100 columns wide."""
     console = Console(width=_WIDTH, highlight=False)
     for when, gflops in found.peaks.items():
         peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in gflops.items())
@@ -40,7 +36,7 @@ def show(found: Summary) -> None:
     console.print(table)
     for part, (first, largest, steps) in found.loss_differences.items():
         console.print(
-            f"{part}: difference of a step's loss to the peer's, same batches: first step "
+            f"{part}: difference of a step's loss from the peer's, same batches: first step "
             f"{first:.1e}, largest of {steps} steps {largest:.1e}"
         )
     for part, epoch in found.paid_off.items():
@@ -63,8 +59,8 @@ def show(found: Summary) -> None:
 def _show_grid(console: Console, found: Summary, positions: str) -> None:
     console.print(
         f"\nSix runs with ReFT at {positions}, seconds of training on {found.training_rows} rows, "
-        "COMPUTED from the epochs measured above (one-off + epochs x seconds an epoch); no run of "
-        "3 or 20 epochs was made. Peers train every run by itself."
+        "COMPUTED from the epochs measured above (one-off + epochs x seconds per epoch); no run "
+        "of 3 or 20 epochs was made. Peers train every run by itself."
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "peers s", "own s", "this project trains"):

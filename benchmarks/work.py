@@ -1,4 +1,4 @@
-"""One piece in a process of its own: ``python -m benchmarks.work ANSWER < PIECE``."""
+"""Do one piece in a process of its own: ``python -m benchmarks.work ANSWER < PIECE``."""
 
 import json
 import sys
@@ -10,14 +10,7 @@ from heft_pipeline.errors import UserError
 
 
 def done(piece: Piece) -> Measured:
-    """Do a piece.
-
-    Args:
-        piece: What is asked for.
-
-    Returns:
-        What was measured.
-    """
+    """Do a piece, and return what was measured."""
     if piece.work == "peak":
         from benchmarks import peak
 
@@ -37,7 +30,7 @@ def done(piece: Piece) -> Measured:
 
 
 def main() -> None:
-    """Read a piece from stdin, do it, write the answer."""
+    """Read a piece from stdin, do it, and write the answer."""
     asked = json.load(sys.stdin)
     asked["overrides"] = tuple(asked["overrides"])
     try:

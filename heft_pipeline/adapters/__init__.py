@@ -1,1 +1,1 @@
-"""What is trained on a frozen model; a folder for each kind of adapter."""
+"""The adapters that are trained on a frozen model, with a folder for each kind."""

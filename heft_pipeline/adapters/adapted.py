@@ -14,17 +14,17 @@ from heft_pipeline.models.forward import Forward, ReadPrompts, WholePrompts
 
 
 class AdaptedModel:
-    """The model that a stage trains or evaluates; made by :func:`adapted`.
+    """The model that a stage trains or evaluates; created by :func:`adapted`.
 
     Args:
         base: The frozen base model; changed in place.
 
     Attributes:
-        base: The same.
-        parents: Finished adapters, first to last.
+        base: The same model.
+        parents: The finished adapters, first to last.
         trained: The adapters in training.
         whole: Runs the whole model over whole prompts.
-        forward: How batches are run: :attr:`whole`, or whatever saves work and gives the same.
+        forward: How batches are run: :attr:`whole`, or another way that gives the same logits.
     """
 
     def __init__(self, base: Base) -> None:
@@ -43,8 +43,8 @@ class AdaptedModel:
         """Put a finished adapter on the model, frozen.
 
         Args:
-            settings: What it was made from.
-            folder: What it was saved as.
+            settings: The settings that it was made from.
+            folder: The folder that it was saved to.
         """
         adapter = adapter_class(settings).load(settings, self.base, self.adapters, folder)
         adapter.freeze()
@@ -53,9 +53,9 @@ class AdaptedModel:
         self.training(False)
 
     def add(self, adapters: Iterable[AdapterSettings]) -> None:
-        """Put freshly initialised adapters on the model, to be trained.
+        """Put newly initialised adapters on the model, to be trained.
 
-        torch's random generator decides the initial weights; seed it first.
+        The initial weights come from torch's random generator; seed it first.
 
         Args:
             adapters: Their settings, in order.
@@ -73,7 +73,7 @@ class AdaptedModel:
         self.training(False)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, under ``KIND/NAME``."""
+        """The trained parameters, under ``KIND/NAME``."""
         return {
             f"{adapter.settings.kind}/{name}": parameter
             for adapter in self.trained
@@ -81,7 +81,7 @@ class AdaptedModel:
         }
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """What was drawn at initialisation and is never trained, under ``KIND.NAME``."""
+        """Tensors that are drawn at initialisation and never trained, under ``KIND.NAME``."""
         return {
             f"{adapter.settings.kind}.{name}": tensor
             for adapter in self.trained
@@ -89,7 +89,7 @@ class AdaptedModel:
         }
 
     def count(self) -> int:
-        """How many numbers are trained, as papers count them."""
+        """The number of trained parameters, as papers count them."""
         return sum(adapter.count() for adapter in self.trained)
 
     def logits(self, batch: Batch) -> torch.Tensor:
@@ -104,26 +104,19 @@ class AdaptedModel:
         return self.forward.logits(batch, self.editing)
 
     def read_prompts(self, batch: Batch) -> ReadPrompts | None:
-        """Read prompts once, for several answers to go on from.
+        """Read prompts once, so that several answers can continue from them.
 
         Args:
-            batch: B prompts with an answer of one token, which is not read.
+            batch: B prompts, each with a one-token answer that is not read.
 
         Returns:
-            What the model made of them; None where it keeps no plain keys and values.
+            The prompts as the model has read them; None if it does not keep plain keys and values.
         """
         return self.forward.read(batch, self.editing)
 
     @contextmanager
     def editing(self, batch: Batch) -> Iterator[None]:
-        """Apply all adapters' edits to a batch's prompts in the forward passes inside.
-
-        Args:
-            batch: The batch that the forward pass reads.
-
-        Yields:
-            Nothing.
-        """
+        """Apply all adapters' edits to a batch's prompts in the forward passes inside the block."""
         with ExitStack() as stack:
             for adapter in self.adapters:
                 stack.enter_context(adapter.at(batch))
@@ -131,38 +124,26 @@ class AdaptedModel:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Compute once what all forward passes between two optimiser steps share.
-
-        Yields:
-            Nothing.
-        """
+        """Compute once what all forward passes between two optimiser steps share."""
         with ExitStack() as stack:
             for adapter in self.trained:
                 stack.enter_context(adapter.between_steps())
             yield
 
     def training(self, mode: bool) -> None:
-        """Switch the trained adapters' dropout; the frozen parts stay in eval mode.
-
-        Args:
-            mode: Whether dropout is on.
-        """
+        """Switch the trained adapters' dropout on or off; the frozen parts stay in eval mode."""
         self.base.model.eval()
         for adapter in self.trained:
             adapter.train(mode)
 
     def save(self, folder: Path) -> None:
-        """Write the trained adapters.
-
-        Args:
-            folder: The stage's adapter folder; see :func:`adapter_folder`.
-        """
+        """Write the trained adapters to a stage's adapter folder; see :func:`adapter_folder`."""
         stage = [adapter.settings for adapter in self.trained]
         for adapter in self.trained:
             adapter.save(adapter_folder(folder, adapter.settings, stage))
 
     def finish(self) -> None:
-        """End training: the adapters become constants, and nothing is reused any more."""
+        """End training: freeze the adapters, and stop reusing activations."""
         if not any(adapter.forward() for adapter in self.trained):
             self.forward = self.whole
         for adapter in self.trained:
@@ -173,7 +154,7 @@ class AdaptedModel:
 
 @contextmanager
 def adapted(base: Base, parents: Iterable[tuple[AdapterSettings, Path]]) -> Iterator[AdaptedModel]:
-    """A base model with finished adapters on it; the base is itself again afterwards.
+    """Put finished adapters on a base model, and take all adapters off it again on exit.
 
     Args:
         base: The frozen base model.
@@ -194,20 +175,20 @@ def adapted(base: Base, parents: Iterable[tuple[AdapterSettings, Path]]) -> Iter
 
 @contextmanager
 def merged_parents(model: AdaptedModel, probe: Sequence[AnsweredPrompt]) -> Iterator[float | None]:
-    """Add the finished weight-space adapters to the frozen weights inside.
+    """Add the finished weight-space adapters to the frozen weights inside the block.
 
-    That spares two products for each adapted module.
+    This saves two matrix products for each adapted module.
 
     Args:
         model: The model, before anything is trained.
-        probe: What the error is measured on.
+        probe: The sequences that the error is measured on.
 
     Yields:
-        The largest change of a logit against the largest logit; None where there is nothing to
+        The largest change of a logit relative to the largest logit; None if there is nothing to
         merge.
 
     Raises:
-        UserError: The weights cannot be added to.
+        UserError: Nothing can be added to these weights.
     """
     kinds = dict.fromkeys(type(a) for a in model.parents if not a.settings.edits)
     if not kinds:
@@ -227,14 +208,14 @@ def merged_parents(model: AdaptedModel, probe: Sequence[AnsweredPrompt]) -> Iter
 def adapter_folder(
     folder: Path, settings: AdapterSettings, stage: Sequence[AdapterSettings]
 ) -> Path:
-    """Where one of a stage's adapters is.
+    """The folder of one of a stage's adapters.
 
     Args:
         folder: The stage's adapter folder.
         settings: The adapter's settings.
-        stage: Those of all adapters of the stage.
+        stage: The settings of all the stage's adapters.
 
     Returns:
-        The folder itself for a stage with one adapter, else one below it named by the kind.
+        ``folder`` itself for a stage with one adapter, else a subfolder named after the kind.
     """
     return folder / settings.kind if len(stage) > 1 else folder

@@ -1,4 +1,4 @@
-"""What every kind of adapter does, once it is on a model."""
+"""What every kind of adapter can do once it is on a model."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -21,14 +21,7 @@ from heft_pipeline.models.settings import ModelSettings
 
 
 def adapter_class(settings: AdapterSettings) -> "type[Adapter]":
-    """The class of a kind's adapters, imported when it is first asked for.
-
-    Args:
-        settings: Settings of the kind.
-
-    Returns:
-        The class that the kind's ``adapter.py`` names as ``ADAPTER``.
-    """
+    """The class that a kind's ``adapter.py`` exports as ``ADAPTER``, imported when first needed."""
     module = importlib.import_module(f"heft_pipeline.adapters.{settings.kind}.adapter")
     found: type[Adapter] = module.ADAPTER
     return found
@@ -36,7 +29,7 @@ def adapter_class(settings: AdapterSettings) -> "type[Adapter]":
 
 @dataclass(frozen=True)
 class Target:
-    """What an adapter's settings have to fit.
+    """The model and the task that an adapter's settings have to fit.
 
     Attributes:
         model: The frozen base model's settings.
@@ -48,7 +41,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What people call the model."""
+        """The model's name for people."""
         return str(self.model.name)
 
     @property
@@ -72,14 +65,14 @@ class Target:
         return base_dtype(self.model, self.config)
 
     def skeleton(self) -> Any:
-        """The model's modules without weights, made anew at each call."""
+        """The model's modules without weights, built anew at each call."""
         return skeleton(self.model)
 
     def check_layers(self, key: str, layers: Any) -> None:
         """Refuse decoder layers that the model does not have.
 
         Args:
-            key: The setting's key.
+            key: The setting's key, for the message.
             layers: ``all``, or layer numbers.
 
         Raises:
@@ -97,8 +90,8 @@ class Adapter(ABC):
     """An adapter of one kind on a base model.
 
     Attributes:
-        settings: What it was made from; its class says which kind it is.
-        handles: The hooks that it has on the model.
+        settings: The settings that it was made from; their class says which kind it is.
+        handles: Its hooks on the model.
     """
 
     settings: AdapterSettings
@@ -107,17 +100,14 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def new(cls, settings: Any, base: Base, others: Sequence["Adapter"]) -> Self:
-        """Put a freshly initialised adapter on a model, to be trained.
+        """Put a newly initialised adapter on a model, to be trained.
 
-        torch's random generator decides the initial weights; seed it first.
+        The initial weights come from torch's random generator; seed it first.
 
         Args:
             settings: The kind's settings.
             base: The model; changed in place.
-            others: The adapters that are on it already.
-
-        Returns:
-            The adapter.
+            others: The adapters that are already on it.
 
         Raises:
             UserError: ``init_from`` does not fit.
@@ -126,16 +116,13 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def load(cls, settings: Any, base: Base, others: Sequence["Adapter"], folder: Path) -> Self:
-        """Put a saved adapter on a model; :meth:`freeze` ends its training at once.
+        """Put a saved adapter on a model; the caller then calls :meth:`freeze`.
 
         Args:
             settings: The kind's settings.
             base: The model; changed in place.
-            others: The adapters that are on it already.
-            folder: What :meth:`save` wrote.
-
-        Returns:
-            The adapter.
+            others: The adapters that are already on it.
+            folder: A folder that :meth:`save` wrote.
         """
 
     @classmethod
@@ -159,11 +146,12 @@ class Adapter(ABC):
         Args:
             settings: The kind's settings.
             model: The frozen base model's settings.
-            source: What :meth:`save` wrote.
-            to: The folder to write; made where missing.
+            source: A folder that :meth:`save` wrote.
+            to: The folder to write; created if it is missing.
 
         Returns:
-            Lines of Python that put it on ``model``, with ``{folder}`` for the folder's path.
+            Lines of Python that put the adapter on ``model``, with ``{folder}`` where the folder's
+            path belongs.
 
         Raises:
             UserError: The library cannot load the adapter.
@@ -171,35 +159,31 @@ class Adapter(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by name."""
+        """The trained parameters, by name."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the adapter.
-
-        Args:
-            folder: Where to; made where missing.
-        """
+        """Write the adapter to a folder, which is created if it is missing."""
 
     def remove(self) -> None:
-        """Take the adapter off its model: its hooks, unless the kind does more."""
+        """Take the adapter off its model; by default, this removes its hooks."""
         for handle in self.handles:
             handle.remove()
 
     def train(self, mode: bool) -> None:  # noqa: B027
-        """Switch the adapter's own dropout on or off, where it has any."""
+        """Switch the adapter's own dropout on or off, if it has any."""
 
     def freeze(self) -> None:
-        """End training: nothing has a gradient any more."""
+        """End training: no parameter requires a gradient any more."""
         for parameter in self.parameters().values():
             parameter.requires_grad_(False)
 
     def count(self) -> int:
-        """How many numbers are trained, as papers count them."""
+        """The number of trained parameters, as papers count them."""
         return sum(parameter.numel() for parameter in self.parameters().values())
 
     def undecayed(self) -> frozenset[str]:
-        """The names of parameters that weight decay would damage."""
+        """The names of the parameters that weight decay would damage."""
         return frozenset()
 
     def constants(self) -> dict[str, torch.Tensor]:
@@ -211,7 +195,7 @@ class Adapter(ABC):
         return self.settings.reach().first_layer
 
     def at(self, batch: Batch) -> AbstractContextManager[None]:
-        """Apply the adapter's edits to a batch in the forward passes inside."""
+        """Apply the adapter's edits to a batch in the forward passes inside the block."""
         return nullcontext()
 
     def between_steps(self) -> AbstractContextManager[None]:
@@ -219,28 +203,28 @@ class Adapter(ABC):
         return nullcontext()
 
     def forward(self) -> Forward | None:
-        """A forward pass of the adapter's own; None where the model's does."""
+        """The adapter's own forward pass; None if it uses the model's."""
         return None
 
     def observed(self, observe: Observe) -> AbstractContextManager[None] | None:
-        """Look at each edit in the forward passes inside.
+        """Observe each edit in the forward passes inside the block.
 
         Args:
-            observe: Called at each edit.
+            observe: Called for each edit.
 
         Returns:
-            A context, or None for a kind whose edits cannot be observed.
+            A context manager, or None for a kind whose edits cannot be observed.
         """
         return None
 
     @classmethod
     def merged(cls, model: Any) -> AbstractContextManager[None]:
-        """Add all adapters of this kind to the weights of a model inside.
+        """Add all adapters of this kind to a model's weights inside the block.
 
         Args:
             model: A transformers model with finished adapters on it.
 
         Raises:
-            UserError: The kind cannot be merged, or not with these weights.
+            UserError: The kind cannot be merged, or not into these weights.
         """
         raise NotImplementedError

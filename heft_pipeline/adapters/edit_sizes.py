@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 
-#: Called at each edit with the decoder layer, the names of the P edited positions, and the hidden
-#: states before and after, [B, P, hidden] float32.
+#: Called for each edit with the decoder layer, the names of the P edited positions, and the hidden
+#: states before and after the edit, [B, P, hidden] float32.
 Observe = Callable[[int, Sequence[str], torch.Tensor, torch.Tensor], None]
 COLUMNS = ["layer", "position", "edit_norm", "hidden_norm", "relative_edit", "examples"]
 
@@ -29,15 +29,15 @@ class EditSizes:
         self._sums[key] = self._sums.get(key, torch.zeros_like(total)) + total
 
     def table(self, examples: int) -> pd.DataFrame:
-        """The mean sizes.
+        """The mean size of the edits at each layer and position.
 
         Args:
             examples: How many sequences were read.
 
         Returns:
-            A row for each layer and position (``f1`` is the prompt's first token, ``l1`` its
-            last): ``edit_norm``, the mean L2 norm of what is added; ``hidden_norm``, that of the
-            state before; ``relative_edit``, the mean of their ratio; ``examples``.
+            One row per layer and position (``f1`` is the prompt's first token, ``l1`` its last).
+            ``edit_norm`` is the mean L2 norm of what is added, ``hidden_norm`` that of the state
+            before, and ``relative_edit`` the mean of their ratio; ``examples`` is as given.
         """
         rows = [
             [layer, name, *values, examples]

@@ -1,8 +1,8 @@
-"""What the rest of the code knows of a kind of adapter: its settings and what they say of it.
+"""What the rest of the code knows about a kind of adapter: its settings and what follows from them.
 
-A kind is a folder beside this file. Its ``__init__`` names its settings' class as ``SETTINGS``,
-which derives from :class:`AdapterSettings`; importing it needs no torch. The half that needs
-torch is an ``Adapter``, which the kind's ``adapter.py`` names as ``ADAPTER``.
+A kind is a folder beside this file. Its ``__init__`` exports its settings class, which derives
+from :class:`AdapterSettings`, as ``SETTINGS``; importing it does not need torch. The part that
+needs torch is an ``Adapter`` class, which the kind's ``adapter.py`` exports as ``ADAPTER``.
 """
 
 import functools
@@ -19,14 +19,14 @@ from heft_pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Reach:
-    """What of the forward pass training an adapter can change.
+    """The part of the forward pass that training an adapter can change.
 
     Attributes:
-        first_layer: The first decoder layer whose computation it can change; what comes before
-            is the same in every epoch.
-        last_positions: How many of a prompt's last positions it can change directly; None where
-            it can change any position.
-        what: Where it acts, for people, e.g. ``f7+l7``.
+        first_layer: The first decoder layer whose computation it can change; earlier layers compute
+            the same in every epoch.
+        last_positions: How many of a prompt's last positions it can change directly; None if it can
+            change any position.
+        what: Where the adapter acts, for people, e.g. ``f7+l7``.
     """
 
     first_layer: int
@@ -36,11 +36,11 @@ class Reach:
 
 @dataclass(frozen=True)
 class Schedule(Settings):
-    """How long a stage is trained, and in which steps."""
+    """How long a stage is trained, and the size and warm-up of its steps."""
 
     epochs: int = setting("${epochs}", "passes over the training split", above=0, example=3)
     batch_size: int = setting(
-        32, "examples in an optimiser step, whatever fits into memory at once", above=0
+        32, "examples per optimiser step, however many fit into memory at once", above=0
     )
     warmup_ratio: float = setting(
         0.1, "the share of all steps over which the learning rate rises from 0", least=0, most=1
@@ -49,11 +49,11 @@ class Schedule(Settings):
 
 @dataclass(frozen=True)
 class AdapterSettings(Schedule):
-    """The settings of one kind of adapter; a kind derives from this and adds its own.
+    """The settings that every kind of adapter has; a kind derives from this class and adds its own.
 
     Attributes:
-        kind: The kind's name in ``method.stages``; its folder and its section have it too.
-        title: What people call it.
+        kind: The kind's name in ``method.stages``; its folder and its section have the same name.
+        title: Its name for people.
         edits: Whether it edits hidden states; otherwise it changes weights.
     """
 
@@ -66,7 +66,7 @@ class AdapterSettings(Schedule):
     init_from: str | None = setting(
         None, "a folder with a saved adapter that training starts from", identity=False
     )
-    init_content: str | None = found("What init_from holds: sha256:DIGEST.")
+    init_content: str | None = found("The content of init_from: sha256:DIGEST.")
 
     @property
     def low_rank(self) -> int | None:
@@ -74,24 +74,25 @@ class AdapterSettings(Schedule):
         return getattr(self, "rank", None)
 
     def resolved(self) -> Self:
-        """The same settings with every default that depends on another setting filled in.
+        """The same settings, with every default that depends on another setting filled in.
 
-        Two ways of asking for the same adapter must become equal, and share a fingerprint.
+        Two ways of asking for the same adapter must resolve to equal settings, so that they share a
+        fingerprint.
         """
         return self
 
     def reach(self) -> Reach:
-        """What of the forward pass training this adapter can change."""
+        """The part of the forward pass that training this adapter can change."""
         return Reach(0, None, f"{self.title} changes every position's activations")
 
     @property
     def merges_parents(self) -> bool:
-        """Whether the finished weight-space adapters below are added to the frozen weights."""
+        """Whether the parents' weight-space adapters are added to the frozen weights."""
         return False
 
     @property
     def reuse_bytes(self) -> float | None:
-        """How many bytes of activations may be kept for reuse; None to keep none."""
+        """The most bytes of activations to keep for reuse; None to keep none."""
         return None
 
     @property
@@ -100,10 +101,10 @@ class AdapterSettings(Schedule):
         return ""
 
     def check_mode(self, mode: str) -> None:
-        """Refuse an evaluation mode that the adapter cannot be used with.
+        """Refuse an evaluation mode that the adapter does not support.
 
         Args:
-            mode: ``evaluation.mode``.
+            mode: The value of ``evaluation.mode``.
 
         Raises:
             UserError: The message names both settings.
@@ -114,51 +115,54 @@ class AdapterSettings(Schedule):
         return f"{self.title}: learning rate {self.learning_rate:g}"
 
     def compared(self) -> dict[str, str]:
-        """What tells two adapters of the kind apart, by key; rank and epochs are columns."""
+        """The settings in which adapters of this kind can differ, by key.
+
+        Rank and epochs are left out, because the report has columns for them.
+        """
         own = {key: repr(value) for key, value in identity(self).items()}
         return {key: value for key, value in own.items() if key not in ("rank", "epochs")}
 
 
 @dataclass(frozen=True)
 class EditSettings(AdapterSettings):
-    """The settings that all kinds which edit hidden states have in common."""
+    """The settings that all kinds that edit hidden states have in common."""
 
     edits: ClassVar[bool] = True
 
     reuse: str = setting(
         "auto",
-        "auto: what no trained parameter can change is computed once for each prompt; off: each "
+        "auto: activations that training cannot change are computed once per prompt; off: every "
         "time",
         choices=("auto", "off"),
     )
     reuse_budget_gib: float = setting(
-        16.0, "most of it that is kept: in GPU memory, then RAM, then a file", above=0
+        16.0, "the most activations to keep, in GPU memory, then RAM, then a file", above=0
     )
     merge_parent: bool = setting(
         False,
-        "add the weight-space stages below to the frozen weights; result.json has the error",
+        "add the parents' weight-space adapters to the frozen weights; result.json has the error",
     )
 
     @property
     def merges_parents(self) -> bool:
-        """Whether the finished weight-space adapters below are added to the frozen weights."""
+        """Whether the parents' weight-space adapters are added to the frozen weights."""
         return self.merge_parent
 
     @property
     def reuse_bytes(self) -> float | None:
-        """How many bytes of activations may be kept for reuse; None to keep none."""
+        """The most bytes of activations to keep for reuse; None to keep none."""
         return self.reuse_budget_gib * 2**30 if self.reuse == "auto" else None
 
 
 def check_layers(key: str, value: Any) -> None:
-    """Refuse what is neither ``all`` nor a list of different layer numbers.
+    """Refuse anything but ``all`` or a list of distinct layer numbers.
 
     Args:
-        key: The setting's key.
+        key: The setting's key, for the message.
         value: Its value.
 
     Raises:
-        UserError: The message has an example.
+        UserError: The value is anything else.
     """
     if value == "all":
         return
@@ -170,12 +174,12 @@ def check_layers(key: str, value: Any) -> None:
             f"{key}={value} must be all or a list of layer numbers, e.g. {key}=[0,5,10]"
         )
     if not value or len(set(value)) != len(value):
-        raise UserError(f"{key}={list(value)} must name each layer once, and at least one")
+        raise UserError(f"{key}={list(value)} must name at least one layer, and each layer once")
 
 
 @functools.cache
 def kinds() -> dict[str, type[AdapterSettings]]:
-    """All kinds of adapter, by name, in the order in which a stage with several holds them."""
+    """All kinds of adapter by name, in the order in which a stage with several kinds holds them."""
     folder = str(Path(__file__).parent)
     names = sorted(module.name for module in pkgutil.iter_modules([folder]) if module.ispkg)
     return {
@@ -184,13 +188,10 @@ def kinds() -> dict[str, type[AdapterSettings]]:
 
 
 def kinds_of(stage: str) -> tuple[str, ...]:
-    """The kinds of adapter that a stage trains.
+    """The kinds of adapter that a stage trains, in the order of :func:`kinds`.
 
     Args:
-        stage: An entry of ``method.stages``: a kind, or several joined with ``+``.
-
-    Returns:
-        The kinds in the order of :func:`kinds`.
+        stage: An entry of ``method.stages``: a kind, or several kinds joined with ``+``.
 
     Raises:
         UserError: A kind is unknown or is named twice.
@@ -208,5 +209,5 @@ def kinds_of(stage: str) -> tuple[str, ...]:
 
 
 def joined(stages: Iterable[str]) -> tuple[str, ...]:
-    """Entries of ``method.stages`` as :func:`kinds_of` orders them, e.g. ``lora+reft``."""
+    """Entries of ``method.stages`` with their kinds in the order of :func:`kinds`."""
     return tuple("+".join(kinds_of(stage)) for stage in stages)

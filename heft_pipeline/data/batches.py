@@ -1,4 +1,4 @@
-"""Batches: examples of similar length together, in a seeded order, padded on the left."""
+"""Batches of examples of similar length, in a seeded order, padded on the left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from heft_pipeline.data.prompts import Example
 
-#: Batches that are sorted by length together; between such groups the order stays random.
+#: How many batches' examples are sorted by length together; the order of groups stays random.
 _BUCKET_BATCHES = 32
 IGNORED_LABEL = -100
 
@@ -26,17 +26,17 @@ class Batch:
     """Sequences padded on the left, so that all answers end in the last column.
 
     The input holds a prompt and all but the last token of its answer; the logits of the last
-    ``answer_tokens`` columns predict the answer. B sequences of at most T input tokens and at
-    most K answer tokens:
+    ``answer_tokens`` columns predict the answer. There are B sequences of at most T input tokens
+    and at most K answer tokens.
 
     Attributes:
         input_ids: [B, T] int64.
         attention_mask: [B, T] int64, 0 on padding.
         position_ids: [B, T] int64, counted from each prompt's first token.
-        labels: [B, K] int64, the answers aligned right; ``IGNORED_LABEL`` where shorter.
+        labels: [B, K] int64, the answers aligned right, with ``IGNORED_LABEL`` before shorter ones.
         prompt_start: [B] int64, the column of each prompt's first token.
-        prompt_length: [B] int64, tokens of each prompt.
-        sequences: What the rows hold.
+        prompt_length: [B] int64, the number of tokens in each prompt.
+        sequences: The sequences in the rows.
     """
 
     input_ids: torch.Tensor
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def answer_tokens(self) -> int:
-        """K, the most answer tokens of one sequence."""
+        """K, the most answer tokens of any sequence."""
         return self.labels.shape[1]
 
     def to(self, device: torch.device) -> "Batch":
@@ -62,16 +62,13 @@ class Batch:
 def collate(
     sequences: Sequence[AnsweredPrompt], pad_token_id: int, padding_side: str = "left"
 ) -> Batch:
-    """Pad sequences to one batch.
+    """Pad sequences into one batch.
 
     Args:
         sequences: Prompts with answers of one or more tokens.
-        pad_token_id: Fills padding; it is masked, so any id does.
-        padding_side: ``left``, or ``right`` (then the labels are not in the last columns, and
-            only the hidden states and full logits are of use).
-
-    Returns:
-        The batch.
+        pad_token_id: The id that fills padding; any id will do, because padding is masked.
+        padding_side: ``left``, or ``right``. With ``right`` the labels are not in the last columns,
+            and only the hidden states and full logits are of use.
     """
     inputs = [s.prompt + s.answer[:-1] for s in sequences]
     width = max(map(len, inputs))
@@ -104,13 +101,13 @@ def epoch_batches(
 
     Examples are shuffled, cut into groups of ``32 x batch_size``, sorted by length within each
     group and cut into batches, which are shuffled again. Every example occurs once; only the
-    last batch of a group of uneven size is smaller.
+    last batch of an uneven group is smaller.
 
     Args:
         examples: The training examples.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         seed: The run's seed.
-        epoch: The epoch's number from 0.
+        epoch: The epoch's number, from 0.
 
     Returns:
         Lists of indices into ``examples``.
@@ -127,12 +124,12 @@ def epoch_batches(
 
 
 def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
-    """Cut a batch into micro-batches of at most a number of padded tokens.
+    """Cut a batch into micro-batches with a limited number of padded tokens.
 
     Args:
         lengths: Token counts of the batch's sequences, in order.
-        max_tokens: Most padded tokens (rows x longest row) a micro-batch; a single longer
-            sequence stands alone.
+        max_tokens: The most padded tokens (rows x longest row) in a micro-batch. A single longer
+            sequence gets a micro-batch of its own.
 
     Returns:
         Consecutive slices that cover the batch.

@@ -1,4 +1,4 @@
-"""Holding dev rows out of the training rows."""
+"""Holding out dev rows from the training rows."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def hold_out(
 
     Args:
         rows: All training rows.
-        dev_size: A share of them below 1, else their number.
-        seed: Decides which.
+        dev_size: The share of rows to hold out if it is below 1, else their number.
+        seed: Decides which rows are held out.
 
     Returns:
         (train, dev), each in file order.
 
     Raises:
-        UserError: Nothing would be left to train on, or no dev row is asked for.
+        UserError: No row would be left for training, or none would be held out.
     """
     count = round(dev_size * len(rows)) if dev_size < 1 else int(dev_size)
     if not 0 < count < len(rows):

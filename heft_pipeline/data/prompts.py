@@ -1,4 +1,4 @@
-"""From rows to token ids: the prompt, the answer choices, and what is cut when it is too long."""
+"""From rows to token ids: the prompt, the answer choices, and what is cut if it is too long."""
 
 import re
 import string
@@ -19,8 +19,8 @@ class Example:
 
     Attributes:
         id: The row's id, unique in its split.
-        prompt: Token ids of the prompt, special tokens included.
-        gold: Index of the right answer among the choices.
+        prompt: Token ids of the prompt, including special tokens.
+        gold: Index of the correct answer among the choices.
     """
 
     id: str
@@ -33,9 +33,9 @@ class Task:
     """A tokenised task.
 
     Attributes:
-        train: What stages are trained on.
-        dev: What their checkpoint is chosen on.
-        eval: What is reported, read once a stage.
+        train: The examples that stages are trained on.
+        dev: The examples that the best epoch is chosen on.
+        eval: The examples that are reported, read once per stage.
         choices: Token ids of each answer choice, as they follow the prompt.
         labels: The choices' labels, in the same order.
         truncated: How many prompts were cut to ``data.max_prompt_tokens``.
@@ -50,7 +50,7 @@ class Task:
 
     @property
     def shortest_prompt(self) -> int:
-        """The length in tokens of the shortest prompt of all splits."""
+        """The length in tokens of the shortest prompt in all splits."""
         return min(len(e.prompt) for e in (*self.train, *self.dev, *self.eval))
 
 
@@ -62,12 +62,9 @@ def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
         tokenizer: A transformers tokenizer.
         seed: Decides which training rows become dev rows.
 
-    Returns:
-        The task.
-
     Raises:
-        UserError: A split, column or label is missing, a split has rows of one class only, a
-            choice tokenises to nothing, or a prompt is too long without its truncatable column.
+        UserError: A split, column or label is missing, all rows of a split have the same answer, a
+            choice tokenises to nothing, or a prompt is too long and cannot be cut enough.
     """
     truncated = 0
     splits = {}
@@ -93,14 +90,14 @@ def render(data: DataSettings, row: Row) -> str:
     """Fill the prompt template with a row.
 
     Args:
-        data: The task; its ``prompt`` is a template of Python's ``str.format``.
+        data: The task; its ``prompt`` is a template for Python's ``str.format``.
         row: The row.
 
     Returns:
         The prompt's text.
 
     Raises:
-        UserError: The template names a column that the row lacks, or is no template.
+        UserError: The template is not valid, or names a column that the row does not have.
     """
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(data.prompt) if field]
@@ -119,7 +116,7 @@ def render(data: DataSettings, row: Row) -> str:
 
 
 def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tuple[int, ...], ...]:
-    """Tokenise the answer choices as they stand after a prompt.
+    """Tokenise the answer choices as they follow a prompt.
 
     Args:
         data: The task.
@@ -130,13 +127,14 @@ def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tupl
         The token ids of each choice.
 
     Raises:
-        UserError: A choice tokenises to nothing, to unknown tokens, or begins another one's tokens.
+        UserError: A choice tokenises to nothing, has unknown tokens, or has exactly the tokens that
+            another choice begins with.
     """
     before = _ids(tokenizer, [prompt])[0]
     choices = []
     for label, text in data.choices.items():
         joined = _ids(tokenizer, [prompt + text])[0]
-        # A tokenizer that merges across the boundary gets the choice tokenised by itself.
+        # If the tokenizer merges tokens across the boundary, the choice is tokenised by itself.
         apart = joined[: len(before)] == before and len(joined) > len(before)
         ids = (
             joined[len(before) :]
@@ -161,7 +159,7 @@ def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tupl
                 raise UserError(
                     f"data.choices: the tokens of {texts[j]!r} begin with those of "
                     f"{texts[i]!r}, which would always be at least as likely; use "
-                    "choices that differ from their first words on"
+                    "choices that differ from the first word on"
                 )
     return tuple(choices)
 
@@ -209,7 +207,7 @@ def _tokenize(
 
 
 def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int, ...]:
-    """Tokenise a row with the longest head of its truncatable column that fits."""
+    """Tokenise a row with as many of the first words of its truncatable column as fit."""
     column = data.truncate_column
     limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"
     if column is None:
@@ -220,7 +218,7 @@ def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int
     text = str(row[column])
     ends = [0, *(match.end() for match in re.finditer(r"\S+", text))]
     fitting, low, high = None, 0, len(ends) - 1
-    while low <= high:  # the most words of the column with which the prompt fits
+    while low <= high:  # find the most words with which the prompt fits
         middle = (low + high) // 2
         ids = _ids(tokenizer, [render(data, {**row, column: text[: ends[middle]]})])[0]
         if len(ids) <= data.max_prompt_tokens:
@@ -235,7 +233,7 @@ def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids with the tokenizer's leading special tokens and without a trailing end token."""
+    """Token ids with the tokenizer's leading special tokens but without a trailing end token."""
     eos = tokenizer.eos_token_id
     encoded = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
     ends_itself = eos is not None and all(ids and ids[-1] == eos for ids in encoded)

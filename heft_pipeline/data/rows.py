@@ -14,8 +14,8 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]]]:
     """Read a task's three splits.
 
-    Where ``data.dev_split`` is null, the dev rows are held out of the training rows by ``seed``.
-    Rows keep the order of their files, and ``max_*_rows`` take the first.
+    If ``data.dev_split`` is null, ``seed`` decides which training rows are held out as dev rows.
+    Rows keep the order of their files, and ``max_*_rows`` keep only the first rows.
 
     Args:
         data: The task.
@@ -37,13 +37,7 @@ def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]
 
 
 def read_eval(data: DataSettings) -> list[tuple[str, Row]]:
-    """Read the rows that are reported.
-
-    Args:
-        data: The task.
-
-    Returns:
-        Pairs of id and row, as in :func:`read_splits`.
+    """Read the rows of the reported split, as pairs of id and row like in :func:`read_splits`.
 
     Raises:
         UserError: The split or a column is missing, or the split is empty.
@@ -112,7 +106,7 @@ def _read_file(file: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise UserError(f"{file}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: not a JSON object; need one object a line")
+            raise UserError(f"{file}, line {number}: not a JSON object; write one per line")
         rows.append(row)
     return rows
 
@@ -125,6 +119,6 @@ def _read_hub(data: DataSettings, where: str, split: str) -> list[Row]:
         loaded = datasets.load_dataset(
             data.location, name=data.subset, split=split, revision=data.revision
         )
-    except ValueError as error:  # datasets' word for an unknown split or subset
+    except ValueError as error:  # raised for an unknown split or subset
         raise UserError(f"{where} of {data.location}: {error}") from error
     return [dict(row) for row in loaded]

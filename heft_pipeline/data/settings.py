@@ -10,13 +10,13 @@ from heft_pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """The task. In a stage, ``revision`` and ``name`` are what was found."""
+    """The task. In a stage, planning has resolved ``revision`` and filled in ``name``."""
 
     id: str | None = setting(None, "a data set on the hub", identity=False)
     path: str | None = setting(
         None,
-        "a local folder with TRAIN.jsonl or .parquet and so on, or builtin:demo; goes before "
-        "data.id",
+        "a local folder with a .jsonl or .parquet file for each split, or builtin:demo; used "
+        "instead of data.id",
         identity=False,
     )
     subset: str | None = setting(None, "the hub data set's configuration")
@@ -24,13 +24,13 @@ class DataSettings(Settings):
         "main", "a branch, tag or commit of the hub data set", identity=False
     )
     name: str | None = setting(
-        None, "what tables call it; null: the last part of data.id or data.path", identity=False
+        None, "its name in tables; null: the last part of data.id or data.path", identity=False
     )
     train_split: str = setting("train", "the split that stages are trained on")
     dev_split: str | None = setting(
         None, "the split that the epoch is chosen on; null: held out of the training split"
     )
-    eval_split: str = setting("validation", "the split that is reported; read once a stage")
+    eval_split: str = setting("validation", "the split that is reported; read once per stage")
     dev_size: float = setting(
         0.1, "how much is held out for dev: a share below 1, or a number of rows", above=0
     )
@@ -49,13 +49,15 @@ class DataSettings(Settings):
         None, "the column that names a row in predictions.parquet; null: split and row number"
     )
     truncate_column: str | None = setting(
-        None, "the column that is cut when a prompt is too long; null: that is an error"
+        None, "the column that is cut when a prompt is too long; null: a long prompt is an error"
     )
     max_prompt_tokens: int = setting(512, "the longest prompt, in tokens", above=0)
     location: str | None = found(
         "The hub data set or the absolute local folder that is read.", identity=False
     )
-    content: str | None = found("What the rows are: sha256:DIGEST of a folder, or hub:ID@COMMIT.")
+    content: str | None = found(
+        "The content of the rows: sha256:DIGEST of a folder, or hub:ID@COMMIT."
+    )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class DataSettings(Settings):
         return tuple(self.choices)
 
     def check(self, key: str) -> None:
-        """Refuse a task without rows to read, answers to choose from, or a way to cut prompts."""
+        """Refuse a task with no source, too few choices, or settings that contradict each other."""
         if self.id is None and self.path is None:
             raise UserError(
                 f"{key}.id (a hub data set) or {key}.path (a local folder, used first) must be "
@@ -71,7 +73,7 @@ class DataSettings(Settings):
             )
         if self.id is not None and (self.path or "").startswith("builtin:"):
             raise UserError(
-                f"{key}.id={self.id} would be ignored for {key}.path={self.path}; add "
+                f"{key}.id={self.id} would be ignored because of {key}.path={self.path}; add "
                 f"{key}.path=null, or choose the task's own config, e.g. data=boolq"
             )
         if len(self.choices) < 2:

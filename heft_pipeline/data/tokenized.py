@@ -1,4 +1,4 @@
-"""Tokenised tasks kept in files, found by what they were made from."""
+"""Tokenised tasks that are kept in files, each under a key of everything it was made from."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from heft_pipeline.data.prompts import Example, Task, load_task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare import identity
 
-#: Raised when a change of the code changes what a task is tokenised to.
+#: Increased whenever a change to the code alters what a task is tokenised to.
 _FORMAT = 1
 _META = b"heft"
 _SPLITS = ("train", "dev", "eval")
@@ -29,20 +29,20 @@ def tokenized_task(
     tokenizer: Callable[[], Any],
     cache: Path | None,
 ) -> Task:
-    """A tokenised task, from a file where it was tokenised before.
+    """A tokenised task, read from a file if it was tokenised before.
 
     Args:
         data: The task; its rows are identified by their content.
         model: The content of the model whose tokenizer is used.
         seed: Decides the dev split.
-        tokenizer: Loads it; not called where a file is found.
-        cache: The folder of such files; None to keep none.
+        tokenizer: Loads the tokenizer; not called if there is a file.
+        cache: The folder of the files; None to keep none.
 
     Returns:
-        What :func:`~heft_pipeline.data.prompts.load_task` gives.
+        See :func:`~heft_pipeline.data.prompts.load_task`.
 
     Raises:
-        UserError: As there.
+        UserError: See there.
     """
     path = cache / f"{_key(data, model, seed)}.parquet" if cache is not None else None
     if path is not None and (task := _read(path)) is not None:
@@ -64,7 +64,7 @@ def _read(path: Path) -> Task | None:
         table = pyarrow.parquet.read_table(path)
         meta = json.loads(table.schema.metadata[_META])
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
-        return None  # missing, or of another version: it is made again
+        return None  # missing, or of another version: tokenised again
     splits: dict[str, list[Example]] = {name: [] for name in _SPLITS}
     columns = (table[name].to_pylist() for name in ("split", "id", "prompt", "gold"))
     for split, id, prompt, gold in zip(*columns, strict=True):
@@ -94,6 +94,6 @@ def _write(path: Path, task: Task) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, partial)
         partial.replace(path)
-    except OSError:  # a full disk costs the file, not the stage
+    except OSError:  # a full disk must not fail the stage
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -1,1 +1,1 @@
-"""What computes: devices, their memory, and processes that share a stage."""
+"""What computes a stage: devices, their memory, and processes that share a stage."""

@@ -1,4 +1,4 @@
-"""The peak memory of a stretch of work."""
+"""Measuring the peak memory of a stretch of work, and running out of memory."""
 
 import contextlib
 import gc
@@ -11,11 +11,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring.
+    """Start measuring the peak for work on ``device``.
 
-    Args:
-        device: Where the work runs. On a CPU the kernel's high-water mark of this process is
-            reset, which Linux alone allows.
+    On a CPU this resets the kernel's high-water mark of this process, which only Linux allows.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -25,14 +23,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device.
-
-    Args:
-        error: The error.
-
-    Returns:
-        True for torch's own errors on GPU and CPU, and Python's.
-    """
+    """Whether an error, from torch on any device or from Python, says that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
@@ -42,11 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free(device: torch.device) -> None:
-    """Give back what nothing uses any more.
-
-    Args:
-        device: Where the work runs.
-    """
+    """Give back memory that nothing uses any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -59,8 +46,8 @@ def peak_mb(device: torch.device) -> float:
         device: Where the work ran.
 
     Returns:
-        MiB: of allocated GPU memory for CUDA, else of this process's resident memory (where
-        /proc is missing, the process's peak since its start).
+        MiB of allocated GPU memory for CUDA, else MiB of this process's resident memory. Without
+        /proc, the latter is the process's peak since its start.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -8,11 +8,11 @@ import torch
 
 
 class Ranks:
-    """This process's place among those that work on a stage.
+    """This process's place among the processes that work on a stage.
 
     Args:
-        rank: Its number from 0; process 0 alone writes files and shows progress.
-        world: How many there are.
+        rank: Its number, from 0; only process 0 writes files and shows progress.
+        world: How many processes there are.
         device: Where this process computes.
     """
 
@@ -25,7 +25,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        """This process's part of a list: every ``world``-th item from its rank on."""
+        """This process's part of a list: every ``world``-th item, starting with its rank."""
         return list(items[self.rank :: self.world])
 
     def unshare(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
@@ -36,7 +36,7 @@ class Ranks:
         return whole
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in order of rank, to all of them."""
+        """Collect every process's value, in order of rank, on all processes."""
         if self.world == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -44,7 +44,7 @@ class Ranks:
         return list(gather_object([value]))
 
     def from_first(self, value: Any) -> Any:
-        """Process 0's value, to all processes."""
+        """Send process 0's value to all processes."""
         if self.world == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -54,11 +54,11 @@ class Ranks:
     def sum_gradients(
         self, parameters: Iterable[torch.nn.Parameter], *others: torch.Tensor
     ) -> None:
-        """Add up gradients over the processes, in place, in one message.
+        """Sum gradients over all processes, in place and with a single message.
 
         Args:
-            parameters: Their gradients are summed; a missing one counts as 0.
-            *others: Scalars that are summed with them.
+            parameters: The parameters whose gradients are summed; a missing gradient counts as 0.
+            *others: Scalars that are summed as well.
         """
         if self.world == 1:
             return
@@ -83,10 +83,10 @@ def start_ranks(device: torch.device) -> Ranks:
     """Join the processes that the environment names (``WORLD_SIZE``, ``RANK``, ``MASTER_ADDR``).
 
     Args:
-        device: Where a single process would compute.
+        device: Where to compute if there is only one process.
 
     Returns:
-        This process's place; alone where the environment names no others.
+        This process's place; if the environment names no other processes, the only one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(0, 1, device)

@@ -6,14 +6,7 @@ import torch
 
 
 def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's random generators.
-
-    Args:
-        device: Where training runs.
-
-    Returns:
-        Tensors under ``random/...``.
-    """
+    """The states of torch's generators for the CPU and ``device``, under ``random/...``."""
     states = {"random/cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["random/cuda"] = torch.cuda.get_rng_state(device)
@@ -23,12 +16,12 @@ def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
 def load_random(
     tensors: Mapping[str, torch.Tensor], device: torch.device, prefix: str = ""
 ) -> None:
-    """Set torch's random generators to what :func:`random_tensors` returned.
+    """Restore the states that :func:`random_tensors` returned.
 
     Args:
-        tensors: The tensors; a generator that they lack is left as it is.
+        tensors: The states; a generator whose state is missing is left as it is.
         device: Where training runs.
-        prefix: Stands before the names.
+        prefix: What comes before the tensors' names.
     """
     if f"{prefix}random/cpu" in tensors:
         torch.set_rng_state(tensors[f"{prefix}random/cpu"])

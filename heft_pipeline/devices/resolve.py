@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choosing the device to compute on."""
 
 import torch
 
@@ -9,10 +9,8 @@ def resolve_device(name: str) -> torch.device:
     """Turn the config's ``device`` into a torch device.
 
     Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-
-    Returns:
-        The device; for ``auto`` CUDA where there is one.
+        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` is CUDA if there is a
+            GPU, else the CPU.
 
     Raises:
         UserError: The machine has no such device.

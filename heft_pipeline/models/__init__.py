@@ -1,1 +1,1 @@
-"""The frozen base model and the adapters on it: LoRA through PEFT, ReFT through pyreft."""
+"""The frozen base model: how it is loaded and run, and which activations are reused."""

@@ -1,4 +1,4 @@
-"""Attention on a CPU in bfloat16, whose fused kernel has a slow backward pass."""
+"""Attention in bfloat16 on a CPU, where the fused kernel has a slow backward pass."""
 
 from typing import Any
 
@@ -8,27 +8,27 @@ from torch import nn
 from heft_pipeline.errors import UserError
 
 NAME = "grouped"
-#: Architectures of which it has been seen to give the logits that eager attention gives.
+#: Architectures for which it was checked that the logits equal those of eager attention.
 _KNOWN = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt"}
-#: Queries x keys a head above which the scores take more memory than they save time.
+#: Scores (queries x keys) per head above which their memory is not worth the time saved.
 _MOST_SCORES = 2**17
 
 
 def attention_implementation(
     asked: str, model_type: str, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """The attention that a model is loaded with.
+    """The attention implementation to load a model with.
 
     Args:
-        asked: The config's ``model.attn_implementation``.
-        model_type: transformers' name of the architecture.
+        asked: The value of ``model.attn_implementation``.
+        model_type: transformers' name for the architecture.
         device: Where the model will be.
-        dtype: Of its weights.
+        dtype: The dtype of its weights.
 
     Returns:
-        ``asked`` where it is not ``auto``; else ``grouped`` (:func:`grouped_attention`) for
-        bfloat16 on a CPU and architectures known to work with it; else None, for what
-        transformers takes by itself.
+        ``asked`` unless it is ``auto``. ``auto`` is ``grouped`` (:func:`grouped_attention`) for
+        bfloat16 on a CPU and an architecture that is known to work with it, else None, which
+        leaves the choice to transformers.
     """
     if asked not in ("auto", NAME):
         return asked
@@ -48,10 +48,11 @@ def grouped_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention by plain products, the queries of one key and value head together.
+    """Attention by plain matrix products, grouping the queries of each key and value head.
 
-    Nothing is repeated for grouped queries, and torch's bfloat16 products are used in both
-    directions. Long sequences go to torch's fused kernel, which keeps no scores.
+    Keys and values are not repeated for grouped queries, and torch's bfloat16 products are used in
+    both the forward and the backward pass. Long sequences go to torch's fused kernel, which keeps
+    no scores.
 
     Args:
         module: The attention module.
@@ -59,19 +60,19 @@ def grouped_attention(
         key: [B, key heads, S, size].
         value: [B, key heads, S, size].
         attention_mask: [B, 1, T, S], added to the scores.
-        scaling: Of the scores.
+        scaling: The factor of the scores.
         **kwargs: Passed on to the fused kernel.
 
     Returns:
-        [B, T, heads, size], and no weights.
+        [B, T, heads, size], and None in place of attention weights.
 
     Raises:
         UserError: The architecture caps its scores or has attention sinks.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise UserError(
-            f"model.attn_implementation={NAME} does not know this model's soft caps or attention "
-            "sinks; use model.attn_implementation=eager"
+            f"model.attn_implementation={NAME} does not support this model's soft caps or "
+            "attention sinks; use model.attn_implementation=eager"
         )
     batch, heads, queries, size = query.shape
     groups, keys = key.shape[1], key.shape[2]

@@ -18,11 +18,11 @@ class Base:
     """A frozen causal language model with its tokenizer.
 
     Attributes:
-        model: A transformers model in eval mode, no parameter of which requires a gradient.
+        model: A transformers model in eval mode; none of its parameters requires a gradient.
         tokenizer: Its tokenizer.
         layers: Its decoder layers.
-        layers_path: Where they are in the model, e.g. ``model.layers``.
-        pad_token_id: An id to fill padding with.
+        layers_path: Their path in the model, e.g. ``model.layers``.
+        pad_token_id: The id that fills padding.
     """
 
     model: Any
@@ -44,26 +44,20 @@ class Base:
 
 
 def quieten() -> None:
-    """Keep the libraries' progress bars and advice off the terminal, which shows the sweep."""
+    """Turn off the libraries' progress bars and advice; the terminal shows the sweep's progress."""
     from transformers.utils import logging
 
-    # PEFT still asks transformers under names that transformers has deprecated.
+    # PEFT still uses names that transformers has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def load_config(settings: ModelSettings) -> Any:
-    """Read a model's configuration.
-
-    Args:
-        settings: The model.
-
-    Returns:
-        The transformers config.
+    """Read a model's transformers configuration.
 
     Raises:
-        UserError: There is none, or it is not of a known architecture.
+        UserError: There is none, or its architecture is unknown.
     """
     from transformers import AutoConfig
 
@@ -78,12 +72,6 @@ def load_config(settings: ModelSettings) -> Any:
 def load_tokenizer(settings: ModelSettings) -> Any:
     """Load a model's tokenizer.
 
-    Args:
-        settings: The model.
-
-    Returns:
-        The transformers tokenizer.
-
     Raises:
         UserError: There is none.
     """
@@ -96,13 +84,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def skeleton(settings: ModelSettings) -> Any:
-    """The model's modules without weights, for checks that need names and shapes only.
-
-    Args:
-        settings: The model.
-
-    Returns:
-        The transformers model on the meta device.
+    """The model's modules on the meta device, for checks that need only names and shapes.
 
     Raises:
         UserError: It is not a causal language model.
@@ -120,15 +102,15 @@ def skeleton(settings: ModelSettings) -> Any:
 
 
 def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
-    """The dtype that the frozen weights are kept in.
+    """The dtype of the frozen weights.
 
     Args:
         settings: The model; its dtype may be ``auto``.
         config: Its transformers config.
 
     Returns:
-        float32 or bfloat16. ``auto`` is what the checkpoint is stored in, bfloat16 for float16,
-        whose range is too small to train through without loss scaling.
+        float32 or bfloat16. ``auto`` is the checkpoint's own dtype, except that float16 becomes
+        bfloat16: float16's range is too small to train without loss scaling.
     """
     if settings.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
@@ -139,14 +121,7 @@ def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> Base:
-    """Load a base model, frozen.
-
-    Args:
-        settings: The model.
-        device: Where to put it.
-
-    Returns:
-        The model and its tokenizer.
+    """Load a base model and its tokenizer, and freeze the model.
 
     Raises:
         UserError: It cannot be loaded.
@@ -186,20 +161,20 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
 
 
 def check_quantization(settings: ModelSettings, device: torch.device) -> None:
-    """Refuse 4-bit weights where they cannot be had.
+    """Refuse 4-bit weights if this machine does not support them.
 
     Args:
         settings: The model.
-        device: Where it will be.
+        device: Where the model will be.
 
     Raises:
-        UserError: The device is no CUDA GPU, or bitsandbytes is not installed.
+        UserError: The device is not a CUDA GPU, or bitsandbytes is not installed.
     """
     if settings.quantization == "none":
         return
     if device.type != "cuda":
         raise UserError(
-            f"model.quantization={settings.quantization} needs a CUDA GPU, and the device is "
+            f"model.quantization={settings.quantization} needs a CUDA GPU, but the device is "
             f"{device}; use model.quantization=none"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -210,7 +185,7 @@ def check_quantization(settings: ModelSettings, device: torch.device) -> None:
 
 
 def _quantized(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What loads a model's weights in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314)."""
+    """Arguments that load weights in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314)."""
     if settings.quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
@@ -225,9 +200,9 @@ def _quantized(settings: ModelSettings, device: torch.device, dtype: torch.dtype
 
 
 def _keep_head_input_contiguous(model: Any) -> None:
-    """Spare the vocabulary projection from copying its weights for each row of a sliced input.
+    """Keep the vocabulary projection from copying its weights for each row of a sliced input.
 
-    torch takes a sliced [B, K, width] input for a batch of products and expands the weights.
+    torch treats a sliced [B, K, width] input as a batch of products and expands the weights.
     """
     head = model.get_output_embeddings()
     if head is not None:
@@ -241,7 +216,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         model: A transformers model.
 
     Returns:
-        Their path in the model and the layers.
+        The layers' path in the model, and the layers.
 
     Raises:
         UserError: No module list has one module for each hidden layer.
@@ -257,16 +232,16 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def feed_forward_outputs(model: nn.Module) -> list[str]:
-    """Find each decoder layer's last matrix onto the residual stream outside of attention.
+    """Find each decoder layer's last matrix outside of attention: its feed-forward output.
 
     Args:
         model: A transformers model; adapters may be on it.
 
     Returns:
-        A module's path for each decoder layer, e.g. ``model.layers.0.mlp.down_proj``.
+        A module path for each decoder layer, e.g. ``model.layers.0.mlp.down_proj``.
 
     Raises:
-        UserError: A layer has none, as with a mixture of experts.
+        UserError: A layer has no such matrix, as with a mixture of experts.
     """
     path, layers = decoder_layers(model)
     found = []

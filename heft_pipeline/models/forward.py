@@ -12,7 +12,7 @@ import torch
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base import Base
 
-#: Makes the adapters' edits to a batch's prompts in the forward passes inside.
+#: Applies the adapters' edits to a batch's prompts in the forward passes inside the block.
 Editing = Callable[[Batch], AbstractContextManager[None]]
 
 
@@ -36,9 +36,9 @@ class Work:
     """How much of a batch a forward pass computes.
 
     Attributes:
-        tokens: Padded tokens of each sequence.
-        reused: Padded tokens before them whose keys and values are reused.
-        skipped_layers: First decoder layers whose output is reused.
+        tokens: The padded tokens of each sequence that are computed.
+        reused: The padded tokens before them whose keys and values are reused.
+        skipped_layers: How many of the first decoder layers are skipped; their output is reused.
     """
 
     tokens: int
@@ -47,28 +47,28 @@ class Work:
 
 
 class Forward(Protocol):
-    """A way of running a model."""
+    """A way of running a model; all ways give the same logits."""
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.
 
         Args:
             batch: B sequences of at most K answer tokens, padded on the left.
-            editing: Makes the adapters' edits.
+            editing: Applies the adapters' edits.
 
         Returns:
             [B, K, V] in the model's dtype.
         """
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
-        """Read prompts once, for several answers to go on from.
+        """Read prompts once, so that several answers can continue from them.
 
         Args:
-            batch: B prompts with an answer of one token, which is not read.
-            editing: Makes the adapters' edits.
+            batch: B prompts, each with a one-token answer that is not read.
+            editing: Applies the adapters' edits.
 
         Returns:
-            What the model made of them; None where it keeps no plain keys and values.
+            The prompts as the model has read them; None if it does not keep plain keys and values.
         """
 
     def work(self, batch: Batch) -> Work:
@@ -76,18 +76,14 @@ class Forward(Protocol):
 
 
 class WholePrompts:
-    """Runs the whole model over whole prompts.
-
-    Args:
-        base: The model.
-    """
+    """Runs the whole model over whole prompts."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
 
     @cached_property
     def no_cache(self) -> str:
-        """Why the model's keys and values cannot be reused; empty where they can."""
+        """Why the model's keys and values cannot be reused; empty if they can."""
         return cache_obstacle(self._base)
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
@@ -114,10 +110,10 @@ def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
 
     Args:
         model: A transformers causal language model.
-        batch: A batch padded on the left: B sequences of at most K answer tokens.
+        batch: B sequences of at most K answer tokens, padded on the left.
 
     Returns:
-        [B, K, V] logits in the model's dtype.
+        [B, K, V] in the model's dtype.
     """
     return model(**model_inputs(model, batch)).logits[:, -batch.answer_tokens :]
 
@@ -130,8 +126,8 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
         batch: The batch.
 
     Returns:
-        Token ids and mask; positions, the wish for the answers' logits alone, and the wish for
-        no cache, where the model takes them.
+        Token ids and mask. If the model accepts them, also the positions, a request for only the
+        answers' logits, and a request for no cache.
     """
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     wished = {
@@ -144,20 +140,20 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def cache_name(model: Any) -> str:
-    """What a model's forward pass calls its cache of keys and values.
+    """The name that a model's forward pass gives its cache of keys and values.
 
     Args:
         model: A transformers causal language model.
 
     Returns:
-        ``past_key_values``, or ``cache`` from transformers 5.24 on; empty where it takes none.
+        ``past_key_values``, or ``cache`` from transformers 5.24 on; empty if it takes no cache.
     """
     names = accepted_inputs(model)
     return next((name for name in ("past_key_values", "cache") if name in names), "")
 
 
 def kept_cache(output: Any) -> Any:
-    """The cache that a model's output holds, whatever transformers calls it; None without one."""
+    """The cache in a model's output, whatever transformers calls it; None if there is none."""
     for name in ("past_key_values", "cache"):
         if (found := getattr(output, name, None)) is not None:
             return found
@@ -165,26 +161,16 @@ def kept_cache(output: Any) -> Any:
 
 
 def accepted_inputs(model: Any) -> set[str]:
-    """The keyword arguments that a model's forward pass takes by name.
+    """The names of the arguments that a model's forward pass takes.
 
-    Args:
-        model: A transformers causal language model.
-
-    Returns:
-        Those of its class; libraries wrap an instance's ``forward`` without its signature.
+    They are read from its class, because libraries wrap an instance's ``forward`` without keeping
+    its signature.
     """
     return set(inspect.signature(type(model).forward).parameters)
 
 
 def cache_obstacle(base: Base) -> str:
-    """Why a model's keys and values cannot be reused.
-
-    Args:
-        base: The model.
-
-    Returns:
-        The reason; empty where they can be reused.
-    """
+    """Why a model's keys and values cannot be reused; empty if they can."""
     from transformers.cache_utils import DynamicLayer
 
     wanted = {cache_name(base.model), "position_ids", "logits_to_keep"}

@@ -1,4 +1,4 @@
-"""Other ways of running each decoder layer: compiled, or computed again in the backward pass."""
+"""Other ways of running each decoder layer: compiled, or recomputed in the backward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,32 +12,24 @@ from heft_pipeline.models.base import Base
 
 
 def compiled_layers(base: Base) -> Any:
-    """Let ``torch.compile`` fuse each decoder layer inside; the first batches take longer.
+    """Compile each decoder layer with ``torch.compile`` inside the block.
 
-    Args:
-        base: The model.
-
-    Returns:
-        A context.
+    The first batches take longer.
     """
     return _replaced(base, lambda forward: torch.compile(forward, dynamic=True))
 
 
 def recomputed_layers(base: Base) -> Any:
-    """Keep no activations inside decoder layers for the backward pass; compute them again.
+    """Inside the block, recompute activations in the backward pass instead of keeping them.
 
-    Args:
-        base: The model.
-
-    Returns:
-        A context.
+    This holds for the activations inside decoder layers; their outputs are kept.
     """
     return _replaced(base, lambda forward: partial(checkpoint, forward, use_reentrant=False))
 
 
 @contextmanager
 def _replaced(base: Base, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """Wrap the layers' forward passes; hooks that edit a layer's output stay outside."""
+    """Wrap each layer's forward pass; hooks that edit its output stay outside the wrapper."""
     before = [vars(layer).get("forward") for layer in base.layers]
     for layer in base.layers:
         layer.forward = wrap(layer.forward)

@@ -9,14 +9,14 @@ from heft_pipeline.declare import Settings, found, setting
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """The frozen base model. In a stage, ``id`` and ``revision`` are what was found."""
+    """The frozen base model. In a stage, planning has resolved ``id`` and ``revision``."""
 
     id: str = setting(MISSING, "a hub repository, a local folder, or builtin:tiny", identity=False)
     revision: str | None = setting(
         "main", "a branch, tag or commit of the hub repository", identity=False
     )
     name: str | None = setting(
-        None, "what tables call it; null: the last part of model.id", identity=False
+        None, "its name in tables; null: the last part of model.id", identity=False
     )
     dtype: str = setting(
         "auto",
@@ -29,11 +29,11 @@ class ModelSettings(Settings):
         choices=("none", "nf4"),
     )
     attn_implementation: str = setting(
-        "auto", "transformers' name of the attention kernel, or grouped (this project's)"
+        "auto", "transformers' name for the attention kernel, or grouped (this project's)"
     )
     trust_remote_code: bool = setting(
         False, "whether the repository's own code may run", identity=False
     )
     content: str | None = found(
-        "What the weights are: sha256:DIGEST of a folder, or hub:ID@COMMIT."
+        "The content of the weights: sha256:DIGEST of a folder, or hub:ID@COMMIT."
     )

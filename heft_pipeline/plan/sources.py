@@ -58,8 +58,8 @@ class Sources:
             revision: A branch, tag or commit; used only for a hub repository.
 
         Raises:
-            UserError: There is no such folder or repository, this account has no access to it, or the
-                hub cannot be reached.
+            UserError: There is no such folder or repository, this account has no access to it, or
+                the hub cannot be reached.
         """
         return self._once(("model", id, revision), "model.id", id, revision)
 

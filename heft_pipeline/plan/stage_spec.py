@@ -58,7 +58,7 @@ class StageSpec:
 
     @property
     def kind(self) -> str:
-        """A name for people: the adapter's kind, ``joint`` for several adapters, ``base`` for none."""
+        """Its name for people: the adapter's kind, ``joint`` for several, ``base`` for none."""
         if len(self.adapters) > 1:
             return "joint"
         return self.adapters[0].kind if self.adapters else "base"

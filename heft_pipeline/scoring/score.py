@@ -15,18 +15,18 @@ from heft_pipeline.models.forward import ReadPrompts, cache_name, model_inputs
 
 Choices = tuple[tuple[int, ...], ...]
 Prompt = tuple[int, ...]
-#: From so many rows on, a prompt longer than the batch's shortest by this factor begins another.
+#: Once a batch has _FEW rows, a prompt over _LONGER times its shortest one starts a new batch.
 _FEW, _LONGER = 8, 1.1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says of N examples with C choices.
+    """A model's scores for N examples with C choices.
 
     Attributes:
         log_probabilities: [N, C] float32, of each choice given the prompt (summed over tokens).
-        predictions: [N] int64, the chosen choice; -1 where generated text is none of them.
-        gold: [N] int64, the right choice.
+        predictions: [N] int64, the predicted choice; -1 if generated text is none of them.
+        gold: [N] int64, the correct choice.
     """
 
     log_probabilities: torch.Tensor
@@ -35,12 +35,12 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose prediction is right."""
+        """The share of examples whose prediction is correct."""
         return (self.predictions == self.gold).double().mean().item()
 
     @property
     def loss(self) -> float:
-        """The mean negative log-probability of the right choice, in nats an example."""
+        """The mean negative log-probability of the correct choice, in nats per example."""
         return -self.log_probabilities.gather(1, self.gold[:, None]).double().mean().item()
 
 
@@ -60,12 +60,12 @@ def score(
         model: The model.
         examples: N examples.
         choices: Token ids of the C choices.
-        batch_size: Prompts a forward pass; it changes speed only.
+        batch_size: Prompts per forward pass; it changes only the speed.
         mode: ``logprob``: the choice with the highest log-probability (the first of equals).
             ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
-            computed all the same.
-        advance: Called with the number of examples just scored by this process.
-        ranks: The processes that score together, each its part; all get the whole result.
+            computed as well.
+        advance: Called with the number of examples that this process has just scored.
+        ranks: The processes that score together. Each scores its part; all get the whole result.
 
     Returns:
         The scores, in the examples' order.
@@ -102,7 +102,7 @@ def _log_probabilities(
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, so that little is padded."""
+    """Indices in batches of similar length, to keep padding low."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         batch = batches[-1] if batches else []
@@ -114,13 +114,13 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
-    """[B, C] log-probabilities on the CPU; out of memory, each half is tried by itself."""
+    """[B, C] log-probabilities on the CPU; if memory runs out, each half is tried by itself."""
     try:
         return _one_pass(model, prompts, choices).cpu()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(prompts) == 1:
             raise
-    # Outside of the handler: the exception keeps the failed pass's tensors alive.
+    # Outside of the handler, because the exception keeps the failed pass's tensors alive.
     free(model.base.device)
     middle = len(prompts) // 2
     halves = [_scored(model, part, choices) for part in (prompts[:middle], prompts[middle:])]
@@ -145,10 +145,10 @@ def _first_tokens(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
 
 
 def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> torch.Tensor:
-    """[B, C] summed log-probabilities of the tokens after the first, going on from prompts."""
+    """[B, C] summed log-probabilities of all tokens but the first, continuing from the prompts."""
     prompts, device = read.mask.shape[0], read.mask.device
     width = max(map(len, choices)) - 1
-    # Padded on the right: what comes later changes nothing before it.
+    # Padding goes on the right, since later tokens change nothing before them.
     padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for c in choices])
     labels = padded[:, 1:].to(device).repeat(prompts, 1)
     own = (labels != IGNORED_LABEL).long()
@@ -186,16 +186,16 @@ def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def generated(
     model: AdaptedModel, examples: Sequence[Example], choices: Choices, *, batch_size: int
 ) -> torch.Tensor:
-    """Decode greedily and look which choice the text begins with.
+    """Decode greedily, and look up which choice the text begins with.
 
     Args:
         model: The model.
         examples: N examples.
         choices: Token ids of the choices.
-        batch_size: Prompts a forward pass.
+        batch_size: Prompts per forward pass.
 
     Returns:
-        [N] int64 indices of choices; -1 where the text begins with none.
+        [N] int64 indices of choices; -1 if the text begins with none of them.
     """
     predictions = torch.full((len(examples),), -1)
     longest = max(map(len, choices))

@@ -16,5 +16,5 @@ class EvaluationSettings(Settings):
         choices=("logprob", "generate"),
     )
     batch_size: int = setting(
-        64, "prompts in one forward pass; changes speed only", above=0, identity=False
+        64, "prompts per forward pass; changes only the speed", above=0, identity=False
     )

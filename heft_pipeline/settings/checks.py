@@ -1,8 +1,12 @@
 """Turning the config that Hydra composed into checked settings."""
 
+import dataclasses
+import difflib
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
-from heft_pipeline.declare import check
+from heft_pipeline.declare import Settings, check
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.schema import HeftConfig
 
@@ -19,8 +23,26 @@ def typed(cfg: DictConfig) -> HeftConfig:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it with {missing[0]}=...")
+    _refuse_unknown(HeftConfig, cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, HeftConfig):
         raise TypeError(f"the composed config is a {type(config).__name__}, not a HeftConfig")
     check(config)
     return config
+
+
+def _refuse_unknown(kind: Any, cfg: DictConfig, section: str = "") -> None:
+    """Refuse keys that were added to the config (``+lora.rnk=4``) and that nothing declares."""
+    known = {
+        one.name: one for one in dataclasses.fields(kind) if "omegaconf_ignore" not in one.metadata
+    }
+    for key in map(str, cfg):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            advice = (
+                f"did you mean {section}{close[0]}?" if close else f"there are {', '.join(known)}"
+            )
+            raise UserError(f"{section}{key} is not a setting; {advice}")
+        inner: Any = known[key].type
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            _refuse_unknown(inner, cfg[key], f"{section}{key}.")

@@ -115,6 +115,8 @@ else:
         bases=(SharedSettings,),
         frozen=True,
     )
+    # So that processes elsewhere find it by its name instead of getting a copy of the class.
+    HeftConfig.__module__ = __name__
     HeftConfig.__doc__ = "Everything a run is made from, with a section for each kind of adapter."
 
 

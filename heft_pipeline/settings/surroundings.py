@@ -46,7 +46,9 @@ class TrackingSettings(Settings):
     entity: str | None = setting(
         None, "the W&B user or team; null: the account's default", identity=False
     )
-    tags: list[str] = setting([], "tags in addition to the method", rule=_check_tags, identity=False)
+    tags: list[str] = setting(
+        [], "tags in addition to the method", rule=_check_tags, identity=False
+    )
     log_predictions: bool = setting(
         False, "send predictions.parquet as a W&B table", identity=False
     )

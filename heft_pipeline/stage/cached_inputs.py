@@ -1,4 +1,4 @@
-"""What stages read, kept for the next stage in the same process."""
+"""The inputs of stages, kept for the next stage in the same process."""
 
 import functools
 from pathlib import Path
@@ -16,29 +16,24 @@ from heft_pipeline.models.settings import ModelSettings
 def cached_task(
     data: DataSettings, model: ModelSettings, seed: int, cache: Path | None = None
 ) -> Task:
-    """The tokenised task of an earlier stage, where it is the same.
+    """A tokenised task, kept in memory for later stages of the same process.
 
     Args:
         data: The task.
         model: The model whose tokenizer is used.
         seed: Decides the dev split.
-        cache: The folder of tokenised tasks; None for none.
+        cache: The folder of tokenised tasks; None for no such folder.
 
     Returns:
-        What :func:`~heft_pipeline.data.prompts.load_task` gives.
+        See :func:`~heft_pipeline.data.prompts.load_task`.
     """
     return tokenized_task(data, str(model.content), seed, lambda: load_tokenizer(model), cache)
 
 
 @functools.lru_cache(maxsize=1)
 def cached_base(model: ModelSettings, device: torch.device) -> Base:
-    """The base model of the stage before, where it is the same; stages leave it as it was.
+    """A base model, kept in memory for the next stage of the same process.
 
-    Args:
-        model: The model.
-        device: Where it is.
-
-    Returns:
-        What :func:`~heft_pipeline.models.base.load_base` gives.
+    Stages leave the model as it was. See :func:`~heft_pipeline.models.base.load_base`.
     """
     return load_base(model, device)

@@ -1,4 +1,4 @@
-"""What a result was made on: host, device, versions, and the commit of this code."""
+"""Where a result was made: host, device, versions, and the commit of this code."""
 
 import functools
 import platform
@@ -13,14 +13,7 @@ _VERSIONS = ("torch", "transformers", "peft", "pyreft", "pyvene", "accelerate")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a result was made on.
-
-    Args:
-        device: Where it was computed.
-
-    Returns:
-        Host, device name, threads, package versions, and this code's own commit.
-    """
+    """Where a result was made: host, device name, threads, package versions, and code commit."""
     return {
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -34,10 +27,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The git commit of this code, with ``+changes`` where files differ from it.
+    """The git commit of this code, with ``+changes`` if tracked files differ from it.
 
     Returns:
-        None where the package is not in a git checkout.
+        None if the package is not in a git checkout of its own.
     """
     package = Path(__file__).resolve().parents[1]
 

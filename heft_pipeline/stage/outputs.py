@@ -13,20 +13,20 @@ from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.scoring.score import Scores
 
-#: Enough for a mean of norms.
+#: How many dev examples the sizes of edits are measured on; enough for a mean of norms.
 _EDIT_EXAMPLES = 128
 
 
 def write_predictions(path: Path, task: Task, scores: Scores) -> None:
     """Write ``predictions.parquet``.
 
-    Its columns are ``id``, ``gold``, ``prediction`` (null where generated text is no choice) and
-    ``logprob_LABEL`` for each label.
+    Its columns are ``id``, ``gold``, ``prediction`` (null if generated text is none of the choices)
+    and ``logprob_LABEL`` for each label.
 
     Args:
         path: The file.
         task: The task.
-        scores: The scores of its reported split.
+        scores: The scores of the task's reported split.
     """
     labels = [*task.labels, None]  # index -1 is 'none of them'
     table = pd.DataFrame(
@@ -49,8 +49,8 @@ def write_edit_sizes(folder: Path, model: AdaptedModel, task: Task, batch_size: 
     Args:
         folder: The stage's folder.
         model: The model, with its adapters trained.
-        task: The task; its dev examples are read.
-        batch_size: Sequences in a forward pass.
+        task: The task, whose dev examples are read.
+        batch_size: Sequences per forward pass.
     """
     answer = task.choices[0][:1]  # an edit of the prompt does not see the answer
     sequences = [AnsweredPrompt(e.prompt, answer) for e in task.dev[:_EDIT_EXAMPLES]]
@@ -66,8 +66,8 @@ def edit_sizes(
 
     Args:
         model: The model, with its adapters trained.
-        sequences: What it reads; the edits are of the prompts.
-        batch_size: Sequences in a forward pass.
+        sequences: The sequences that it reads; their prompts are edited.
+        batch_size: Sequences per forward pass.
 
     Returns:
         For each kind whose edits can be observed, the table of

@@ -1,4 +1,4 @@
-"""Checks that need the model's shape or the data, made before anything is trained."""
+"""Checks that need the data or the model's shape, made before anything is trained."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,14 +17,14 @@ from heft_pipeline.stage.cached_inputs import cached_task
 def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> None:
     """Refuse stages whose model, data and adapters do not fit together.
 
-    Reads the data and the model's configuration, and no weights.
+    This reads the data and the model's configuration, but no weights.
 
     Args:
-        stages: The stages that are to be trained.
-        tokenized: The folder of tokenised tasks; None for none.
+        stages: The stages to be trained.
+        tokenized: The folder of tokenised tasks; None for no such folder.
 
     Raises:
-        UserError: The first misfit; the message names the setting.
+        UserError: Something does not fit; the message names the setting.
     """
     quieten()
     checked: set[object] = set()
@@ -48,6 +48,6 @@ def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
     if limit and longest + answer > limit:
         raise UserError(
             f"data.max_prompt_tokens={data.max_prompt_tokens}: a prompt of {data.name} has "
-            f"{longest} tokens and its answer {answer}, and {model.name} reads {limit}; use "
+            f"{longest} tokens and its answer {answer}, but {model.name} reads {limit}; use "
             f"data.max_prompt_tokens={limit - answer}"
         )

@@ -34,11 +34,11 @@ from heft_pipeline.training.loop import Control, Counters, Progress, Recipe, Tra
 
 @dataclass(frozen=True)
 class Outcome:
-    """What asking for a stage came to.
+    """What running a stage came to.
 
     Attributes:
-        result: The stage's ``result.json``.
-        reused: It was complete already, so nothing was trained.
+        result: The content of the stage's ``result.json``.
+        reused: Whether the stage was complete already, so that nothing was trained.
     """
 
     result: dict[str, Any]
@@ -53,22 +53,19 @@ def run_stage(
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Make a stage complete: reuse it, resume it, or train it from the start.
+    """Complete a stage: reuse it, resume it, or train it from the start.
 
     Args:
         stage: The stage; its parents must be complete.
-        store: Where stages are.
-        progress: Told how far it is.
-        should_stop: Asked before each step; true ends training with a checkpoint.
-        on_wait: Called with the holder where another process is training this stage.
-
-    Returns:
-        The result.
+        store: The store of stages.
+        progress: Called with the stage's progress.
+        should_stop: Called before each step; if it returns true, training ends with a checkpoint.
+        on_wait: Called with the lock's holder if another process is training this stage.
 
     Raises:
-        UserError: The model, the data or the adapter cannot be had as asked.
+        UserError: The model, the data or an adapter cannot be loaded as asked.
         NonFiniteLoss: Training diverged.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``should_stop`` returned true.
     """
     fingerprint = stage.fingerprint
     ranks = start_ranks(resolve_device(stage.device))
@@ -87,12 +84,12 @@ def run_stage(
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to.
+    """The outcome of training.
 
     Attributes:
-        counters: How long it took and what it cost.
-        parameters: How many numbers were trained.
-        reuse: What was reused, or why nothing was; empty where nothing was trained.
+        counters: What was done and what it cost.
+        parameters: The number of trained parameters.
+        reuse: What was reused, or why nothing was; empty if nothing was trained.
     """
 
     counters: Counters
@@ -135,7 +132,7 @@ def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dic
 
 
 def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, Path]]:
-    """The finished adapters that a stage stands on, first to last, with their folders."""
+    """The finished adapters that a stage is trained on, first to last, with their folders."""
     for parent in stage.chain[:-1]:
         for settings in parent.adapters:
             yield settings, adapter_folder(store.adapter(parent), settings, parent.adapters)
@@ -143,7 +140,7 @@ def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, 
 
 @contextmanager
 def _prepared(stage: StageSpec, model: AdaptedModel, task: Task) -> Iterator[float | None]:
-    """Merge the parents inside, where the stage asks for it; yields the error that this makes."""
+    """Merge the parents inside the block if the stage asks for it, and yield the error."""
     if any(adapter.merges_parents for adapter in stage.adapters):
         probe = [AnsweredPrompt(e.prompt, task.choices[0][:1]) for e in task.dev[:8]]
         with merged_parents(model, probe) as error:
@@ -181,7 +178,7 @@ def _train(
 
 
 def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Control) -> Scores:
-    """Score the reported split, the only time that a stage reads it."""
+    """Score the reported split; this is the only time that a stage reads it."""
     done = 0
 
     def advance(count: int) -> None:
@@ -201,7 +198,7 @@ def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Contro
 
 
 def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> dict[str, Any]:
-    """What ``result.json`` says of training and of the answers."""
+    """The part of ``result.json`` that is about training and the answers."""
     counters = trained.counters
     return {
         "fingerprint": stage.fingerprint,

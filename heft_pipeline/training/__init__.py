@@ -1,1 +1,1 @@
-"""Training one adapter: the loop, its checkpoints, and what it costs."""
+"""Training a stage's adapters: the loop, its checkpoints, and what it costs."""

@@ -1,4 +1,4 @@
-"""The forward and backward passes of one optimiser step, in as many parts as memory asks for."""
+"""The forward and backward passes of one optimiser step, split into parts as memory requires."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -29,21 +29,23 @@ def accumulate(
     parameters: Iterable[torch.nn.Parameter],
     count: Callable[[Batch], None],
 ) -> tuple[torch.Tensor, int]:
-    """Add a batch's gradients, however it is split; out of memory, it is tried in smaller parts.
+    """Add up a batch's gradients; if memory runs out, try again in smaller parts.
+
+    The gradients are those of the whole batch, however it is split.
 
     Args:
         model: The model, in training mode, without gradients.
-        sequences: The batch.
-        answer_tokens: What its summed loss is divided by.
-        most_tokens: Most padded tokens of a part; 0 for the whole batch at once.
-        parameters: What is trained.
-        count: Called with each part that was done.
+        sequences: The batch, or this process's part of it.
+        answer_tokens: The divisor of the summed loss.
+        most_tokens: The most padded tokens in a part; 0 for the whole batch at once.
+        parameters: The trained parameters.
+        count: Called with each part after all are done.
 
     Returns:
-        The loss, a scalar in nats, and ``most_tokens``, halved as often as it took.
+        The loss, a scalar in nats; and ``most_tokens``, halved as often as memory ran out.
 
     Raises:
-        UserError: One sequence alone does not fit.
+        UserError: Even a single sequence does not fit into memory.
     """
     trained = list(parameters)
     lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
@@ -62,14 +64,14 @@ def accumulate(
             for batch in batches:
                 count(batch)
             return loss, most_tokens
-        # Outside of the handler: the exception keeps the failed pass's tensors alive.
+        # Outside of the handler, because the exception keeps the failed pass's tensors alive.
         for parameter in trained:
             parameter.grad = None
         load_random(before, device)
         free(device)
         most_tokens = _halved(lengths, parts, failure)
         log.warning(
-            "out of memory (%s): at most %d tokens a pass from now on", failure, most_tokens
+            "out of memory (%s): at most %d tokens per pass from now on", failure, most_tokens
         )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that resume training exactly: one safetensors file each, replaced atomically.
 
-``last`` holds the trained parameters, the optimiser's state, the random generators of every
-process, and as its metadata the counters and the schedule. ``best`` holds the parameters of the
+``last`` holds the trained parameters, the optimiser's state and the random generators of every
+process; its metadata holds the counters and the schedule. ``best`` holds the parameters of the
 best epoch so far. ``constants`` holds what was drawn at initialisation and never changes.
 """
 
@@ -28,8 +28,8 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Args:
-        folder: Where they are.
-        state: What is saved and restored.
+        folder: The folder that holds them.
+        state: The state to save and restore.
         constants: Tensors that were drawn at initialisation and are never trained.
         ranks: The processes that train the stage together; the first one writes.
         device: Where this process computes.
@@ -48,12 +48,12 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The file that training would go on from; None where there is none."""
+        """The file that training would resume from; None if there is none."""
         path = self._folder / LAST
         return path if path.is_file() else None
 
     def save(self) -> None:
-        """Write everything that is needed to go on from here, bit for bit."""
+        """Write everything that is needed to continue from here, bit for bit."""
         state = self._state
         own = (random_tensors(self._device), state.counters.train_flop)
         of_ranks = self._ranks.gather(own)
@@ -79,7 +79,7 @@ class Checkpoints:
         write(self._folder / LAST, tensors, meta)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, where there is one."""
+        """Restore the last checkpoint, if there is one."""
         if self.last is None:
             return
         state = self._state
@@ -99,12 +99,12 @@ class Checkpoints:
         flops = meta["flop_of_ranks"]
         if len(flops) == self._ranks.world:
             state.counters.train_flop = flops[self._ranks.rank]
-        else:  # another number of processes goes on
+        else:  # the number of processes has changed
             state.counters.train_flop = sum(flops) if self._ranks.first else 0.0
         state.epoch_loss.fill_(state.counters.epoch_loss)
 
     def save_best(self) -> None:
-        """Keep the parameters as those of the best epoch."""
+        """Write the current parameters as those of the best epoch."""
         if self._ranks.first:
             write(
                 self._folder / BEST, self._state.parameters, {"epoch": self._state.counters.epoch}
@@ -112,16 +112,16 @@ class Checkpoints:
 
     def load_best(self) -> None:
         """Give the model the parameters of the best epoch."""
-        self._ranks.gather(None)  # process 0 has written it
+        self._ranks.gather(None)  # wait until process 0 has written it
         tensors, _ = read(self._folder / BEST)
         self._state.load_parameters(tensors)
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON data as one file; readers see the old file or the whole new one.
+    """Write tensors and JSON data to one file; readers see either the old file or the new one.
 
     Args:
-        path: The file; its folder is made where missing.
+        path: The file; its folder is created if it is missing.
         tensors: Tensors by name.
         meta: JSON-ready data.
     """
@@ -135,7 +135,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what :func:`write` wrote: the tensors and the JSON data."""
+    """Read the tensors and the JSON data that :func:`write` wrote."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(file.metadata()[_META])
@@ -144,7 +144,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
 ) -> dict[str, torch.Tensor]:
-    """An optimiser's state under ``optimizer/PARAMETER/KEY``; all of AdamW's are tensors."""
+    """An optimiser's state under ``optimizer/PARAMETER/KEY``; all of AdamW's state is tensors."""
     return {
         f"optimizer/{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -157,7 +157,7 @@ def _load_optimizer(
     names: Mapping[torch.Tensor, str],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give a fresh optimiser of the same parameters the state of another."""
+    """Load the saved state of an optimiser of the same parameters into a new one."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

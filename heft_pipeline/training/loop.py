@@ -30,26 +30,26 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Shows how far a stage is."""
+    """Shows how far a stage has got."""
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Show a state.
+        """Show the current state.
 
         Args:
             phase: ``reuse``, ``train``, ``dev`` or ``eval``.
-            done: Steps (``train``) or examples done.
-            total: Of how many.
+            done: The number of steps (``train``) or examples done.
+            total: How many there are in all.
             note: The last loss or accuracy, for people.
         """
 
 
 @dataclass(frozen=True)
 class Control:
-    """How a stage is watched and stopped, and by how many processes it is trained.
+    """How a stage is watched and stopped, and which processes train it.
 
     Attributes:
-        progress: Called at each step.
-        should_stop: Asked before each step; true ends training with a checkpoint.
+        progress: Called after each step.
+        should_stop: Called before each step; if it returns true, training ends with a checkpoint.
         ranks: The processes that train the stage together; each takes its part of every batch.
     """
 
@@ -64,9 +64,9 @@ class Recipe:
 
     Attributes:
         label: The stage's name, for people.
-        seed: Of the order of examples and of dropout.
-        schedule: For how long and in which steps.
-        training: Everything else.
+        seed: The seed of the order of examples and of dropout.
+        schedule: How long to train, and the size and warm-up of the steps.
+        training: All other settings of training.
         evaluation: How the dev split is scored.
     """
 
@@ -81,15 +81,15 @@ class Trainer:
     """Trains the adapters of a stage; see :meth:`run`.
 
     Args:
-        recipe: How.
+        recipe: How to train.
         model: The model with the stage's adapters on it.
         task: The tokenised task.
-        flops: Counts operations; made before adapters were put on.
-        folder: The stage's folder: ``checkpoint/`` and ``metrics.jsonl`` go there.
+        flops: Counts operations; created before adapters were put on the model.
+        folder: The stage's folder, for ``checkpoint/`` and ``metrics.jsonl``.
         control: How the stage is watched and stopped.
 
     Attributes:
-        reuse: What was reused, or why nothing was; known once training has begun.
+        reuse: What is reused, or why nothing is; known once training has begun.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Trainer:
         self._checkpoints = Checkpoints(
             self._folder, self._state, model.constants(), self._ranks, self._device
         )
-        if self._ranks.world > 1:  # equal initial weights, but each process its own dropout masks
+        if self._ranks.world > 1:  # the initial weights are equal, but not the dropout masks
             torch.manual_seed(recipe.seed * self._ranks.world + self._ranks.rank + 1)
         self.reuse = ""
         self._scoring = self._stop = False
@@ -131,19 +131,19 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def run(self) -> Counters:
-        """Train to the end, from the last checkpoint where there is one.
+        """Train to the end, starting from the last checkpoint if there is one.
 
-        AdamW with a linear warm-up and the configured decay. The loss of a batch is the mean
-        cross-entropy of its answer tokens, however it is split into micro-batches. After each
-        epoch the dev split is scored; with ``selection=best`` the model ends with the adapters
-        of the best epoch (the first of equals).
+        The optimiser is AdamW, with a linear warm-up and the configured decay. The loss of a batch
+        is the mean cross-entropy of its answer tokens, however it is split into micro-batches.
+        After each epoch the dev split is scored; with ``selection=best`` the model ends with the
+        adapters of the best epoch (the first of equals).
 
         Returns:
-            What was done.
+            What was done and what it cost.
 
         Raises:
             NonFiniteLoss: A loss or gradient was NaN or infinite.
-            Interrupted: ``should_stop`` said so; a checkpoint was written.
+            Interrupted: ``should_stop`` returned true; a checkpoint was written.
         """
         counters, best = self._state.counters, self._recipe.training.selection == "best"
         self._compute_reused()
@@ -166,9 +166,9 @@ class Trainer:
         return counters
 
     def _compute_reused(self) -> None:
-        """Compute once what no epoch changes; its time and operations are training's.
+        """Compute once what no epoch changes; the time and operations count as training.
 
-        A resumed stage does it again, which, like other work that was lost, is not counted.
+        A resumed stage does this again but does not count it, like all other work that is repeated.
         """
         counters = self._state.counters
         counted = counters.resumes == 0
@@ -192,11 +192,11 @@ class Trainer:
         if counted:
             counters.reuse_seconds = time.perf_counter() - started
             counters.train_seconds += counters.reuse_seconds
-        counted = True  # what finds no room is computed at each use
+        counted = True  # from here on: what was not kept is computed at each use
         log.info("%s: %s", self._recipe.label, self.reuse)
 
     def _step(self, examples: Sequence[Example]) -> None:
-        """One optimiser step: gradients, clipping, update, and what is logged of it."""
+        """Do one optimiser step: gradients, clipping, update and logging."""
         started, state = time.perf_counter(), self._state
         self._model.training(True)
         answered = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in examples]
@@ -220,7 +220,7 @@ class Trainer:
         self._end_step(len(examples), loss, norm, learning_rate, started)
 
     def _sum_over_ranks(self, loss: torch.Tensor) -> None:
-        """Add up gradients and the loss, and agree on whether to stop."""
+        """Add up gradients and the loss over all processes, and agree on whether to stop."""
         if self._ranks.world > 1:
             stop = torch.tensor(float(self._should_stop()), device=self._device)
             self._ranks.sum_gradients(self._state.parameters.values(), loss, stop)
@@ -299,7 +299,7 @@ class Trainer:
             raise Interrupted(f"{self._recipe.label} stopped at step {step}")
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether the last one is old; process 0's clock decides, looked at every few steps."""
+        """Whether the last checkpoint is old; every few steps, process 0's clock decides."""
         training = self._recipe.training
         if self._ranks.world > 1 and self._state.counters.step % training.log_every_steps:
             return False

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line a logged step or epoch."""
+"""``metrics.jsonl``, with one line per logged step or epoch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ class MetricsLog:
 
     Args:
         path: The file.
-        keep_steps: Lines of later steps are dropped: a resumed stage writes them again.
+        keep_steps: Existing lines of later steps are dropped; a resumed stage writes them again.
     """
 
     def __init__(self, path: Path, keep_steps: int = 0) -> None:
@@ -25,8 +25,8 @@ class MetricsLog:
 
         Args:
             event: ``step`` or ``epoch``.
-            step: Optimiser steps done.
-            epoch: The epoch's number from 1.
+            step: The number of optimiser steps done.
+            epoch: The epoch's number, from 1.
             **values: JSON-ready values.
         """
         line = json.dumps({"event": event, "step": step, "epoch": epoch} | values)
@@ -35,13 +35,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a ``metrics.jsonl``, without a last line that was cut off in writing.
+    """The decoded lines of a ``metrics.jsonl``; none if it is missing.
 
-    Args:
-        path: The file; it may be missing.
-
-    Returns:
-        The lines, decoded.
+    A last line that was only partly written is left out.
     """
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:

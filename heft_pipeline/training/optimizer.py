@@ -9,15 +9,7 @@ from heft_pipeline.adapters.adapter import Adapter
 
 
 def new_optimizer(adapters: Sequence[Adapter], device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with each adapter's learning rate and weight decay.
-
-    Args:
-        adapters: What is trained.
-        device: Where it is.
-
-    Returns:
-        The optimiser.
-    """
+    """AdamW for parameters on ``device``, with each adapter's learning rate and weight decay."""
     groups: list[dict[str, Any]] = []
     for adapter in adapters:
         settings, undecayed = adapter.settings, adapter.undecayed()
@@ -36,13 +28,13 @@ def new_optimizer(adapters: Sequence[Adapter], device: torch.device) -> torch.op
 def new_scheduler(
     optimizer: torch.optim.Optimizer, name: str, warmup_ratio: float, steps: int
 ) -> Any:
-    """The schedule of the learning rate: it rises from 0, then falls as its name says.
+    """The schedule of the learning rate, which rises from 0 and then follows ``name``.
 
     Args:
         optimizer: The optimiser.
         name: ``linear``, ``cosine`` or ``constant``.
-        warmup_ratio: The share of all steps over which it rises.
-        steps: All optimiser steps.
+        warmup_ratio: The share of all steps over which the rate rises.
+        steps: The number of all optimiser steps.
 
     Returns:
         A torch learning-rate scheduler, to be stepped after each optimiser step.

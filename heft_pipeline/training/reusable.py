@@ -1,4 +1,4 @@
-"""Reusing activations that training cannot change, where a stage allows it."""
+"""Reusing activations that training cannot change, if the stage allows it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from heft_pipeline.models.reuse.frozen_prompts import OnPass
 from heft_pipeline.models.reuse.start import Choice, choose, start_reuse
 from heft_pipeline.training.settings import TrainingSettings
 
-#: Padded tokens in a pass that computes reused activations; without gradients, so small.
+#: Padded tokens in a pass that computes reused activations; it keeps no gradients.
 _TOKENS = 16384
 
 
@@ -23,13 +23,10 @@ def reusable(
     """Decide from a stage's settings what can be reused.
 
     Args:
-        trained: The adapters that the stage trains.
-        parents: Those that it stands on.
+        trained: The settings of the adapters that the stage trains.
+        parents: The settings of the adapters that it is trained on.
         num_layers: How many decoder layers the model has.
-        training: How it is trained.
-
-    Returns:
-        The choice, with its reason.
+        training: How the stage is trained.
     """
     for adapter in trained:
         if not adapter.edits:
@@ -62,13 +59,13 @@ def reuse_activations(
     Args:
         model: The model with the stage's adapters on it.
         training: How the stage is trained.
-        sequences: What training and the dev split read.
-        folder: Where activations go that memory has no room for.
-        advance: Called with how many are done, and of how many.
+        sequences: The sequences that training and the dev split read.
+        folder: Where to write activations that do not fit into memory.
+        advance: Called with the number done and the total.
         on_pass: Called with the rows, padded tokens and layers of each pass that computes them.
 
     Returns:
-        What is reused, or why nothing is.
+        What is reused, or why nothing is, for people.
     """
     trained = [adapter.settings for adapter in model.trained]
     parents = [adapter.settings for adapter in model.parents]

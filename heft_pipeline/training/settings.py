@@ -1,4 +1,4 @@
-"""The settings of training that all kinds of adapter have in common."""
+"""The training settings that all kinds of adapter have in common."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from heft_pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
-    """How stages are trained, whatever they train."""
+    """How stages are trained, whichever adapters they train."""
 
     lr_scheduler: str = setting(
         "linear",
@@ -27,24 +27,24 @@ class TrainingSettings(Settings):
     )
     micro_batch_tokens: Any = setting(
         16384,
-        "a batch with more (padded) tokens is accumulated in parts; auto: whole batches; either "
-        "is halved when memory runs out",
+        "a batch with more padded tokens is accumulated in parts; auto: whole batches; both are "
+        "halved when memory runs out",
         above=0,
         choices=("auto",),
     )
-    gradient_checkpointing: bool = setting(False, "less memory for a third more time")
+    gradient_checkpointing: bool = setting(False, "use less memory, for a third more time")
     compile: bool = setting(
-        False, "fuse decoder layers with torch.compile; half a minute more at the start"
+        False, "fuse decoder layers with torch.compile; takes half a minute more at the start"
     )
     log_every_steps: int = setting(
-        10, "how often metrics.jsonl gets a line of a step", above=0, identity=False
+        10, "optimiser steps between two step lines of metrics.jsonl", above=0, identity=False
     )
     checkpoint_every_seconds: float = setting(
-        300.0, "how often a checkpoint is written within an epoch", above=0, identity=False
+        300.0, "seconds between two checkpoints within an epoch", above=0, identity=False
     )
 
     def check(self, key: str) -> None:
-        """Refuse to stop on a split that is not read."""
+        """Refuse early stopping on a dev split that is not read."""
         if self.early_stopping_patience and self.selection == "last":
             raise UserError(
                 f"{key}.early_stopping_patience stops on the dev split, which "

@@ -1,4 +1,4 @@
-"""Where training stands: its counters, and everything that changes from step to step."""
+"""The state of training: its counters, and everything that changes from step to step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +11,23 @@ from heft_pipeline.training.optimizer import new_optimizer, new_scheduler
 
 @dataclass
 class Counters:
-    """How far training is and what it has cost; all of it survives a resume.
+    """How far training has got and what it has cost; a resume keeps all of it.
 
     Attributes:
         step: Optimiser steps done.
         epoch: Whole epochs done.
         best_accuracy: The highest dev accuracy so far; -1 before the first.
-        best_epoch: Its epoch, from 1.
+        best_epoch: The epoch of that accuracy, from 1.
         train_seconds: Wall time of optimiser steps.
         dev_seconds: Wall time of dev evaluations.
         train_flop: Floating-point operations of training.
         examples: Examples trained on.
-        epoch_loss: Summed loss of this epoch's examples so far.
-        epoch_examples: Their number.
-        resumes: How often training went on from a checkpoint.
-        reuse_seconds: Of ``train_seconds``, what computing reused activations took.
-        micro_batch_tokens: Most padded tokens in a pass, as it turned out; 0 for whole batches.
+        epoch_loss: The summed loss of this epoch's examples so far.
+        epoch_examples: The number of these examples.
+        resumes: How often training was resumed from a checkpoint.
+        reuse_seconds: The part of ``train_seconds`` that computing reused activations took.
+        micro_batch_tokens: The most padded tokens in a pass, halved whenever memory runs out; 0
+            for whole batches.
     """
 
     step: int = 0
@@ -51,17 +52,17 @@ class TrainingState:
         model: The model with the stage's adapters on it.
         lr_scheduler: The schedule's name.
         warmup_ratio: The share of all steps over which the learning rate rises.
-        steps: All optimiser steps.
+        steps: The number of all optimiser steps.
         counters: The counters at the start.
 
     Attributes:
-        parameters: What is trained, under ``KIND/NAME``.
-        optimizer: Its optimiser.
-        scheduler: The schedule of its learning rate.
+        parameters: The trained parameters, under ``KIND/NAME``.
+        optimizer: Their optimiser.
+        scheduler: The schedule of their learning rate.
         counters: See :class:`Counters`.
-        healthy: Whether every loss and gradient so far was finite; on the device, since reading
-            it at each step would stall a GPU.
-        epoch_loss: Summed loss of this epoch's examples so far, on the device.
+        healthy: Whether every loss and gradient so far was finite. It is on the device, because
+            reading it at each step would stall a GPU.
+        epoch_loss: The summed loss of this epoch's examples so far, on the device.
     """
 
     def __init__(
@@ -87,10 +88,6 @@ class TrainingState:
 
     @torch.no_grad()
     def load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Give the trained parameters other values.
-
-        Args:
-            tensors: The values, by name.
-        """
+        """Set the trained parameters to the given values, by name."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])

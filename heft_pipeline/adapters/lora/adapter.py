@@ -33,7 +33,7 @@ class LoraAdapter(Adapter):
     Args:
         settings: The adapter's settings.
         base: The model; changed in place.
-        others: The adapters that are on it already.
+        others: The adapters that are already on it.
         config: The adapter's PEFT configuration.
     """
 
@@ -67,7 +67,7 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def check(cls, settings: LoraSettings, target: Target) -> None:
-        """Refuse modules that the model lacks, and an ``init_from`` that does not fit."""
+        """Refuse modules that the model does not have, and an ``init_from`` that does not fit."""
         model = target.skeleton()
         _check_modules(settings.target_modules, model, target.name)
         if settings.init_from:
@@ -82,7 +82,7 @@ class LoraAdapter(Adapter):
         return _EXPORTED
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by its name in the model."""
+        """The trained parameters, by their names in the model."""
         return {
             key: parameter
             for key, parameter in self._base.model.named_parameters()
@@ -96,14 +96,14 @@ class LoraAdapter(Adapter):
                 module.lora_dropout[self._name].train(mode)
 
     def lowest_layer(self) -> int:
-        """The first decoder layer that holds a trained module; the last where none does."""
+        """The first decoder layer with a trained module; the number of layers if none has one."""
         path = f".{self._base.layers_path}."
         names = [f".{name}" for name in self.parameters()]
         numbers = [name.split(path, 1)[1].split(".", 1)[0] for name in names if path in name]
         return min(map(int, numbers), default=len(self._base.layers))
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as a folder that plain PEFT loads."""
+        """Write the adapter as a folder that plain PEFT can load."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.peft, adapter_name=self._name)
         tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
@@ -114,17 +114,17 @@ class LoraAdapter(Adapter):
         config.inference_mode = inference_mode
 
     def remove(self) -> None:
-        """Take all LoRA adapters off the model: PEFT removes them together."""
+        """Take all LoRA adapters off the model; PEFT can only remove them together."""
         if any(isinstance(module, LoraLayer) for module in self._base.model.modules()):
             self.peft.unload()
-            # unload leaves PEFT's mark, which would make it warn about the next adapter.
+            # unload leaves this attribute behind, and PEFT would warn about the next adapter.
             if hasattr(self._base.model, "peft_config"):
                 del self._base.model.peft_config
 
     @classmethod
     @contextmanager
     def merged(cls, model: Any) -> Iterator[None]:
-        """Add all LoRA adapters to the weights inside, in one sum that is rounded once."""
+        """Add all LoRA adapters to the weights inside the block, rounding each sum once."""
         merged = MergedLora(model)
         try:
             yield
@@ -133,7 +133,7 @@ class LoraAdapter(Adapter):
 
 
 def _put_on(model: Any, peft_model: PeftModel | None, config: Any, name: str) -> PeftModel:
-    """Put one more adapter on a model; returns PEFT's wrapper, with all adapters active."""
+    """Put one more adapter on a model, and return PEFT's wrapper with all adapters active."""
     if peft_model is None:
         peft_model = PeftModel(model, config, adapter_name=name)
     else:
@@ -144,18 +144,17 @@ def _put_on(model: Any, peft_model: PeftModel | None, config: Any, name: str) ->
 
 
 def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
-    """Give an adapter the weights of a PEFT folder."""
+    """Load an adapter's weights from a PEFT folder."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} has no {WEIGHTS}; a LoRA adapter is a folder that PEFT's save_pretrained "
-            "wrote"
+            f"{folder} has no {WEIGHTS}; give a folder that PEFT's save_pretrained wrote"
         )
     weights = load_peft_weights(str(folder), device="cpu")
     own = get_peft_model_state_dict(peft_model, adapter_name=name)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
         raise UserError(
-            f"lora.init_from={folder}: its weights do not fit; use the same model, "
-            "lora.rank and lora.target_modules as it was trained with"
+            f"lora.init_from={folder}: its weights do not fit; use the model, lora.rank and "
+            "lora.target_modules that it was trained with"
         )
     set_peft_model_state_dict(peft_model, weights, adapter_name=name)
 

@@ -1,9 +1,9 @@
 """The forward pass of PEFT's LoRA layers without its float32 copies of the activations.
 
-PEFT casts each module's input to the adapter's float32, twice the memory and traffic of a
-bfloat16 base, seven times a layer. Here the small matrices are cast instead, as autocast
-does; they are kept and updated in float32. With a float32 base nothing is cast and the
-numbers are PEFT's.
+PEFT casts the input of each module (seven in a decoder layer) to float32, the adapter's dtype.
+With a bfloat16 base, this takes twice the memory and bandwidth. Here the small adapter matrices
+are cast instead, as autocast does; they are still stored and updated in float32. With a float32
+base nothing is cast, and the results are PEFT's.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ class LeanLinear(Linear):
     """PEFT's LoRA layer with this module's forward pass; everything else is PEFT's."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``base(x) + scaling * dropout(x) A' B'``, a term for each active adapter.
+        """``base(x) + scaling * dropout(x) A' B'``, with one such term for each active adapter.
 
         Args:
             x: [..., in], in the base's dtype.
-            *args: The base layer's.
-            **kwargs: The base layer's.
+            *args: Passed on to the base layer.
+            **kwargs: Passed on to the base layer.
 
         Returns:
             [..., out], in the base's dtype.
@@ -44,16 +44,16 @@ class LeanLinear(Linear):
 
 
 class MergedLora:
-    """LoRA adapters added to the weights they stand on, until :meth:`undo`.
+    """Adds LoRA adapters to the weights that they adapt, until :meth:`undo`.
 
-    The sums are computed in float32 and rounded to the weights' dtype once; the weights as they
-    were are kept beside them.
+    The sums are computed in float32 and rounded once to the weights' dtype. The original weights
+    are kept in memory.
 
     Args:
-        model: A model with finished LoRA adapters on it, changed in place.
+        model: A model with finished LoRA adapters on it; changed in place.
 
     Raises:
-        UserError: A layer's weights are not plain, as with 4 bits.
+        UserError: A layer cannot be merged, for instance because its weights are in 4 bits.
     """
 
     def __init__(self, model: Any) -> None:
@@ -71,27 +71,29 @@ class MergedLora:
             layer.forward = layer.base_layer.forward
 
     def undo(self) -> None:
-        """Give the weights back as they were, bit for bit."""
+        """Restore the original weights, bit for bit."""
         for layer, weight in self._before:
             layer.base_layer.weight.data = weight
             del layer.forward
 
 
 class NonzeroDora(DoraLinearLayer):
-    """PEFT's DoRA without its division by 0: a row of zeros in a weight stays what it is."""
+    """PEFT's DoRA without its division by 0: an all-zero row of a weight stays as it is."""
 
     def get_weight_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The L2 norm of each row of the weight and its update, at least the smallest float."""
+        """The L2 norm of each row of the updated weight, and at least the smallest normal float."""
         norm: torch.Tensor = super().get_weight_norm(*args, **kwargs)
         return norm.clamp(min=torch.finfo(norm.dtype).tiny)
 
 
 def use_lean_forward(model: Any) -> None:
-    """Give PEFT's plain LoRA layers this forward pass; DoRA and other variants keep PEFT's.
+    """Switch PEFT's LoRA layers to this module's classes.
+
+    Plain layers become :class:`LeanLinear`. DoRA layers become :class:`NonzeroDora`, and other
+    variants stay as they are. Unloading the adapters removes the layers, and this change with them.
 
     Args:
-        model: A model with PEFT's layers in it, changed in place; unloading the adapters takes
-            the layers away, and the change with them.
+        model: A model with PEFT's layers in it; changed in place.
     """
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
@@ -101,7 +103,7 @@ def use_lean_forward(model: Any) -> None:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether no adapter on a layer is of a variant such as DoRA, or has a bias."""
+    """Whether no adapter on a layer is a variant such as DoRA or has a bias."""
     return not module.lora_variant and not any(
         module.lora_bias.get(name, False) for name in module.lora_A
     )

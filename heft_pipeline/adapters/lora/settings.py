@@ -33,7 +33,7 @@ class LoraSettings(AdapterSettings):
     alpha: float | None = setting(
         None, "the update is scaled by alpha / rank; null: 2 x rank", above=0, example=16
     )
-    dropout: float = setting(0.05, "dropout before the update", least=0, most=0.99)
+    dropout: float = setting(0.05, "dropout on the update's input", least=0, most=0.99)
     target_modules: Any = setting(
         "all-linear",
         "all-linear, or a list of the modules that get an update",
@@ -44,12 +44,12 @@ class LoraSettings(AdapterSettings):
         False, "train the magnitude of each weight column as well (DoRA, arXiv 2402.09353)"
     )
     batch_size: int = setting(
-        16, "examples in an optimiser step, whatever fits into memory at once", above=0
+        16, "examples per optimiser step, however many fit into memory at once", above=0
     )
     learning_rate: float = setting(3e-4, "the highest learning rate", above=0)
 
     def resolved(self) -> Self:
-        """The same settings with alpha filled in and the target modules in one order."""
+        """The same settings, with alpha filled in and the target modules sorted."""
         modules = self.target_modules
         return dataclasses.replace(
             self,
@@ -82,6 +82,6 @@ class LoraSettings(AdapterSettings):
         )
 
     def compared(self) -> dict[str, str]:
-        """What tells two adapters apart; alpha counts in units of the rank."""
+        """See :meth:`AdapterSettings.compared`; alpha is given as a multiple of the rank."""
         assert self.alpha is not None  # resolved
         return super().compared() | {"alpha": f"{self.alpha / self.rank:g} x rank"}

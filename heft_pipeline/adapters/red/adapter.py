@@ -1,6 +1,7 @@
-"""RED on a model: each feed-forward network's output times a scale (from 1), plus a bias (from 0).
+"""RED on a model: a scale and a bias for the output of each feed-forward network.
 
-As in the paper's own code every position is edited, those of the answer included.
+The scales start at 1 and the biases at 0. As in the paper's own code, every position is edited,
+including those of the answer.
 """
 
 import shutil
@@ -35,7 +36,7 @@ class RedAdapter(Adapter):
     Args:
         settings: The adapter's settings.
         base: The model.
-        values: A folder with trained values; None for the identity.
+        values: A folder with trained values; None for scales of 1 and biases of 0.
     """
 
     def __init__(self, settings: RedSettings, base: Base, values: Path | None) -> None:
@@ -60,7 +61,7 @@ class RedAdapter(Adapter):
 
     @classmethod
     def check(cls, settings: RedSettings, target: Target) -> None:
-        """Refuse layers that the model lacks, and an ``init_from`` that does not fit."""
+        """Refuse layers that the model does not have, and an ``init_from`` that does not fit."""
         target.check_layers(f"{settings.kind}.layers", settings.layers)
         places = _places(target.skeleton(), settings)
         if settings.init_from:
@@ -68,7 +69,7 @@ class RedAdapter(Adapter):
 
     @classmethod
     def export(cls, settings: RedSettings, model: ModelSettings, source: Path, to: Path) -> str:
-        """See :meth:`Adapter.export`; no library reads RED, so hooks of a few lines apply it."""
+        """See :meth:`Adapter.export`; no library reads RED, so the lines apply it with hooks."""
         shutil.copytree(source, to, dirs_exist_ok=True)
         return _EXPORTED
 
@@ -89,7 +90,7 @@ class RedAdapter(Adapter):
         scale, bias = self._values[f"{place}.scale"], self._values[f"{place}.bias"]
 
         def edit(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-            # Computed in float32, whatever the frozen base is kept in.
+            # The edit is computed in float32, whatever the frozen base's dtype.
             return (output.float() * scale + bias).to(output.dtype)
 
         return edit

@@ -22,6 +22,6 @@ class RedSettings(EditSettings):
     )
 
     def reach(self) -> Reach:
-        """Every position is edited, from the first edited layer's feed-forward network on."""
+        """RED edits every position, starting with the first edited layer's feed-forward network."""
         lowest = 0 if self.layers == "all" else min(self.layers)
         return Reach(lowest, None, "RED edits every position")

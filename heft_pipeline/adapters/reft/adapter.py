@@ -45,7 +45,7 @@ class ReftAdapter(Adapter):
         settings: The adapter's settings.
         base: The model.
         interventions: The adapter's interventions.
-        engine: pyreft's forward pass, where it makes the edits; None for hooks.
+        engine: pyreft's forward pass, if it makes the edits; None for hooks.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ReftAdapter(Adapter):
 
     @classmethod
     def check(cls, settings: ReftSettings, target: Target) -> None:
-        """Refuse layers, a rank, positions or an ``init_from`` that do not fit."""
+        """Refuse layers, a rank, positions or an ``init_from`` that do not fit model and task."""
         hidden, layers = target.hidden_size, target.num_layers
         outside = (
             [] if settings.layers == "all" else [n for n in settings.layers if not 0 <= n < layers]
@@ -101,14 +101,14 @@ class ReftAdapter(Adapter):
         positions = sum(parse_positions(settings.positions))
         if positions > target.shortest_prompt:
             raise UserError(
-                f"reft.positions={settings.positions} asks for {positions} positions, and the "
+                f"reft.positions={settings.positions} asks for {positions} positions, but the "
                 f"shortest prompt has {target.shortest_prompt} tokens; use fewer, e.g. "
                 f"reft.positions=l{max(1, min(7, target.shortest_prompt // 2))}"
             )
         if settings.own_engine and target.dtype.itemsize != 4:
             raise UserError(
-                "reft.engine=pyreft computes its edits in the base model's dtype, and its float32 "
-                "weights need model.dtype=float32; or use reft.engine=hooks"
+                "reft.engine=pyreft computes its edits in the base model's dtype, but its weights "
+                "are float32; use model.dtype=float32, or reft.engine=hooks"
             )
         check_start(settings, hidden, layers)
 
@@ -124,7 +124,7 @@ class ReftAdapter(Adapter):
         return _EXPORTED
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by name."""
+        """The trained parameters, by name."""
         return dict(self.interventions.named_parameters())
 
     def train(self, mode: bool) -> None:
@@ -132,19 +132,19 @@ class ReftAdapter(Adapter):
         self.interventions.train(mode)
 
     def freeze(self) -> None:
-        """End training: the projections become plain matrices."""
+        """End training, and turn the projections into plain matrices."""
         self.interventions.freeze()
         self._trained = False
 
     def count(self) -> int:
-        """How many numbers are trained; R of rank r and width d counts as d x r."""
+        """The number of trained parameters; R of rank r and width d counts as d x r."""
         return sum(tensor.numel() for tensor in self.interventions.effective_state().values())
 
     def undecayed(self) -> frozenset[str]:
         """The parametrisations of R.
 
-        Weight decay would pull the parametrisation of an orthonormal R off its unit diagonal,
-        which torch rounds to integers: R would become 0.
+        Weight decay would pull the parametrisation of an orthonormal R away from its unit diagonal,
+        which torch converts to integers, and R would become 0.
         """
         return frozenset(name for name in self.parameters() if "parametrizations" in name)
 
@@ -155,8 +155,8 @@ class ReftAdapter(Adapter):
 
     @contextmanager
     def at(self, batch: Batch) -> Iterator[None]:
-        """Edit a batch's prompts in the forward passes inside."""
-        # R is computed once for the pass, or once for all passes inside between_steps().
+        """Edit a batch's prompts in the forward passes inside the block."""
+        # R is computed once per pass, or once for all passes inside between_steps().
         with (
             parametrize.cached() if self._trained else nullcontext(),
             self.interventions.at(batch) if self.handles else nullcontext(),
@@ -164,11 +164,11 @@ class ReftAdapter(Adapter):
             yield
 
     def between_steps(self) -> AbstractContextManager[None]:
-        """Compute every R once for all passes inside."""
+        """Compute every R once for all forward passes inside the block."""
         return computed_once(list(self.interventions.each().values()))
 
     def forward(self) -> Forward | None:
-        """pyreft's own forward pass, where it is asked for."""
+        """pyreft's own forward pass if the settings ask for it, else None."""
         return self._engine
 
     def observed(self, observe: Observe) -> AbstractContextManager[None] | None:

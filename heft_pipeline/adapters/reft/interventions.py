@@ -1,8 +1,8 @@
 """pyreft's interventions as one module, attached to decoder layers with forward hooks.
 
 pyreft's own model edits hidden states through pyvene, which turns positions into Python lists in
-every layer and step; here a hook on each decoder layer gathers, edits and scatters with one index
-tensor for the batch.
+every layer and step. Here, a hook on each decoder layer gathers, edits and scatters hidden states
+with one index tensor per batch.
 """
 
 import io
@@ -18,7 +18,7 @@ from heft_pipeline.adapters.reft.positions import Unit, prompt_positions, units
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import Batch
 
-with redirect_stdout(io.StringIO()):  # pyvene prints advice on an optional package
+with redirect_stdout(io.StringIO()):  # pyvene prints advice about an optional package
     from pyreft import interventions as pyreft_interventions
 
 CLASSES: dict[str, Any] = {
@@ -29,7 +29,7 @@ CLASSES: dict[str, Any] = {
     "direft": pyreft_interventions.DireftIntervention,
     "nodireft": pyreft_interventions.NodireftIntervention,
 }
-#: Called with the unit and the hidden states before and after its edit, [B, P, hidden] float32.
+#: Called with a unit and the hidden states before and after its edit, [B, P, hidden] float32.
 Observe = Callable[[Unit, torch.Tensor, torch.Tensor], None]
 
 
@@ -38,10 +38,10 @@ class Interventions(nn.Module):
 
     Args:
         settings: The adapter's settings.
-        hidden_size: The model's width.
+        hidden_size: The width of the model's hidden states.
         num_layers: How many decoder layers the model has.
-        frozen: Keep the projections R as plain matrices instead of a trainable
-            orthogonal parametrisation.
+        frozen: Whether the projections R are plain matrices instead of trainable orthogonal
+            parametrisations.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Interventions(nn.Module):
             self.freeze()
 
     def freeze(self) -> None:
-        """Make every R a plain matrix, bit for bit what the parametrisation computes."""
+        """Replace every R by the plain matrix that its parametrisation computes, bit for bit."""
         for intervention in self.each().values():
             if hasattr(intervention, "rotate_layer"):
                 rotate = pyreft_interventions.LowRankRotateLayer(
@@ -72,26 +72,16 @@ class Interventions(nn.Module):
         self.requires_grad_(False).eval()
 
     def attach(self, layers: nn.ModuleList) -> list[RemovableHandle]:
-        """Hook the interventions to decoder layers.
-
-        Args:
-            layers: The model's decoder layers.
-
-        Returns:
-            Handles that remove the hooks.
-        """
+        """Hook the interventions to a model's decoder layers, and return the hooks' handles."""
         return [layers[unit.layer].register_forward_hook(self._hook(unit)) for unit in self.units]
 
     @contextmanager
     def at(self, batch: Batch) -> Iterator[None]:
-        """Edit the prompts of a batch in the forward passes inside; elsewhere hooks do nothing.
+        """Edit a batch's prompts in the forward passes inside the block; outside, hooks do nothing.
 
         Args:
-            batch: The batch that the forward pass reads. Passes over another number of
-                columns (the steps of generation after the prompt) are left alone.
-
-        Yields:
-            Nothing.
+            batch: The batch that the forward pass reads. Passes over a different number of
+                columns, such as the later steps of generation, are left alone.
         """
         ends = {unit.end for unit in self.units}
         self._columns = {e: prompt_positions(batch, self.settings.positions, e) for e in ends}
@@ -103,14 +93,7 @@ class Interventions(nn.Module):
 
     @contextmanager
     def observed(self, observe: Observe) -> Iterator[None]:
-        """Look at each edit in the forward passes inside.
-
-        Args:
-            observe: Called at each edit.
-
-        Yields:
-            Nothing.
-        """
+        """Call ``observe`` for each edit in the forward passes inside the block."""
         self._observe = observe
         try:
             yield
@@ -118,7 +101,7 @@ class Interventions(nn.Module):
             self._observe = None
 
     def each(self) -> dict[str, Any]:
-        """The interventions by unit key; pyreft's classes carry no types."""
+        """The interventions by unit key; pyreft's classes have no type hints."""
         return dict(self.interventions.items())
 
     def _hook(self, unit: Unit) -> Any:
@@ -130,7 +113,7 @@ class Interventions(nn.Module):
                 return output
             columns = self._columns[unit.end]
             index = columns[:, :, None].expand(-1, -1, hidden.shape[-1])
-            # The edit is computed in float32, whatever the frozen base is kept in.
+            # The edit is computed in float32, whatever the frozen base's dtype.
             before = hidden.gather(1, index).float()
             after = intervention(before)
             if self._observe is not None:
@@ -141,10 +124,10 @@ class Interventions(nn.Module):
         return edit
 
     def effective_state(self) -> dict[str, torch.Tensor]:
-        """The weights that define the edits: R itself instead of its parametrisation.
+        """The weights that define the edits, with R itself instead of its parametrisation.
 
         Returns:
-            Float32 CPU tensors under ``UNIT.NAME``; R is [hidden, rank] as ``rotate_layer``.
+            Float32 CPU tensors under ``UNIT.NAME``; R is ``UNIT.rotate_layer``, [hidden, rank].
         """
         state = {}
         for key, intervention in self.each().items():
@@ -156,10 +139,10 @@ class Interventions(nn.Module):
         return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
 
     def load_effective_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take weights as :meth:`effective_state` gives them.
+        """Load weights that :meth:`effective_state` returned.
 
         Args:
-            state: The tensors, with the same names and shapes as this adapter's own.
+            state: Tensors with the same names and shapes as this adapter's own.
 
         Raises:
             ValueError: Names or shapes differ.

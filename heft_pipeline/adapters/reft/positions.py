@@ -10,11 +10,11 @@ from heft_pipeline.data.batches import Batch
 
 @dataclass(frozen=True)
 class Unit:
-    """One intervention's place.
+    """The place of one intervention.
 
     Attributes:
         layer: The decoder layer whose output is edited, from 0.
-        end: ``both`` ends of the prompt, or its ``first`` or ``last`` positions alone.
+        end: ``both`` for both ends of the prompt, ``first`` or ``last`` for only one of them.
     """
 
     layer: int
@@ -27,14 +27,10 @@ class Unit:
 
 
 def units(settings: ReftSettings, num_layers: int) -> tuple[Unit, ...]:
-    """The interventions of a ReFT adapter, in pyreft's order.
+    """The places of a ReFT adapter's interventions, in pyreft's order.
 
-    Args:
-        settings: The adapter's settings.
-        num_layers: How many decoder layers the model has.
-
-    Returns:
-        One unit for each layer; with separate weights all ``first`` units, then all ``last`` ones.
+    There is one unit per layer. If the two ends of the prompt have weights of their own, all
+    ``first`` units come before all ``last`` units.
     """
     layers = range(num_layers) if isinstance(settings.layers, str) else settings.layers
     first, last = parse_positions(settings.positions)
@@ -44,15 +40,15 @@ def units(settings: ReftSettings, num_layers: int) -> tuple[Unit, ...]:
 
 
 def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
-    """The columns that interventions edit, counted on prompts and not on padding.
+    """The columns that interventions edit; padding does not count as a position.
 
     Args:
-        batch: B prompts, each at least as long as the positions asked for.
+        batch: B prompts, each with at least as many tokens as there are positions.
         positions: A position string such as ``f7+l7``.
         end: ``both``, ``first`` or ``last``.
 
     Returns:
-        [B, P] int64 columns of the batch.
+        [B, P] int64, columns of the batch.
     """
     first, last = parse_positions(positions)
     start = batch.prompt_start[:, None]
@@ -63,14 +59,14 @@ def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
 
 
 def position_names(positions: str, end: str) -> list[str]:
-    """What the columns of :func:`prompt_positions` are called.
+    """The names of the columns that :func:`prompt_positions` returns.
 
     Args:
         positions: A position string such as ``f7+l7``.
         end: ``both``, ``first`` or ``last``.
 
     Returns:
-        ``f1`` for the prompt's first token to ``l1`` for its last, P names.
+        P names, from ``f1`` for the prompt's first token to ``l1`` for its last.
     """
     first, last = parse_positions(positions)
     heads, tails = [f"f{i + 1}" for i in range(first)], [f"l{i}" for i in range(last, 0, -1)]

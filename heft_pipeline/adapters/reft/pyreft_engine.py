@@ -1,4 +1,4 @@
-"""pyreft's own forward pass, as the oracle that the hooks are compared with."""
+"""pyreft's own forward pass, the reference that the hooks are compared with."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ class PyreftEngine:
 
     Args:
         base: The model.
-        interventions: What edits it; shared with pyreft's model, not copied.
+        interventions: Its interventions; shared with pyreft's model, not copied.
     """
 
     def __init__(self, base: Base, interventions: Interventions) -> None:
         self._base, self._interventions = base, interventions
         self._model = pyreft_model(interventions, base.model, base.layers_path)
-        # Before each pass pyvene removes every hook that the model has, the edits of parent
-        # adapters among them; its own hooks it removes one by one as well.
+        # Before each pass, pyvene removes all hooks of the model, including the edits of parent
+        # adapters. Its own hooks do not need this: it also removes them one by one.
         self._model._remove_forward_hooks = lambda: None
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
@@ -40,11 +40,11 @@ class PyreftEngine:
         return logits
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
-        """Nothing: pyreft's model keeps no keys and values."""
+        """Return None, because pyreft's model keeps no keys and values."""
         return None
 
     def work(self, batch: Batch) -> Work:
-        """Every token is computed."""
+        """See ``Forward``; every token is computed."""
         return Work(batch.input_ids.shape[1])
 
 
@@ -52,13 +52,13 @@ def pyreft_model(interventions: Interventions, model: Any, layers_path: str | No
     """Put interventions into pyreft's own model.
 
     Args:
-        interventions: What edits it; shared, not copied.
+        interventions: The interventions; shared with pyreft's model, not copied.
         model: The transformers model.
-        layers_path: Where its decoder layers are, e.g. ``model.layers``; None names them as
-            pyvene knows them (``block_output``), which only some model classes allow.
+        layers_path: The path of its decoder layers, e.g. ``model.layers``. None uses pyvene's name
+            for them (``block_output``), which pyvene knows for some model classes only.
 
     Returns:
-        A ``pyreft.ReftModel``; its units are the interventions', in order.
+        A ``pyreft.ReftModel`` with one unit per intervention, in the same order.
     """
     from pyreft import ReftConfig, ReftModel
 

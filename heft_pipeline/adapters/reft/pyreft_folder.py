@@ -22,22 +22,22 @@ from heft_pipeline.adapters.reft.pyreft_engine import pyreft_model
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.errors import UserError
 
-#: pyreft's loader does not pass ``add_bias``, without which these cannot be built.
+#: These cannot be built without ``add_bias``, which pyreft's loader does not pass.
 UNLOADABLE = ("noreft", "nodireft")
 
 
 def write_pyreft(adapter: Interventions, model: Any, folder: Path) -> None:
     """Write an adapter as a folder that ``pyreft.ReftModel.load`` reads.
 
-    pyreft's loader rebuilds interventions from the model's class and the rank alone.
+    pyreft's loader rebuilds the interventions from the model's class and the rank alone.
 
     Args:
-        adapter: The adapter, its projections R still parametrised.
-        model: The transformers model that it edits; weights are not needed.
-        folder: Where to; made where missing.
+        adapter: The adapter, with its projections R still parametrised.
+        model: The transformers model that it edits; its weights are not needed.
+        folder: The folder to write; created if it is missing.
 
     Raises:
-        UserError: pyreft cannot load this intervention type, or not for this model class.
+        UserError: pyreft cannot load this type of intervention, or not for this model class.
     """
     from pyvene.models.intervenable_modelcard import type_to_dimension_mapping
 
@@ -53,7 +53,7 @@ def write_pyreft(adapter: Interventions, model: Any, folder: Path) -> None:
             "adapter folder has the weights as safetensors"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with redirect_stdout(io.StringIO()):  # pyvene prints that it made the folder
+    with redirect_stdout(io.StringIO()):  # pyvene prints that it created the folder
         pyreft_model(adapter, model).save(str(folder))
 
 
@@ -61,11 +61,11 @@ def read_pyreft(adapter: Interventions, folder: Path) -> None:
     """Start an adapter from a folder that pyreft's ``ReftModel.save`` wrote.
 
     Args:
-        adapter: The adapter; its weights are replaced.
-        folder: pyreft's folder: ``config.json`` and one ``intkey_*.bin`` an intervention.
+        adapter: The adapter, whose weights are replaced.
+        folder: pyreft's folder: ``config.json`` and one ``intkey_*.bin`` per intervention.
 
     Raises:
-        UserError: Files are missing, or their interventions are of another type, rank or number.
+        UserError: A file is missing, or the interventions' type, rank or number is different.
     """
     _load(adapter, folder, _intervention_files(folder))
 
@@ -82,7 +82,7 @@ def _load(adapter: Interventions, folder: Path, files: list[Path]) -> None:
         raise UserError(
             f"reft.init_from={folder} does not hold {adapter.settings.intervention} interventions "
             f"of rank {adapter.settings.rank} for this model; set reft.intervention and reft.rank "
-            "as they were trained with"
+            "to the values that they were trained with"
         ) from error
 
 
@@ -90,12 +90,12 @@ def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> No
     """Refuse an ``init_from`` that does not fit, without building every intervention.
 
     Args:
-        settings: The adapter.
-        hidden_size: The model's width.
+        settings: The adapter's settings.
+        hidden_size: The width of the model's hidden states.
         num_layers: How many decoder layers the model has.
 
     Raises:
-        UserError: As :func:`read_pyreft`.
+        UserError: As for :func:`read_pyreft`.
     """
     if settings.init_from is None:
         return
@@ -104,8 +104,9 @@ def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> No
     wanted = len(units(settings, num_layers))
     if len(files) != wanted:
         raise UserError(
-            f"reft.init_from={folder} holds {len(files)} interventions, this adapter has "
-            f"{wanted}; set reft.layers and reft.share_weights as it was trained with"
+            f"reft.init_from={folder} holds {len(files)} interventions, but this adapter has "
+            f"{wanted}; set reft.layers and reft.share_weights to the values that it was trained "
+            "with"
         )
     one = Interventions(dataclasses.replace(settings, layers=(0,), positions="l1"), hidden_size, 1)
     for file in files:
@@ -129,7 +130,7 @@ def _intervention_files(folder: Path) -> list[Path]:
 
 
 def _effective(kind: str, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One intervention's state dict with R as a matrix [hidden, rank] named ``rotate_layer``."""
+    """One intervention's state dict, with R as a matrix [hidden, rank] under ``rotate_layer``."""
     state = {k: v.float() for k, v in saved.items() if k not in ("embed_dim", "interchange_dim")}
     if kind == "loreft":  # pyreft drops the prefix of LoReFT's linear layer
         return {k if k == "rotate_layer" else f"learned_source.{k}": v for k, v in state.items()}

@@ -1,4 +1,4 @@
-"""ReFT's orthonormal projections R: computed once for all layers between two optimiser steps."""
+"""ReFT's orthonormal projections R, computed for all layers at once between two optimiser steps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,18 +10,15 @@ from torch.nn.utils import parametrize
 
 @contextmanager
 def computed_once(interventions: Sequence[Any]) -> Iterator[None]:
-    """Compute the projection R of every intervention at once, for the forward passes inside.
+    """Compute the projections R of all interventions once for the forward passes inside the block.
 
-    pyreft computes ``R = orthogonalise(...)`` at each of its uses, twice in each layer and pass.
-    Here all of them are one batched product of Householder reflections, in the compact WY
-    form (Joffrain et al. 2006), which is torch's own parametrisation to rounding. Inside,
-    gradients gather at R; on leaving, one backward pass takes them to the parameters.
+    pyreft computes ``R = orthogonalise(...)`` each time it uses R, twice in each layer and pass.
+    Here, one batched product of Householder reflections computes all of them. It uses the compact
+    WY form (Joffrain et al. 2006), which equals torch's own parametrisation up to rounding. Inside
+    the block, gradients accumulate at R; on exit, one backward pass carries them to the parameters.
 
     Args:
         interventions: pyreft's interventions.
-
-    Yields:
-        Nothing.
     """
     rotated = [i.rotate_layer for i in interventions if hasattr(i, "rotate_layer")]
     rotated = [r for r in rotated if hasattr(r, "parametrizations") and _is_householder(r)]
@@ -33,7 +30,7 @@ def computed_once(interventions: Sequence[Any]) -> Iterator[None]:
         grad = weights.requires_grad and torch.is_grad_enabled()
         leaves = [w.detach().requires_grad_(grad) for w in weights]
         for rotate, leaf in zip(rotated, leaves, strict=True):
-            # What the first use would put there.
+            # What the first use of R would put there.
             parametrize._cache[(id(rotate), "weight")] = leaf
         yield
     if grad and leaves[0].grad is not None:
@@ -41,14 +38,14 @@ def computed_once(interventions: Sequence[Any]) -> Iterator[None]:
 
 
 def _is_householder(rotate: Any) -> bool:
-    """Whether torch orthogonalises by reflections; a square R goes by the matrix exponential."""
+    """Whether torch uses Householder reflections; for a square R it uses the matrix exponential."""
     hidden, rank = rotate.parametrizations.weight.original.shape
     parametrization = rotate.parametrizations.weight[0]
     return rank < hidden and parametrization.orthogonal_map.name == "householder"
 
 
 def _orthogonal(parametrized: Sequence[Any]) -> torch.Tensor:
-    """[units, hidden, rank]: what torch's Householder parametrisation makes of each weight."""
+    """[units, hidden, rank]: torch's Householder parametrisation of each weight."""
     raw = torch.stack([p.original for p in parametrized])
     base = torch.stack([p[0].base for p in parametrized])
     rank = raw.shape[-1]

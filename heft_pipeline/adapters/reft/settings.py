@@ -58,31 +58,31 @@ class ReftSettings(EditSettings):
         rule=_check_positions,
     )
     share_weights: bool = setting(
-        True, "one intervention in a layer for both ends of the prompt; false: one for each end"
+        True, "one intervention per layer for both ends of the prompt; false: one for each end"
     )
-    dropout: float = setting(0.0, "dropout of the intervention's output", least=0, most=0.99)
-    add_bias: bool = setting(False, "a bias in noreft's and nodireft's projection")
+    dropout: float = setting(0.0, "dropout on the intervention's output", least=0, most=0.99)
+    add_bias: bool = setting(False, "add a bias to the projection of noreft and nodireft")
     engine: str = setting(
         "hooks",
-        "hooks: this project's; pyreft: pyreft's own ReftModel, slower, with the same numbers",
+        "hooks: this project's own; pyreft: pyreft's ReftModel, slower, with the same results",
         choices=("hooks", "pyreft"),
     )
     learning_rate: float = setting(9e-4, "the highest learning rate", above=0)
 
     @property
     def own_engine(self) -> str:
-        """pyreft's own forward pass, where it runs."""
+        """The name of pyreft's own forward pass, if it is used; else empty."""
         return "pyreft's engine" if self.engine == "pyreft" else ""
 
     def resolved(self) -> Self:
-        """The same settings with the layers in one order."""
+        """The same settings, with the layers sorted."""
         layers = self.layers
         return dataclasses.replace(
             self, layers=layers if isinstance(layers, str) else tuple(sorted(layers))
         )
 
     def reach(self) -> Reach:
-        """An edit of a layer's output leaves that layer's own computation as it was."""
+        """An edit of a layer's output changes no computation before the next layer's."""
         first, last = parse_positions(self.positions)
         lowest = 0 if isinstance(self.layers, str) else min(self.layers)
         return Reach(lowest + 1, None if first else last, self.positions)

@@ -1,15 +1,15 @@
 """The demo that ships with the package: a yes/no reading task and a tiny model that can learn it.
 
-``language`` is the generator of passages, statements and questions, ``task`` makes the three
-splits, ``corpus`` the text for pretraining, ``tokenizer`` and ``pretrain`` the model, ``build``
-the script that rebuilds all of it, bit for bit, from a seed. Importing this package needs none
-of their libraries; it names where the shipped files are.
+``language`` generates passages, statements and questions, ``task`` makes the three splits,
+``corpus`` makes the text for pretraining, ``tokenizer`` and ``pretrain`` make the model, and
+``build`` is the script that rebuilds all of it, bit for bit, from a seed. Importing this package
+needs none of their libraries; it only says where the shipped files are.
 
 Measured on the shipped files (800 training and 1,000 test questions, one seed, float32 on a CPU,
-last checkpoint, linear schedule with 10 % warm-up): the base model answers 49 % rightly, where
-always yes scores 52 %; its perplexity on unseen documents is 1.8, and 2.7 on their passages
-alone. It judges 89 % of claims of one fact, 74 % of comparisons and 58 % of claims of two facts
-in the words of its pretraining. With an adapter of rank 8 it answers:
+last checkpoint, linear schedule with 10 % warm-up): the base model answers 49 % correctly, while
+always answering yes scores 52 %; its perplexity on unseen documents is 1.8, and 2.7 on their
+passages alone. It judges 89 % of claims of one fact, 74 % of comparisons and 58 % of claims of two
+facts correctly in the words of its pretraining. With an adapter of rank 8 it answers:
 
 * LoRA, all linear layers, batch 16, learning rate 2e-3: 62 % after 3 epochs, 68 % after 20;
 * LoReFT, all layers, 7 + 7 positions, batch 32, learning rate 4e-3: 60 % and 70 %.

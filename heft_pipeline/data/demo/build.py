@@ -1,10 +1,10 @@
 """Rebuild the shipped demo, bit for bit: ``python -m heft_pipeline.data.demo.build``.
 
-The splits follow from the seed alone. The model's bytes follow from the seed, the version of
-torch and the order in which a CPU's kernels add numbers up; so the script starts itself again in
-an environment that fixes the kernels (the AVX2 ones of MKL and of ATen, whatever more the CPU
-has) and the number of threads. ``--check`` rebuilds into a temporary folder and compares the
-SHA-256 of each file with the manifest.
+The splits follow from the seed alone. The model's bytes also depend on the version of torch and on
+the order in which a CPU's kernels add numbers. The script therefore restarts itself in an
+environment that fixes the kernels (the AVX2 ones of MKL and ATen, even if the CPU has newer ones)
+and the number of threads. ``--check`` rebuilds into a temporary folder and compares the SHA-256 of
+each file with the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import FILES, MANIFEST, MODEL, SEED, SPLITS
 from .task import make_splits, write_splits
 
 N_THREADS = 1
-"""One, because how threads share a sum out changes its rounding, and two are hardly faster here."""
+"""One, because splitting a sum among threads changes its rounding, and two are hardly faster."""
 ENVIRONMENT = {
     # https://www.intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/
     # "Obtaining Numerically Reproducible Results": STRICT also covers unaligned buffers.
@@ -44,16 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script.
 
     Args:
-        arguments: the command line; None takes the process's own.
+        arguments: The command line without the program's name; None for the process's own.
 
     Returns:
         The exit status: 1 if ``--check`` found a difference, else 0.
     """
     parser = argparse.ArgumentParser(prog="python -m heft_pipeline.data.demo.build")
     parser.add_argument("--data-only", action="store_true", help="leave the model out")
-    parser.add_argument("--steps", type=int, help="stop pretraining after so many steps")
+    parser.add_argument("--steps", type=int, help="stop pretraining after this many steps")
     parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s, as shipped")
-    parser.add_argument("--to", type=Path, help="write data and model here, not into the package")
+    parser.add_argument(
+        "--to", type=Path, help="write data and model here instead of into the package"
+    )
     parser.add_argument("--check", action="store_true", help="compare a rebuild with the manifest")
     options = parser.parse_args(arguments)
     if options.check and (options.to or options.steps is not None or options.seed != SEED):
@@ -78,11 +80,11 @@ def build_files(
     """Write the splits and, unless ``data_only``, the model and its tokenizer.
 
     Args:
-        data_folder: where the splits go; made if it is missing.
-        model_folder: where the model and its tokenizer go; made if it is missing.
-        seed: decides everything.
-        steps: stop pretraining after so many steps; None for the shipped number.
-        data_only: leave the model out.
+        data_folder: Where the splits go; created if it is missing.
+        model_folder: Where the model and its tokenizer go; created if it is missing.
+        seed: Decides everything.
+        steps: Stop pretraining after this many steps; None for the shipped number.
+        data_only: Leave the model out.
     """
     data_folder.mkdir(parents=True, exist_ok=True)
     splits, passages = make_splits(seed)
@@ -147,9 +149,9 @@ def _check(data_only: bool) -> int:
     }
     if different and others and not data_only:
         print(
-            "The shipped model was built with other versions than are installed here ("
+            "The shipped model was built with other versions than those installed here ("
             + "; ".join(f"{library} {words}" for library, words in others.items())
-            + "): a difference in model.safetensors is expected, install those to compare."
+            + "), so model.safetensors is expected to differ. Install its versions to compare."
         )
     return 1 if different else 0
 

@@ -6,14 +6,14 @@ A document is a passage and a number of remarks, each of one of these forms:
   ``note : the thing that anna has is red .``
 * ``mark``, a claim that is marked true or false at once: ``claim : the cup is red false .``
 * ``verdict``, a claim that is judged after it: ``claim : the cup is red . verdict : true .``
-* ``ask``, the same as a mark in a question's words: ``ask : is the cup red true .``
-* ``reply``, a question with a full sentence for an answer: ``question : is the cup red ? reply :
-  the cup is blue .``
-* ``answer``, a question with a yes or a no that is **drawn by a coin**: ``question : is the cup
-  red ? answer : yes``
+* ``ask``, the same as a mark, but worded as a question: ``ask : is the cup red true .``
+* ``reply``, a question that is answered with a full sentence: ``question : is the cup red ?
+  reply : the cup is blue .``
+* ``answer``, a question with a yes or a no that is **decided by a coin flip**: ``question : is the
+  cup red ? answer : yes``
 
 So the model learns to read the passages and the questions, and to judge both, with labels and in
-places that the task does not use. That a yes answers a question rightly it cannot learn here: in
+places that the task does not use. It cannot learn here when yes is the correct answer, because in
 this text the answer is independent of the truth. Connecting the two is left to an adapter.
 """
 
@@ -65,8 +65,8 @@ class Document:
     """One pretraining text.
 
     Attributes:
-        words: the tokens after the beginning-of-sequence token.
-        weights: the weight of each token's loss.
+        words: The tokens after the beginning-of-sequence token.
+        weights: The weight of each token's loss.
     """
 
     words: list[str]
@@ -77,7 +77,7 @@ PASSAGE_WEIGHT = 0.1
 """Most of a passage cannot be predicted, so its words count little."""
 
 PROMPT_WEIGHT = 0.3
-"""Likewise what introduces a reply or a verdict."""
+"""The same goes for the words that introduce a reply or a verdict."""
 
 FACT_WEIGHT = 1.0
 VERDICT_WEIGHT = 3.0
@@ -96,11 +96,11 @@ def make_document(
     """Draw a document.
 
     Args:
-        rng: the source of randomness.
-        n_remarks: how many remarks follow the passage.
-        kinds: the kinds of claims in them, each equally likely.
-        forms: the probability of each form of remark; they add up to 1.
-        held_out: passages that must not occur, as ``language.passage_key`` gives them.
+        rng: The source of randomness.
+        n_remarks: How many remarks follow the passage.
+        kinds: The kinds of claims in them, each equally likely.
+        forms: The probability of each form of remark; they add up to 1.
+        held_out: Passages that must not occur, as ``language.passage_key`` gives them.
 
     Returns:
         The document. Its passage is not in ``held_out``.
@@ -114,15 +114,15 @@ def make_document(
 
 
 def make_retelling(rng: Random, n_retellings: int, held_out: frozenset[str]) -> Document:
-    """Draw a document that only tells its passage again and again, in other orders.
+    """Draw a document that only tells its passage again and again, in different orders.
 
     Args:
-        rng: the source of randomness.
-        n_retellings: how often the passage is told after the first time.
-        held_out: passages that must not occur, as ``language.passage_key`` gives them.
+        rng: The source of randomness.
+        n_retellings: How often the passage is told after the first time.
+        held_out: Passages that must not occur, as ``language.passage_key`` gives them.
 
     Returns:
-        The document. It teaches the cheapest reading, to look a sentence up.
+        The document. It teaches the simplest kind of reading, looking up a sentence.
     """
     _, sentences, document = _begin(rng, held_out)
     for _ in range(n_retellings):

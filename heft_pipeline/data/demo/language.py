@@ -1,8 +1,8 @@
 """The demo's language: small worlds of people and things, told in plain English sentences.
 
-In a world two people have one thing each. Both things have a colour, or both are in some town, and
-either the things are compared by size or the people by age. A passage tells each of these facts
-in one sentence, in random order:
+In each world, two people have one thing each. Either both things have a colour or both are in a
+town, and either the things are compared by size or the people by age. A passage tells each of
+these facts in one sentence, in random order:
 
     The cup is red. The box is with Ben. The cup is bigger than the box. The cup is with Anna.
     The box is blue.
@@ -21,8 +21,8 @@ it ("the cup is blue"). There are four kinds:
 Every wrong value in a claim is the right value of the other thing in the same passage, so that
 a word's presence in the passage says nothing about the answer.
 
-The only source of randomness is ``random.Random.random()``, the one method whose sequence Python
-promises to keep for a seed across versions.
+The only source of randomness is ``random.Random.random()``, the one method whose sequence for a
+given seed Python promises to keep across versions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ THINGS = ("ball", "bell", "book", "box", "cup", "drum", "hat", "lamp")
 COLOURS = ("black", "blue", "green", "orange", "red", "white")
 TOWNS = ("athens", "berlin", "london", "oslo", "paris", "rome")
 NAMES = frozenset(PEOPLE + TOWNS)
-"""The words that are written with a capital."""
+"""The words that are capitalised."""
 
 OPPOSITE = {"bigger": "smaller", "smaller": "bigger", "older": "younger", "younger": "older"}
 
@@ -63,12 +63,12 @@ class World:
     """What is true in one passage.
 
     Attributes:
-        holder: thing -> the person who has it; its keys are the things of the world.
+        holder: Thing -> the person who has it; its keys are the things of the world.
         trait: ``"colour"`` or ``"town"``, the property that every thing of this world has.
-        value: thing -> its colour or town.
-        greater: the bigger thing, or the older person.
-        lesser: the smaller thing, or the younger person.
-        by_size: whether the comparison is of two things by size, not of two people by age.
+        value: Thing -> its colour or town.
+        greater: The bigger thing, or the older person.
+        lesser: The smaller thing, or the younger person.
+        by_size: Whether two things are compared by size, rather than two people by age.
     """
 
     holder: dict[str, str]
@@ -84,11 +84,11 @@ class Claim:
     """One proposition about a world, said in three ways, without final punctuation.
 
     Attributes:
-        kind: which reading it needs.
-        statement: the proposition as a sentence ("the cup is red").
-        question: the proposition as a question ("is the cup red").
-        fact: the true, affirmative sentence about the same subject ("the cup is blue").
-        truth: whether the proposition holds.
+        kind: The kind of reading it needs.
+        statement: The proposition as a sentence ("the cup is red").
+        question: The proposition as a question ("is the cup red").
+        fact: The true, affirmative sentence about the same subject ("the cup is blue").
+        truth: Whether the proposition holds.
     """
 
     kind: Kind
@@ -99,7 +99,7 @@ class Claim:
 
 
 def make_world(rng: Random) -> World:
-    """Draw a world in which the two things share neither holder nor colour nor town."""
+    """Draw a world whose two things differ in their holder and in their colour or town."""
     things = shuffled(rng, THINGS)[:2]
     people = shuffled(rng, PEOPLE)[:2]
     trait: Literal["colour", "town"] = "colour" if rng.random() < 0.5 else "town"
@@ -120,8 +120,8 @@ def tell(rng: Random, world: World) -> list[str]:
     """Tell a world.
 
     Args:
-        rng: chooses the order of the sentences and which of a pair is compared with the other.
-        world: what to tell.
+        rng: Chooses the order of the sentences and which of a pair is compared with the other.
+        world: The world to tell.
 
     Returns:
         The passage's sentences in lower case, without final punctuation.
@@ -133,7 +133,7 @@ def tell(rng: Random, world: World) -> list[str]:
 
 
 def passage_key(sentences: list[str]) -> str:
-    """Return what two passages share if they tell the same facts in the same words."""
+    """Return a key that two passages share if they tell the same facts in the same words."""
     return " . ".join(sorted(sentences))
 
 
@@ -141,13 +141,10 @@ def make_claim(rng: Random, world: World, kind: Kind, truth: bool) -> Claim:
     """Draw a claim about a world.
 
     Args:
-        rng: the source of randomness.
-        world: the world it is about.
-        kind: which reading it needs.
-        truth: whether it shall hold.
-
-    Returns:
-        A claim of that kind and truth.
+        rng: The source of randomness.
+        world: The world that it is about.
+        kind: The kind of reading that it needs.
+        truth: Whether it is to hold.
     """
     if kind == "comparison":
         return _comparison(rng, world, truth)

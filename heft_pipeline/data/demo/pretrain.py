@@ -1,11 +1,11 @@
 """The tiny model: its shape, its first weights, and its pretraining on ``corpus``.
 
 The model is a Llama with biases in its attention (``attention_bias=True``), pretrained with AdamW
-on documents that are drawn afresh for every step. The first documents only tell their passage
-again, so that the model first learns to look a sentence up; the verdicts build on that.
+on documents that are newly drawn for every step. The first documents only tell their passage
+again, so that the model first learns to look up a sentence; the verdicts build on that.
 
-Everything runs on the CPU in float32 with a fixed number of threads; ``build`` fixes the rest of
-what could change a rounding.
+Everything runs on the CPU in float32 with a fixed number of threads; ``build`` fixes everything
+else that could change the rounding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEAD_DIM = HIDDEN_SIZE // N_HEADS
 INTERMEDIATE_SIZE = 256
 ROPE_THETA = 10000.0
 LOOKUP_GAIN = 1.0
-"""How sharply the heads that look words up start out; larger is nearer to one word."""
+"""How sharply the heads that look up words start out; larger is closer to a single word."""
 
 PAD, BOS, EOS = (VOCABULARY.index(token) for token in ("[PAD]", "[BOS]", "[EOS]"))
 
@@ -44,11 +44,12 @@ class Lesson:
     """A stretch of pretraining on one kind of document.
 
     Attributes:
-        max_steps: optimizer steps, at most.
-        mastered: end the lesson when the words that matter most in it (a claim's verdict; in a
-            retelling, each sentence's last word) cost fewer nats each, over ``WINDOW`` steps.
-        kinds: the kinds of claims; none if the documents only retell their passage.
-        forms: the probability of each form of remark.
+        max_steps: The most optimizer steps.
+        mastered: End the lesson when the words that matter most in it (a claim's verdict; in a
+            retelling, each sentence's last word) cost fewer nats each, averaged over ``WINDOW``
+            steps.
+        kinds: The kinds of claims; none if the documents only retell their passage.
+        forms: The probability of each form of remark.
     """
 
     max_steps: int
@@ -77,7 +78,7 @@ LESSONS = (
         {"note": 0.1, "mark": 0.15, "verdict": 0.2, "ask": 0.25, "reply": 0.15, "answer": 0.15},
     ),
 )
-"""Each lesson needs what the one before it taught; drawn all at once, none of it is learned."""
+"""Each lesson needs what the one before it taught; if they are mixed, none of it is learned."""
 
 WINDOW = 25
 BATCH_SIZE = 16
@@ -123,10 +124,10 @@ def pretrain(
     """Make the tiny model.
 
     Args:
-        seed: decides the first weights and every document.
-        held_out: passages that must not occur, as ``language.passage_key`` gives them.
-        steps: stop after so many steps; None for all lessons.
-        on_step: called after each step with the number of steps done, the lesson's loss (see
+        seed: Decides the first weights and every document.
+        held_out: Passages that must not occur, as ``language.passage_key`` gives them.
+        steps: Stop after this many steps; None for all lessons.
+        on_step: Called after each step with the number of steps done, the lesson's loss (see
             ``Lesson.mastered``) and the model.
 
     Returns:
@@ -165,9 +166,9 @@ def pretrain(
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write the model and its tokenizer into ``folder``, which ``from_pretrained`` then takes.
+    """Write the model and its tokenizer into ``folder``, which ``from_pretrained`` can then load.
 
-    ``save_pretrained`` would write the version of transformers too, and so change the bytes with
+    ``save_pretrained`` would also write the version of transformers, and so change the bytes with
     each of its releases.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -188,7 +189,7 @@ def _draw(rng: Random, lesson: Lesson, held_out: frozenset[str]) -> Document:
 
 @torch.no_grad()
 def _first_weights(model: LlamaForCausalLM) -> None:
-    """Draw weights from which a small model learns to look words up within minutes.
+    """Draw weights from which a small model learns to look up words within minutes.
 
     Looking up what was said of the cup takes heads that look a few tokens back, and heads that
     then find the same words earlier in the text and copy what came next (induction heads, arXiv
@@ -196,12 +197,12 @@ def _first_weights(model: LlamaForCausalLM) -> None:
     the attention starts out near them, as in mimetic initialization (arXiv 2305.09828):
 
     * the embeddings leave the last ``HEAD_DIM`` features free, and the heads of the first layer
-      write there a projection of the words 1, 2, 3 and 4 tokens back: their query and key
-      biases differ by just that rotation (rotary embeddings, arXiv 2104.09864, section 3.2);
+      write a projection of the words 1, 2, 3 and 4 tokens back into them: their query and key
+      biases differ by exactly that rotation (rotary embeddings, arXiv 2104.09864, section 3.2);
     * the heads of the other layers compare a token and those before it with what came before
       earlier tokens, and copy the word there: output times value projection is near the
-      identity. One head of each layer copies from 3 tokens back instead, as far as a verdict
-      is from its claim.
+      identity. One head of each layer copies from 3 tokens back instead, which is the distance
+      from a verdict to its claim.
     """
     word = HIDDEN_SIZE - HEAD_DIM
     for name, parameter in model.named_parameters():
@@ -211,7 +212,7 @@ def _first_weights(model: LlamaForCausalLM) -> None:
                 parameter.mul_((2 * N_LAYERS) ** -0.5)
     model.model.embed_tokens.weight.mul_(0.5 * HIDDEN_SIZE**0.5)
     model.model.embed_tokens.weight[:, word:] = 0.0
-    # The output weights are the input embeddings, so this sets the logits' first scale.
+    # The output weights are the input embeddings, so this sets the logits' initial scale.
     model.model.norm.weight.fill_(0.2)
     first, *others = (layer.self_attn for layer in model.model.layers)
     project = torch.randn(HEAD_DIM, word) * word**-0.5
@@ -247,13 +248,13 @@ def _looking_back(distance: int) -> torch.Tensor:
 
 
 def _frequencies() -> list[float]:
-    """Return the rotation of each pair of a head's features, in radians a position."""
+    """Return the rotation of each pair of a head's features, in radians per position."""
     half = HEAD_DIM // 2
     return [ROPE_THETA ** (-i / half) for i in range(half)]
 
 
 def _losses(model: LlamaForCausalLM, documents: list[Document]) -> tuple[torch.Tensor, float]:
-    """Return the tokens' weighted mean cross-entropy, and that of the heaviest, in nats."""
+    """Return the weighted mean cross-entropy of all tokens, and that of the heaviest, in nats."""
     ids = {word: i for i, word in enumerate(VOCABULARY)}
     length = 1 + max(len(document.words) for document in documents)
     tokens = torch.full((len(documents), length), PAD)

@@ -1,8 +1,8 @@
 """The demo task: train, dev and test splits of yes/no questions about passages.
 
 Each row is a passage and a question about it in the columns of BoolQ (``question``, ``passage``,
-``answer``), with the question's ``kind`` beside them. Within each kind and split
-the share of yes is the same, and every row has a passage of its own.
+``answer``), and the question's ``kind``. The share of yes is the same in each kind and split, and
+no two rows have the same passage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import SPLITS, TRUE_SHARE, Split
 from .language import KINDS, NAMES, Kind, make_claim, make_world, passage_key, shuffled, tell
 
 SIZES: dict[Split, int] = {"train": 800, "dev": 200, "test": 1000}
-"""Rows per split; a multiple of the number of kinds."""
+"""Rows per split, each a multiple of the number of kinds."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def make_splits(seed: int) -> tuple[dict[Split, list[Example]], frozenset[str]]:
     """Draw the splits.
 
     Args:
-        seed: decides every row.
+        seed: Decides every row.
 
     Returns:
         The rows of each split, and the keys of their passages (``language.passage_key``), none
@@ -46,7 +46,7 @@ def make_splits(seed: int) -> tuple[dict[Split, list[Example]], frozenset[str]]:
 
 
 def write_splits(splits: dict[Split, list[Example]], folder: Path) -> None:
-    """Write each split as ``<split>.jsonl`` into ``folder``, a row a line."""
+    """Write each split as ``<split>.jsonl`` into ``folder``, one row per line."""
     for split, examples in splits.items():
         lines = [json.dumps(asdict(example)) + "\n" for example in examples]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -73,7 +73,7 @@ def _make_example(rng: Random, kind: Kind, truth: bool, seen: set[str]) -> Examp
 
 
 def _with_names(text: str, start: bool = False) -> str:
-    """Write names, and the first word if it starts a sentence, with a capital."""
+    """Capitalise names, and the first word if it starts a sentence."""
     words = [word.capitalize() if word.strip(",") in NAMES else word for word in text.split()]
     if start:
         words[0] = words[0].capitalize()

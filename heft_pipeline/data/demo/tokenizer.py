@@ -1,7 +1,7 @@
-"""The tiny model's tokenizer: one token a word or punctuation mark, lower case.
+"""The tiny model's tokenizer: one lower-case token per word or punctuation mark.
 
-Word-level tokens make every boundary stable: a text followed by `` yes`` is the text's tokens and
-one more, whatever the text ends with. Newlines and runs of blanks are word boundaries, no tokens.
+Word-level tokens make every boundary stable: adding `` yes`` to a text adds one token, however the
+text ends. Newlines and runs of blanks separate words and are not tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What comes out of the first decoder layers, computed once.
+"""The output of the first decoder layers, computed once.
 
-What comes out of the layers below the first edit is the same in every epoch: training begins there.
+The output of the layers below the first edit is the same in every epoch, so training can start
+from it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,15 @@ from heft_pipeline.models.reuse.kept import Kept, Tokens
 
 
 class FrozenLayers:
-    """What comes out of the first decoder layers, whose edits, if any, are yet to be made.
+    """A forward pass that reuses the output of the first decoder layers.
+
+    The output is kept without the trained adapters' edits, which are applied at each use.
 
     Args:
         base: The model, with its frozen parents on it.
-        layers: How many first layers are skipped; the last of them may be edited.
-        kept: Where it is kept.
-        on_pass: Told the rows, padded tokens and layers of each pass.
+        layers: How many of the first layers are skipped; the last of them may be edited.
+        kept: Where the output is kept.
+        on_pass: Called with the rows, padded tokens and layers of each pass that computes it.
     """
 
     def __init__(
@@ -40,19 +43,11 @@ class FrozenLayers:
         self._in_tuple = False
 
     def key(self, sequence: AnsweredPrompt) -> Tokens:
-        """The token ids that the model reads of a sequence: all but the last of the answer."""
+        """The token ids of a sequence that the model reads: all but the answer's last token."""
         return sequence.prompt + sequence.answer[:-1]
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
-        """The logits that predict a batch's answers.
-
-        Args:
-            batch: B sequences of at most K answer tokens.
-            editing: Makes ReFT's edits to a batch's prompts.
-
-        Returns:
-            [B, K, V].
-        """
+        """The logits that predict a batch's answers, [B, K, V]."""
         inputs = model_inputs(self._base.model, batch) | {"inputs_embeds": self.hidden(batch)}
         del inputs["input_ids"]
         with editing(batch), self.skipped():
@@ -60,33 +55,22 @@ class FrozenLayers:
         return logits
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
-        """Read prompts once, with all layers: their keys and values are wanted."""
+        """Read prompts once; all layers are run, because their keys and values are needed."""
         return self._whole.read(batch, editing)
 
     def work(self, batch: Batch) -> Work:
-        """All tokens are computed, in the layers that are left."""
+        """All tokens are computed, in the layers that are not skipped."""
         return Work(batch.input_ids.shape[1], skipped_layers=self.layers)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """The kept states of a batch.
-
-        Args:
-            batch: B sequences of at most T input tokens.
-
-        Returns:
-            [B, T, hidden], 0 on padding.
-        """
+        """The kept hidden states of a batch, [B, T, hidden], which are 0 on padding."""
         states = self.kept.get([self.key(s) for s in batch.sequences], self.compute)
         width = batch.input_ids.shape[1]
         return torch.stack([pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """Let the first layers pass on what they are given, in the forward passes inside.
-
-        Yields:
-            Nothing.
-        """
+        """Make the first layers return their input, in the forward passes inside the block."""
 
         def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (hidden_states,) if self._in_tuple else hidden_states
@@ -105,7 +89,7 @@ class FrozenLayers:
 
     @torch.no_grad()
     def compute(self, keys: Sequence[Tokens]) -> list[torch.Tensor]:
-        """The states of each input of T tokens, [T, hidden]."""
+        """The hidden states of each input of T tokens, [T, hidden]."""
         batch = collate([AnsweredPrompt(key, (0,)) for key in keys], self._base.pad_token_id)
         batch = batch.to(self._base.device)
         rows, tokens = batch.input_ids.shape
@@ -127,7 +111,7 @@ class FrozenLayers:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the layer whose output is wanted."""
+    """Ends a forward pass at the layer whose output is needed."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The keys and values of prompts without their last tokens, computed once.
+"""The keys and values of all but the last tokens of prompts, computed once.
 
-With edits at the last positions of a prompt only, every earlier position's activations are the
-same in every epoch: training runs the last positions and the answer alone.
+If only the last positions of a prompt are edited, the activations of all earlier positions are the
+same in every epoch, and training needs to run only the last positions and the answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ from heft_pipeline.models.forward import (
 )
 from heft_pipeline.models.reuse.kept import Kept, Tokens
 
-#: Told the rows, padded tokens and layers of each pass that computes kept activations.
+#: Called with the rows, padded tokens and layers of each pass that computes kept activations.
 OnPass = Callable[[int, int, int], None]
 
 
 class FrozenPrompts:
-    """The keys and values of prompts without their last tokens.
+    """A forward pass that reuses the keys and values of all but the last tokens of prompts.
 
     Args:
         base: The model, with its frozen parents on it.
-        suffix: How many last tokens of each prompt are left out.
-        kept: Where they are kept.
-        on_pass: Told the rows, padded tokens and layers of each forward pass.
+        suffix: How many of each prompt's last tokens are computed every time.
+        kept: Where the keys and values are kept.
+        on_pass: See :data:`OnPass`.
     """
 
     def __init__(
@@ -47,19 +47,11 @@ class FrozenPrompts:
         self._base, self._on_pass = base, on_pass
 
     def key(self, sequence: AnsweredPrompt) -> Tokens:
-        """What a sequence's keys and values are kept under: its prompt."""
+        """The key that a sequence's keys and values are kept under: its prompt."""
         return sequence.prompt
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
-        """The logits that predict a batch's answers.
-
-        Args:
-            batch: B sequences of at most K answer tokens.
-            editing: Makes ReFT's edits to a batch's prompts.
-
-        Returns:
-            [B, K, V].
-        """
+        """The logits that predict a batch's answers, [B, K, V]."""
         logits: torch.Tensor = self.output(batch, editing)[0].logits[:, -batch.answer_tokens :]
         return logits
 
@@ -78,10 +70,10 @@ class FrozenPrompts:
 
         Args:
             batch: B sequences.
-            editing: Makes ReFT's edits to a batch's prompts.
+            editing: Applies the adapters' edits to a batch's prompts.
 
         Returns:
-            transformers' output with the whole cache, and the mask [B, T] of what it holds.
+            transformers' output with the whole cache, and the mask [B, T] of the cache's positions.
         """
         short = suffix_batch(batch, self.suffix, self._base.pad_token_id)
         cache, mask = self.cache([s.prompt for s in batch.sequences])
@@ -117,7 +109,7 @@ class FrozenPrompts:
 
     @torch.no_grad()
     def compute(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
-        """The keys and values of each prompt's T first tokens, [layers, 2, heads, T, size]."""
+        """The keys and values of each prompt's first T tokens, [layers, 2, heads, T, size]."""
         heads = [AnsweredPrompt(prompt[: -self.suffix], (0,)) for prompt in prompts]
         batch = collate(heads, self._base.pad_token_id).to(self._base.device)
         rows, tokens = batch.input_ids.shape
@@ -137,8 +129,8 @@ def suffix_batch(batch: Batch, suffix: int, pad_token_id: int) -> Batch:
 
     Args:
         batch: The batch.
-        suffix: How many last prompt tokens are left.
-        pad_token_id: Fills padding.
+        suffix: How many of each prompt's last tokens remain.
+        pad_token_id: The id that fills padding.
 
     Returns:
         The batch of the last prompt tokens with their answers, on the same device.

@@ -1,4 +1,4 @@
-"""Activations that are kept: in GPU memory, then RAM, then a file, under a budget."""
+"""Keeping activations within a budget: in GPU memory, then in RAM, then in a file."""
 
 import os
 import tempfile
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-#: What a tensor is kept under: the token ids that it was computed from.
+#: The key of a kept tensor: the token ids that it was computed from.
 Tokens = tuple[int, ...]
-#: Shares of what is free that kept activations may take.
+#: The shares of free GPU memory and of free RAM that kept activations may take.
 _OF_GPU, _OF_RAM = 0.5, 0.5
-#: Reading from a file at about 2 GB/s against computing at about 2e14 operations a second.
+#: Assumed speeds: a file is read at 2 GB/s, and a GPU does 2e14 operations per second.
 _FILE_BYTES_A_SECOND, _GPU_OPERATIONS_A_SECOND = 2e9, 2e14
 
 
@@ -20,10 +20,10 @@ class Kept:
     """Tensors by key, as many as the budget allows.
 
     Args:
-        device: Where they are computed and used.
-        budget: Most bytes.
-        folder: Where a file goes when memory is short; None for nowhere.
-        operations: What computing one byte anew takes, in floating-point operations.
+        device: Where the tensors are computed and used.
+        budget: The most bytes to keep.
+        folder: Where to put a file when memory is short; None for no file.
+        operations: The floating-point operations that recomputing one byte takes.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Kept:
         self._device, self._budget, self._folder = device, budget, folder
         self._operations = operations
         self._tensors: dict[Tokens, torch.Tensor] = {}
-        #: Where in the file, and what shape and dtype.
+        #: The offset in the file, the shape and the dtype of each tensor.
         self._in_file: dict[Tokens, tuple[int, torch.Size, torch.dtype]] = {}
         self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
@@ -49,16 +49,16 @@ class Kept:
         compute: Callable[[list[Tokens]], list[torch.Tensor]],
         advance: Callable[[int, int], None],
     ) -> int:
-        """Compute and keep tensors, in an order and grouping that the keys alone decide.
+        """Compute and keep tensors, in an order and in groups that depend only on the keys.
 
         Args:
-            wanted: The keys; repeated ones count once.
-            tokens: Most padded tokens a pass.
-            compute: Makes the tensors of a group of keys.
-            advance: Told how many are done, and of how many.
+            wanted: The keys; repeated keys count once.
+            tokens: The most padded tokens in one pass.
+            compute: Computes the tensors of a group of keys.
+            advance: Called with the number done and the total.
 
         Returns:
-            How many different keys there are.
+            The number of distinct keys.
         """
         keys = sorted(set(wanted), key=lambda key: (len(key), key))
         start = 0
@@ -77,14 +77,11 @@ class Kept:
     def get(
         self, keys: Sequence[Tokens], compute: Callable[[list[Tokens]], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """Tensors on the device; those that are not kept are computed now.
+        """Tensors on the device, one per key; those that are not kept are computed now.
 
         Args:
             keys: The keys.
-            compute: Makes the tensors of a group of keys.
-
-        Returns:
-            A tensor a key.
+            compute: Computes the tensors of a group of keys.
         """
         found = {key: kept for key in keys if (kept := self._kept(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
@@ -122,7 +119,7 @@ class Kept:
         return True
 
     def _file_pays(self) -> bool:
-        """Whether reading from a file takes less time than computing again."""
+        """Whether reading from a file takes less time than recomputing."""
         if self._device.type != "cuda":
             return True
         return self._operations / _GPU_OPERATIONS_A_SECOND > 1 / _FILE_BYTES_A_SECOND
@@ -130,8 +127,8 @@ class Kept:
     def _to_file(self, tensor: torch.Tensor, folder: Path) -> tuple[int, torch.Size, torch.dtype]:
         if self._file is None:
             folder.mkdir(parents=True, exist_ok=True)
-            # Without a name: it is this process's own, and goes when the process does. What was
-            # read lately stays in the system's page cache, as with a memory map.
+            # The file has no name, so only this process can use it, and it disappears with the
+            # process. Parts that were read recently stay in the page cache, as with a memory map.
             self._file = tempfile.TemporaryFile(dir=folder, prefix="reused-")  # noqa: SIM115
         start = self._file.seek(0, os.SEEK_END)
         raw = tensor.cpu().contiguous().view(torch.uint8).numpy()
@@ -141,7 +138,7 @@ class Kept:
 
 
 def _free_bytes(device: torch.device) -> tuple[float, float]:
-    """What may be taken of GPU memory and of RAM, which processes on this machine share."""
+    """The bytes of GPU memory and RAM to use; the machine's processes share its RAM."""
     gpu = 0.0
     if device.type == "cuda":
         gpu = _OF_GPU * torch.cuda.mem_get_info(device)[0]

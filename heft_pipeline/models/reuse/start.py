@@ -1,4 +1,4 @@
-"""What is reused: the keys and values of prompts, or what comes out of the first layers."""
+"""Choosing what to reuse: the keys and values of prompts, or the output of the first layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
 from heft_pipeline.models.reuse.kept import Kept
 
-#: Below this share of all layers, skipping the first ones saves less than it costs in memory.
+#: Skipping less than this share of all layers saves too little for the memory that it takes.
 _SHARE_OF_LAYERS = 0.05
-#: Logits may differ by this much, against their scale, from those of recomputing everything.
+#: How much logits with reuse may differ from those without it, relative to their scale.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
@@ -24,8 +24,9 @@ class Choice:
     """What a stage reuses.
 
     Attributes:
-        suffix: How many last prompt tokens are computed, earlier ones being reused; 0 for all.
-        layers: How many decoder layers are skipped, what comes out of them being reused.
+        suffix: How many of a prompt's last tokens are computed while the earlier ones are reused;
+            0 if all are computed.
+        layers: How many decoder layers are skipped because their output is reused.
         why: The reason, for people.
     """
 
@@ -37,24 +38,24 @@ class Choice:
 def choose(
     reaches: Sequence[tuple[int, int | None, str]], num_layers: int, *, whole_prompts: bool
 ) -> Choice:
-    """Decide what can be reused from what the trained adapters can change.
+    """Decide what can be reused, given what the trained adapters can change.
 
     Args:
-        reaches: For each trained adapter the first decoder layer whose computation it can
-            change, how many last prompt positions it can change directly (None for any), and
-            where it acts, for people.
+        reaches: For each trained adapter, the first decoder layer whose computation it can
+            change; how many of a prompt's last positions it can change directly (None for any
+            position); and where it acts, for people.
         num_layers: How many decoder layers the model has.
-        whole_prompts: Never keep keys and values.
+        whole_prompts: Whether to rule out keeping keys and values.
 
     Returns:
-        The choice. With several adapters, what any of them can change is computed.
+        The choice. Whatever at least one of the adapters can change is computed.
     """
     first_layer = min(first for first, _, _ in reaches)
     suffixes = [last for _, last, _ in reaches]
     where = ", ".join(what for _, _, what in reaches)
     if not whole_prompts and None not in suffixes:
         last = max(last for last in suffixes if last is not None)
-        return Choice(last, 0, f"{where} edits the last {last} tokens alone")
+        return Choice(last, 0, f"{where} edits only the last {last} tokens")
     if not first_layer:
         return Choice(0, 0, where)
     if first_layer / num_layers < _SHARE_OF_LAYERS:
@@ -79,23 +80,23 @@ def start_reuse(
 ) -> tuple[Forward | None, str]:
     """Compute once what no trained parameter can change.
 
-    Whether the model gives the same logits that way is seen on two sequences first.
+    Reuse is first tried on two sequences, to see whether the model gives the same logits.
 
     Args:
         base: The model with the stage's adapters on it.
-        whole: Runs it over whole prompts.
-        editing: Makes the adapters' edits to a batch's prompts.
+        whole: Runs the model over whole prompts.
+        editing: Applies the adapters' edits to a batch's prompts.
         choice: What to reuse.
-        sequences: What training and the dev split read.
-        budget: Most bytes to keep.
-        folder: Where activations go that memory has no room for.
-        tokens: Most padded tokens in a pass that computes them.
-        advance: Called with how many are done, and of how many.
+        sequences: The sequences that training and the dev split read.
+        budget: The most bytes to keep.
+        folder: Where to write activations that do not fit into memory.
+        tokens: The most padded tokens in one pass that computes activations.
+        advance: Called with the number done and the total.
         on_pass: Called with the rows, padded tokens and layers of each such pass.
 
     Returns:
-        A forward pass that reuses them, or None where nothing is reused; and what was done, or
-        why nothing was, for people.
+        A forward pass that reuses activations, or None if nothing is reused; and a text for people
+        that says what is reused, or why nothing is.
     """
     nothing = "everything is recomputed: "
     if not (choice.suffix or choice.layers) or not sequences:
@@ -120,7 +121,7 @@ def start_reuse(
 
 
 def _operations_a_byte(base: Base, choice: Choice) -> float:
-    """What computing kept activations anew takes, by the weights of the layers they stand for."""
+    """The operations per byte of recomputing kept activations, from the weights of their layers."""
     config = base.model.config.get_text_config()
     layers = base.layers[: choice.layers or None]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
@@ -133,14 +134,11 @@ def _operations_a_byte(base: Base, choice: Choice) -> float:
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor) -> bool:
-    """Whether logits with reuse are further from those without than rounding explains.
+    """Whether logits with reuse differ from those without by more than rounding explains.
 
     Args:
-        reused: [B, K, V].
-        recomputed: The same, by whole prompts.
-
-    Returns:
-        True where reuse must not be used.
+        reused: [B, K, V], with reuse.
+        recomputed: [B, K, V], without.
     """
     scale = recomputed.float().abs().amax().clamp(min=1.0)
     error = (reused.float() - recomputed.float()).abs().amax() / scale
