@@ -11,7 +11,7 @@ from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.resolve import resolve_device
-from heft_pipeline.models.base import quieten
+from heft_pipeline.models.base_model import quieten
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task

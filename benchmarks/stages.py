@@ -256,7 +256,7 @@ def _run(piece: Piece, threads: int | None) -> Measured:
 
 def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
     from heft_pipeline.devices.resolve import resolve_device
-    from heft_pipeline.stage.machine import machine
+    from heft_pipeline.stage.machine_record import machine
 
     return {
         "settings": vars(options),

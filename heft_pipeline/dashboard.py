@@ -14,7 +14,7 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.errors import UserError
-from heft_pipeline.tracking.account import logged_in
+from heft_pipeline.tracking.wandb_account import logged_in
 from heft_pipeline.tracking.wandb_backend import quiet
 
 _COSTS = {

@@ -58,7 +58,7 @@ def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> lis
     """Write one stage, and return the lines that put its adapters on ``model``."""
     from heft_pipeline.adapters.adapted import adapter_folder
     from heft_pipeline.adapters.adapter import adapter_class
-    from heft_pipeline.models.base import quieten
+    from heft_pipeline.models.base_model import quieten
 
     quieten()
     lines = []

@@ -22,8 +22,8 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import read_plan
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep, find_sweep
-from launch.slurm.commands import cancel_jobs, job_states
 from launch.slurm.job_notes import read_job
+from launch.slurm.squeue import cancel_jobs, job_states
 
 _WATCH_SECONDS = 2.0
 

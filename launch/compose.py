@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from heft_pipeline.declare import check
+from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig

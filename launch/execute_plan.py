@@ -11,7 +11,7 @@ from rich.console import Console
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.inputs import check_inputs
+from launch.check_inputs import check_inputs
 from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
 from launch.progress import announce

@@ -11,17 +11,17 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from rich.console import Console
 
-from heft_pipeline.declare import check
+from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, run_name
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.check_inputs import sources_for
 from launch.compose import Composer, Job
 from launch.dry_run import show_plan
 from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
 from launch.finish import report
-from launch.inputs import sources_for
 from launch.local.settings import LocalSettings
 from launch.slurm.settings import SlurmSettings
 from launch.tracker import tracked, tracking_note

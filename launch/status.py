@@ -9,8 +9,8 @@ from rich.table import Table
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.training.metrics import read_metrics
-from launch.slurm.commands import job_states
 from launch.slurm.job_notes import read_job
+from launch.slurm.squeue import job_states
 
 _MOST_ROWS = 60
 _COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "red"}

@@ -9,7 +9,7 @@ import torch
 from heft_pipeline.adapters.adapter import Adapter, adapter_class
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Forward, ReadPrompts, WholePrompts
 
 

@@ -15,7 +15,7 @@ from heft_pipeline.adapters.edit_sizes import Observe
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base import Base, base_dtype, load_config, skeleton
+from heft_pipeline.models.base_model import Base, base_dtype, load_config, skeleton
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
 

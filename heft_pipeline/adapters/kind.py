@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from heft_pipeline.declare import Settings, found, identity, setting
+from heft_pipeline.declare_settings import Settings, found, identity, setting
 from heft_pipeline.errors import UserError
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from heft_pipeline.declare import Settings, found, setting
+from heft_pipeline.declare_settings import Settings, found, setting
 from heft_pipeline.errors import UserError
 
 

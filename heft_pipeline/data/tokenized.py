@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from heft_pipeline.data.prompts import Example, Task, load_task
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.declare import identity
+from heft_pipeline.declare_settings import identity
 
 #: Increased whenever a change to the code alters what a task is tokenised to.
 _FORMAT = 1

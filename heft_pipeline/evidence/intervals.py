@@ -4,7 +4,7 @@ import math
 
 from scipy.stats import binomtest, t
 
-from heft_pipeline.evidence.two_way import Right, two_way
+from heft_pipeline.evidence.two_way_variance import Right, two_way
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

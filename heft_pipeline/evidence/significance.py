@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest, norm, t
 
-from heft_pipeline.evidence.two_way import Right, TwoWay, two_way
+from heft_pipeline.evidence.two_way_variance import Right, TwoWay, two_way
 
 #: The significance level and the power of everything that is reported.
 ALPHA, POWER = 0.05, 0.8

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 
 #: Applies the adapters' edits to a batch's prompts in the forward passes inside the block.
 Editing = Callable[[Batch], AbstractContextManager[None]]

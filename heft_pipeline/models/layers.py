@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 
 
 def compiled_layers(base: Base) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings, kinds
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.declare import identity
+from heft_pipeline.declare_settings import identity
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.scoring.settings import EvaluationSettings

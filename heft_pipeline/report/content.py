@@ -19,8 +19,8 @@ from heft_pipeline.report.figures import (
     accuracy_over_epochs,
     accuracy_over_rank,
 )
-from heft_pipeline.report.forest import effects
-from heft_pipeline.report.paper import SOURCE, paper_accuracy
+from heft_pipeline.report.forest_plot import effects
+from heft_pipeline.report.paper_numbers import SOURCE, paper_accuracy
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.records import RunRecord, read_runs
 from heft_pipeline.report.sections import Section, Setting, check_examples, sections

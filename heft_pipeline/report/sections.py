@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule
-from heft_pipeline.declare import Settings, identity
+from heft_pipeline.declare_settings import Settings, identity
 from heft_pipeline.evidence.intervals import seeds_interval, wilson_interval
-from heft_pipeline.evidence.two_way import Right
+from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
 

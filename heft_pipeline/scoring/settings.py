@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from heft_pipeline.declare import Settings, setting
+from heft_pipeline.declare_settings import Settings, setting
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from heft_pipeline.declare import Settings, check
+from heft_pipeline.declare_settings import Settings, check
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.schema import HeftConfig
 

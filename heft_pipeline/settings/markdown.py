@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
-from heft_pipeline.declare import Bounds, Settings, type_name
+from heft_pipeline.declare_settings import Bounds, Settings, type_name
 from heft_pipeline.settings.schema import HeftConfig
 
 _HEADER = """\

@@ -15,11 +15,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule, joined, kinds
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.declare import Settings, section, setting
+from heft_pipeline.declare_settings import Settings, section, setting
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.scoring.settings import EvaluationSettings
-from heft_pipeline.settings.surroundings import ReportSettings, TrackingSettings
+from heft_pipeline.settings.tracking_and_report import ReportSettings, TrackingSettings
 from heft_pipeline.training.settings import TrainingSettings
 
 METHOD_NAMES = {

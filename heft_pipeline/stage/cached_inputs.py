@@ -8,7 +8,7 @@ import torch
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.tokenized import tokenized_task
-from heft_pipeline.models.base import Base, load_base, load_tokenizer
+from heft_pipeline.models.base_model import Base, load_base, load_tokenizer
 from heft_pipeline.models.settings import ModelSettings
 
 
@@ -34,6 +34,6 @@ def cached_task(
 def cached_base(model: ModelSettings, device: torch.device) -> Base:
     """A base model, kept in memory for the next stage of the same process.
 
-    Stages leave the model as it was. See :func:`~heft_pipeline.models.base.load_base`.
+    Stages leave the model as it was. See :func:`~heft_pipeline.models.base_model.load_base`.
     """
     return load_base(model, device)

@@ -8,7 +8,7 @@ from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base import check_quantization, load_config, quieten
+from heft_pipeline.models.base_model import check_quantization, load_config, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task

@@ -25,7 +25,7 @@ from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.score import Scores, score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
-from heft_pipeline.stage.machine import machine
+from heft_pipeline.stage.machine_record import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.flops import FlopCounter

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from heft_pipeline.adapters.kind import kinds
-from heft_pipeline.declare import Settings
+from heft_pipeline.declare_settings import Settings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, register, schema
-from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.settings.tracking_and_report import TrackingSettings
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.training.metrics import read_metrics

@@ -10,12 +10,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.settings.surroundings import TrackingSettings
+from heft_pipeline.settings.tracking_and_report import TrackingSettings
 from heft_pipeline.store.stage_folders import write_json
-from heft_pipeline.tracking.account import resolve_mode
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
 from heft_pipeline.tracking.payload import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
+from heft_pipeline.tracking.wandb_account import resolve_mode
 from heft_pipeline.tracking.wandb_backend import WandbBackend
 
 NOTE = "tracking.json"

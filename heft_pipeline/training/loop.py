@@ -19,10 +19,10 @@ from heft_pipeline.errors import Interrupted, NonFiniteLoss
 from heft_pipeline.scoring.score import Scores, score
 from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.accumulate import accumulate
+from heft_pipeline.training.activation_reuse import reuse_activations
 from heft_pipeline.training.checkpoint import Checkpoints
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.metrics import MetricsLog
-from heft_pipeline.training.reusable import reuse_activations
 from heft_pipeline.training.settings import TrainingSettings
 from heft_pipeline.training.state import Counters, TrainingState
 

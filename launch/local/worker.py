@@ -24,7 +24,7 @@ _EVERY_SECONDS = 0.2
 
 def main() -> None:
     """Run stages until standard input ends."""
-    from heft_pipeline.models.base import quieten
+    from heft_pipeline.models.base_model import quieten
 
     # What libraries print goes to the log, so that it cannot mix with the events.
     events = os.fdopen(os.dup(1), "w", buffering=1)

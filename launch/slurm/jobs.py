@@ -16,8 +16,8 @@ from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest, attempt
+from launch.check_inputs import refuse_changed_inputs
 from launch.finish import finish_sweep
-from launch.inputs import refuse_changed_inputs
 from launch.tracker import Tracker, tracked
 
 

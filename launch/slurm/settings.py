@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from heft_pipeline.declare import Settings, setting
+from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
 
 

@@ -10,10 +10,10 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.slurm.commands import cancel_jobs, job_states, partition_limits
 from launch.slurm.job_notes import read_job, write_job
 from launch.slurm.sbatch import sbatch_report, sbatch_stages
 from launch.slurm.settings import SlurmSettings, limit_seconds
+from launch.slurm.squeue import cancel_jobs, job_states, partition_limits
 from launch.slurm.wait import wait_for_jobs
 
 

@@ -13,7 +13,7 @@ from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest
 from launch.progress import StageProgress
-from launch.slurm.commands import accounted_state, job_states
+from launch.slurm.squeue import accounted_state, job_states
 
 #: How often to look for the result of a job that SLURM no longer lists: NFS may show it late.
 _LOOKS_BEFORE_LOST = 3

@@ -13,7 +13,7 @@ from heft_pipeline.adapters.reft.interventions import CLASSES
 from heft_pipeline.adapters.reft.positions import prompt_positions
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.data.prompts import Task, load_task
-from heft_pipeline.models.base import Base, load_base
+from heft_pipeline.models.base_model import Base, load_base
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.run_stage import run_stage

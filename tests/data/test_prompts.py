@@ -13,7 +13,7 @@ from heft_pipeline.data.prompts import Task, choice_tokens, load_task, render
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base import load_tokenizer
+from heft_pipeline.models.base_model import load_tokenizer
 from heft_pipeline.plan.graph import Run
 
 ComposeRun = Callable[..., Run]

@@ -8,7 +8,7 @@ import pytest
 
 from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.data.tokenized import tokenized_task
-from heft_pipeline.models.base import load_tokenizer
+from heft_pipeline.models.base_model import load_tokenizer
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 

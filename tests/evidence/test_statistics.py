@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from heft_pipeline.evidence.intervals import seeds_interval, wilson_interval
 from heft_pipeline.evidence.significance import compare, holm
-from heft_pipeline.evidence.two_way import Right
+from heft_pipeline.evidence.two_way_variance import Right
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (7, 10), (85, 100), (2785, 3270)])

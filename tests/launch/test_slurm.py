@@ -17,9 +17,9 @@ import pytest
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from launch.slurm.commands import cancel_jobs, job_states
 from launch.slurm.job_notes import read_job
 from launch.slurm.settings import SlurmSettings
+from launch.slurm.squeue import cancel_jobs, job_states
 from launch.slurm.submit import submit
 from tests.launch.slurm_cluster import Cluster, missing_program
 

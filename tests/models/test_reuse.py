@@ -14,15 +14,15 @@ from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
-from heft_pipeline.models.reuse.kept import Kept
-from heft_pipeline.models.reuse.start import Choice
+from heft_pipeline.models.reuse.kept_activations import Kept
+from heft_pipeline.models.reuse.start_reuse import Choice
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.accumulate import answer_loss
+from heft_pipeline.training.activation_reuse import reusable, reuse_activations
 from heft_pipeline.training.metrics import read_metrics
-from heft_pipeline.training.reusable import reusable, reuse_activations
 
 ComposeRun = Callable[..., Run]
 SUFFIX = ["reft=suffix", "reft.positions=l3", "training.log_every_steps=1", "epochs=3"]

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.adapters.lora.lean_forward import LeanLinear
 from heft_pipeline.models.attention import attention_implementation, grouped_attention
-from heft_pipeline.models.base import load_base
+from heft_pipeline.models.base_model import load_base
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage

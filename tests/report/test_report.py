@@ -16,7 +16,7 @@ from heft_pipeline.plan import graph
 from heft_pipeline.report import write_report
 from heft_pipeline.report.__main__ import main
 from heft_pipeline.report.content import Report, make_report
-from heft_pipeline.report.paper import paper_accuracy
+from heft_pipeline.report.paper_numbers import paper_accuracy
 from heft_pipeline.report.records import COLUMNS, results_table
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep

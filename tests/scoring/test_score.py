@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.models.base import load_base
+from heft_pipeline.models.base_model import load_base
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.score import _batches, score
-from heft_pipeline.training.reusable import reuse_activations
+from heft_pipeline.training.activation_reuse import reuse_activations
 
 ComposeRun = Callable[..., Run]
 

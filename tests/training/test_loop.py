@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import load_task
-from heft_pipeline.models.base import load_base
+from heft_pipeline.models.base_model import load_base
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store

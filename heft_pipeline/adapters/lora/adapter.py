@@ -17,7 +17,7 @@ from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.lora.lean_forward import MergedLora, use_lean_forward
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base import Base, decoder_layers
+from heft_pipeline.models.base_model import Base, decoder_layers
 from heft_pipeline.models.settings import ModelSettings
 
 WEIGHTS = "adapter_model.safetensors"

@@ -7,7 +7,7 @@ import torch
 from heft_pipeline.adapters.reft.interventions import Interventions
 from heft_pipeline.adapters.reft.positions import prompt_positions
 from heft_pipeline.data.batches import Batch
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, Work, model_inputs
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from heft_pipeline.adapters.kind import EditSettings, Reach, check_layers
-from heft_pipeline.declare import setting
+from heft_pipeline.declare_settings import setting
 from heft_pipeline.errors import UserError
 
 

@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import pad
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, WholePrompts, Work, model_inputs
 from heft_pipeline.models.reuse.frozen_prompts import OnPass
-from heft_pipeline.models.reuse.kept import Kept, Tokens
+from heft_pipeline.models.reuse.kept_activations import Kept, Tokens
 
 
 class FrozenLayers:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import (
     Editing,
     ReadPrompts,
@@ -20,7 +20,7 @@ from heft_pipeline.models.forward import (
     kept_cache,
     model_inputs,
 )
-from heft_pipeline.models.reuse.kept import Kept, Tokens
+from heft_pipeline.models.reuse.kept_activations import Kept, Tokens
 
 #: Called with the rows, padded tokens and layers of each pass that computes kept activations.
 OnPass = Callable[[int, int, int], None]

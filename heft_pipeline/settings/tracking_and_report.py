@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from heft_pipeline.declare import Settings, setting
+from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.claims import parse_claim
 

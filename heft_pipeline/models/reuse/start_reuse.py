@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, collate
-from heft_pipeline.models.base import Base
+from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, Forward, WholePrompts
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
-from heft_pipeline.models.reuse.kept import Kept
+from heft_pipeline.models.reuse.kept_activations import Kept
 
 #: Skipping less than this share of all layers saves too little for the memory that it takes.
 _SHARE_OF_LAYERS = 0.05

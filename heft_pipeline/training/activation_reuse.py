@@ -7,7 +7,7 @@ from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.models.reuse.frozen_prompts import OnPass
-from heft_pipeline.models.reuse.start import Choice, choose, start_reuse
+from heft_pipeline.models.reuse.start_reuse import Choice, choose, start_reuse
 from heft_pipeline.training.settings import TrainingSettings
 
 #: Padded tokens in a pass that computes reused activations; it keeps no gradients.

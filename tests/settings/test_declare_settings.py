@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from heft_pipeline.declare import FrozenDict, Settings, check, found, identity, setting
+from heft_pipeline.declare_settings import FrozenDict, Settings, check, found, identity, setting
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.settings.markdown import markdown

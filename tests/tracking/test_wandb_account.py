@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.tracking.account import resolve_mode
+from heft_pipeline.tracking.wandb_account import resolve_mode
 
 
 def test_without_an_account_auto_is_offline_and_online_is_refused() -> None:
