@@ -176,3 +176,18 @@ def test_a_merged_parent_gives_the_losses_of_one_beside_the_weights(
     after = base.model.state_dict()
     assert weights.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in weights.items())
+
+
+def test_parents_are_not_merged_below_a_weight_space_adapter_in_training(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    """Merging takes the place of the modules' forward pass, which the new adapter is part of."""
+    from safetensors.torch import load_file
+
+    asked = ["method.stages=[lora,lora+reft]", "epochs=1", "reft.merge_parent=true"]
+    run = compose_run(*small, *asked)
+    for stage in run.stages:
+        run_stage(stage, store)
+    assert (store.result(run.last.fingerprint) or {})["merge_error"] is None
+    lora = load_file(store.adapter(run.last) / "lora" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in lora.items() if "lora_B" in name)
