@@ -7,9 +7,11 @@ from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.models.reuse.frozen_prompts import OnPass
-from heft_pipeline.models.reuse.start_reuse import Choice, choose, start_reuse
+from heft_pipeline.models.reuse.start_reuse import Choice, start_reuse
 from heft_pipeline.training.settings import TrainingSettings
 
+#: Skipping less than this share of all layers saves too little for the memory that it takes.
+_SHARE_OF_LAYERS = 0.05
 #: Padded tokens in a pass that computes reused activations; it keeps no gradients.
 _TOKENS = 16384
 
@@ -38,11 +40,17 @@ def reusable(
     if any(parent.edits for parent in parents):
         return Choice(0, 0, "a parent stage edits the prompt too")
     reaches = [adapter.reach() for adapter in trained]
-    return choose(
-        [(reach.first_layer, reach.last_positions, reach.what) for reach in reaches],
-        num_layers,
-        whole_prompts=training.gradient_checkpointing,
-    )
+    where = ", ".join(reach.what for reach in reaches)
+    suffixes = [reach.last_positions for reach in reaches]
+    if not training.gradient_checkpointing and None not in suffixes:
+        last = max(last for last in suffixes if last is not None)
+        return Choice(last, 0, f"{where} edits only the last {last} tokens")
+    first = min(reach.first_layer for reach in reaches)
+    if not first:
+        return Choice(0, 0, where)
+    if first / num_layers < _SHARE_OF_LAYERS:
+        return Choice(0, 0, f"{where} leaves {first} of {num_layers} layers unchanged")
+    return Choice(0, first, f"nothing is trained in the first {first} of {num_layers} layers")
 
 
 def reuse_activations(

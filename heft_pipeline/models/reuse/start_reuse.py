@@ -1,4 +1,4 @@
-"""Choosing what to reuse: the keys and values of prompts, or the output of the first layers."""
+"""Starting to reuse activations: keys and values of prompts, or the output of the first layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,6 @@ from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
 from heft_pipeline.models.reuse.kept_activations import Kept
 
-#: Skipping less than this share of all layers saves too little for the memory that it takes.
-_SHARE_OF_LAYERS = 0.05
 #: How much logits with reuse may differ from those without it, relative to their scale.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -33,36 +31,6 @@ class Choice:
     suffix: int
     layers: int
     why: str
-
-
-def choose(
-    reaches: Sequence[tuple[int, int | None, str]], num_layers: int, *, whole_prompts: bool
-) -> Choice:
-    """Decide what can be reused, given what the trained adapters can change.
-
-    Args:
-        reaches: For each trained adapter, the first decoder layer whose computation it can
-            change; how many of a prompt's last positions it can change directly (None for any
-            position); and where it acts, for people.
-        num_layers: How many decoder layers the model has.
-        whole_prompts: Whether to rule out keeping keys and values.
-
-    Returns:
-        The choice. Whatever at least one of the adapters can change is computed.
-    """
-    first_layer = min(first for first, _, _ in reaches)
-    suffixes = [last for _, last, _ in reaches]
-    where = ", ".join(what for _, _, what in reaches)
-    if not whole_prompts and None not in suffixes:
-        last = max(last for last in suffixes if last is not None)
-        return Choice(last, 0, f"{where} edits only the last {last} tokens")
-    if not first_layer:
-        return Choice(0, 0, where)
-    if first_layer / num_layers < _SHARE_OF_LAYERS:
-        return Choice(0, 0, f"{where} leaves {first_layer} of {num_layers} layers unchanged")
-    return Choice(
-        0, first_layer, f"nothing is trained in the first {first_layer} of {num_layers} layers"
-    )
 
 
 def start_reuse(
