@@ -5,6 +5,7 @@ from :class:`AdapterSettings`, as ``SETTINGS``; importing it does not need torch
 needs torch is an ``Adapter`` class, which the kind's ``adapter.py`` exports as ``ADAPTER``.
 """
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -123,37 +124,6 @@ class AdapterSettings(Schedule):
         return {key: value for key, value in own.items() if key not in ("rank", "epochs")}
 
 
-@dataclass(frozen=True)
-class EditSettings(AdapterSettings):
-    """The settings that all kinds that edit hidden states have in common."""
-
-    edits: ClassVar[bool] = True
-
-    reuse: str = setting(
-        "auto",
-        "auto: activations that training cannot change are computed once per prompt; off: every "
-        "time",
-        choices=("auto", "off"),
-    )
-    reuse_budget_gib: float = setting(
-        16.0, "the most activations to keep, in GPU memory, then RAM, then a file", above=0
-    )
-    merge_parent: bool = setting(
-        False,
-        "add the parents' weight-space adapters to the frozen weights; result.json has the error",
-    )
-
-    @property
-    def merges_parents(self) -> bool:
-        """Whether the parents' weight-space adapters are added to the frozen weights."""
-        return self.merge_parent
-
-    @property
-    def reuse_bytes(self) -> float | None:
-        """The most bytes of activations to keep for reuse; None to keep none."""
-        return self.reuse_budget_gib * 2**30 if self.reuse == "auto" else None
-
-
 def check_layers(key: str, value: Any) -> None:
     """Refuse anything but ``all`` or a list of distinct layer numbers.
 
@@ -175,6 +145,47 @@ def check_layers(key: str, value: Any) -> None:
         )
     if not value or len(set(value)) != len(value):
         raise UserError(f"{key}={list(value)} must name at least one layer, and each layer once")
+
+
+@dataclass(frozen=True)
+class EditSettings(AdapterSettings):
+    """The settings that all kinds that edit hidden states have in common."""
+
+    edits: ClassVar[bool] = True
+
+    layers: Any = setting(
+        "all", "the decoder layers that are edited: all, or a list", rule=check_layers
+    )
+    reuse: str = setting(
+        "auto",
+        "auto: activations that training cannot change are computed once per prompt; off: every "
+        "time",
+        choices=("auto", "off"),
+    )
+    reuse_budget_gib: float = setting(
+        16.0, "the most activations to keep, in GPU memory, then RAM, then a file", above=0
+    )
+    merge_parent: bool = setting(
+        False,
+        "add the parents' weight-space adapters to the frozen weights; result.json has the error",
+    )
+
+    def resolved(self) -> Self:
+        """The same settings with the layers in one order."""
+        layers = self.layers
+        return dataclasses.replace(
+            self, layers=layers if isinstance(layers, str) else tuple(sorted(layers))
+        )
+
+    @property
+    def merges_parents(self) -> bool:
+        """Whether the parents' weight-space adapters are added to the frozen weights."""
+        return self.merge_parent
+
+    @property
+    def reuse_bytes(self) -> float | None:
+        """The most bytes of activations to keep for reuse; None to keep none."""
+        return self.reuse_budget_gib * 2**30 if self.reuse == "auto" else None
 
 
 @functools.cache

@@ -175,3 +175,21 @@ def test_stages_can_be_listed_in_any_order(compose_run: ComposeRun, small: list[
     assert run.method == "reft+lora"
     assert [s.kind for s in run.stages] == ["reft", "lora"]
     assert compose_run(*small, "method.stages=[]").last.kind == "base"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["method=reft", "reft.layers=[2,0]"], ["method=reft", "reft.layers=[0,2]"]),
+        (["method=red", "red.layers=[2,0]"], ["method=red", "red.layers=[0,2]"]),
+        (["lora.target_modules=[v_proj,q_proj]"], ["lora.target_modules=[q_proj,v_proj]"]),
+        (["lora.alpha=null"], ["lora.alpha=16"]),
+        (["method.stages=[lora+reft]"], ["method.stages=[reft+lora]"]),
+    ],
+)
+def test_two_ways_of_asking_for_the_same_are_one_stage(
+    compose_run: ComposeRun, small: list[str], one: list[str], other: list[str]
+) -> None:
+    assert (
+        compose_run(*small, *one).last.fingerprint == compose_run(*small, *other).last.fingerprint
+    )

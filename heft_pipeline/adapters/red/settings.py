@@ -1,9 +1,9 @@
 """The settings of RED."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from heft_pipeline.adapters.kind import EditSettings, Reach, check_layers
+from heft_pipeline.adapters.kind import EditSettings, Reach
 from heft_pipeline.declare_settings import setting
 
 
@@ -14,9 +14,6 @@ class RedSettings(EditSettings):
     kind: ClassVar[str] = "red"
     title: ClassVar[str] = "RED"
 
-    layers: Any = setting(
-        "all", "the decoder layers that are edited: all, or a list", rule=check_layers
-    )
     learning_rate: float = setting(
         "${tiny_or:${model.id},2e-2,1e-3}", "the highest learning rate", above=0, example=1e-3
     )

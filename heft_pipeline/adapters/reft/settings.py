@@ -1,11 +1,10 @@
 """The settings of ReFT."""
 
-import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from heft_pipeline.adapters.kind import EditSettings, Reach, check_layers
+from heft_pipeline.adapters.kind import EditSettings, Reach
 from heft_pipeline.declare_settings import setting
 from heft_pipeline.errors import UserError
 
@@ -49,9 +48,6 @@ class ReftSettings(EditSettings):
         choices=("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft"),
     )
     rank: int = setting("${rank}", "the dimension of the edited subspace", above=0, example=8)
-    layers: Any = setting(
-        "all", "the decoder layers whose output is edited: all, or a list", rule=check_layers
-    )
     positions: str = setting(
         "f7+l7",
         "the edited prompt tokens: fN the first N, lM the last M, fN+lM both",
@@ -73,13 +69,6 @@ class ReftSettings(EditSettings):
     def own_engine(self) -> str:
         """The name of pyreft's own forward pass, if it is used; else empty."""
         return "pyreft's engine" if self.engine == "pyreft" else ""
-
-    def resolved(self) -> Self:
-        """The same settings, with the layers sorted."""
-        layers = self.layers
-        return dataclasses.replace(
-            self, layers=layers if isinstance(layers, str) else tuple(sorted(layers))
-        )
 
     def reach(self) -> Reach:
         """An edit of a layer's output changes no computation before the next layer's."""
