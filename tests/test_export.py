@@ -147,7 +147,55 @@ def test_a_start_of_another_rank_is_refused_before_training(
     other = compose_run(
         *small, "method=lora", "lora.rank=4", f"lora.init_from={store.adapter(first)}"
     )
-    with pytest.raises(UserError, match=r"lora\.init_from.*lora\.rank"):
+    with pytest.raises(UserError, match=r"lora\.init_from.*r=8.*lora\.rank=4; set lora\.rank=8"):
+        preflight(other.stages)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "message"),
+    [
+        ({"lora_alpha": 64}, r"lora_alpha=64.*lora\.alpha=16\.0; set lora\.alpha=64"),
+        ({"use_rslora": True}, r"use_rslora=True.*lora\.use_rslora=False; set"),
+        ({"use_dora": True}, r"use_dora=True.*lora\.use_dora=False; set"),
+        ({"rank_pattern": {"q_proj": 4}}, r"rank_pattern=\{'q_proj': 4\}.*another folder"),
+        ({"alpha_pattern": {"q_proj": 4}}, r"alpha_pattern=\{'q_proj': 4\}.*another folder"),
+        ({"bias": "lora_only"}, r"bias=lora_only.*bias=none.*another folder"),
+    ],
+)
+def test_weights_are_not_read_with_another_meaning_than_they_were_trained_with(
+    compose_run: ComposeRun,
+    small: list[str],
+    small_model: Path,
+    tmp_path: Path,
+    made_with: dict[str, object],
+    message: str,
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from heft_pipeline.stage.preflight import preflight
+
+    options = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} | made_with
+    config = LoraConfig(task_type="CAUSAL_LM", **options)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(small_model), config).save_pretrained(
+        tmp_path / "peft"
+    )
+    run = compose_run(*small, "method=lora", f"lora.init_from={tmp_path / 'peft'}")
+    with pytest.raises(UserError, match=message):
+        preflight(run.stages)
+
+
+def test_interventions_of_other_layers_are_refused(
+    compose_run: ComposeRun, small: list[str], store: Store, tmp_path: Path
+) -> None:
+    from heft_pipeline.stage.preflight import preflight
+
+    asked = [*small, "method=reft", "epochs=1"]
+    first = trained(compose_run(*asked, "reft.layers=[0,2]"), store)
+    to = tmp_path / "exported"
+    assert export_main([str(store.folder(first.fingerprint)), "--to", str(to)]) == 0
+    other = compose_run(*asked, "reft.layers=[1,2]", f"reft.init_from={to}")
+    with pytest.raises(UserError, match=r"layers 0,2, and .* layers 1,2; set reft\.layers=\[0,2\]"):
         preflight(other.stages)
 
 

@@ -3,5 +3,5 @@
 - ``claims``: statements about two methods, as text
 - ``intervals``: the interval of an accuracy
 - ``significance``: paired comparisons, their p-values, and the correction for several of them
-- ``two_way``: the random-effects analysis of seeds and examples behind both
+- ``two_way_variance``: the random-effects analysis of seeds and examples behind both
 """

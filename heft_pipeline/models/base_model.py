@@ -126,7 +126,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     Raises:
         UserError: It cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_quantization(settings, device)
     config = load_config(settings)
@@ -146,6 +146,8 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unloadable(settings, "cannot be loaded", error) from error
     model.requires_grad_(False).eval()
+    # generation_config.json would have penalties, sampling or end tokens change the answers.
+    model.generation_config = GenerationConfig()
     if settings.quantization == "none":
         model.to(device)
     _keep_head_input_contiguous(model)

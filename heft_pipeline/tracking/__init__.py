@@ -7,7 +7,7 @@ fails with it, and what was not sent can be sent later. Nothing here needs torch
 - ``payload``: what there is to send of a run, read from a sweep's files
 - ``backend``: what a tracker must be able to do
 - ``wandb_backend``, ``tensorboard_backend``: the two trackers
-- ``account``: whether W&B can be used from here
+- ``wandb_account``: whether W&B can be used from here
 - ``send``: sends one run to one tracker, once
 - ``follow``: sends all runs of a sweep, while they are trained
 - ``summary``: what the terminal says about it

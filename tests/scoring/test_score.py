@@ -171,3 +171,26 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
         torch.testing.assert_close(
             shared.log_probabilities, other.log_probabilities, rtol=1e-4, atol=1e-4
         )
+
+
+def test_generation_is_greedy_whatever_the_models_generation_config_says(
+    compose_run: ComposeRun, small: list[str], small_model: Path, tmp_path: Path
+) -> None:
+    """Penalties, sampling and end tokens would change answers, and are in no fingerprint."""
+    import json
+    import shutil
+
+    shutil.copytree(small_model, tmp_path / "model")
+    config = {"repetition_penalty": 1.8, "do_sample": True, "temperature": 3.0, "eos_token_id": 3}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(config))
+    found = []
+    for folder in (small_model, tmp_path / "model"):
+        stage = compose_run(*small, SEVERAL_TOKENS, f"model.id={folder}").last
+        base = load_base(stage.model, torch.device("cpu"))
+        task = load_task(stage.data, base.tokenizer, 0)
+        with adapted(base, []) as model:
+            vocabulary = tuple((i,) for i in range(68))
+            scores = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
+            assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
+            found.append(scores.predictions.tolist())
+    assert found[0] == found[1]

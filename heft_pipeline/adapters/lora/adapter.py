@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
@@ -21,6 +21,23 @@ from heft_pipeline.models.base_model import Base, decoder_layers
 from heft_pipeline.models.settings import ModelSettings
 
 WEIGHTS = "adapter_model.safetensors"
+#: PEFT's options that do not change what saved weights mean. The names and shapes of the weights
+#: themselves say which modules they are for.
+_NOT_MEANING = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout",
+        "peft_version", "revision", "runtime_config", "target_modules", "task_type",
+        "megatron_core", "qalora_group_size",
+    }
+)  # fmt: skip
+#: This project's names of PEFT's options.
+_SETTING_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 _EXPORTED = """\
 from peft import PeftModel
 model = PeftModel.from_pretrained(model, "{folder}").base_model.model
@@ -71,6 +88,7 @@ class LoraAdapter(Adapter):
         model = target.skeleton()
         _check_modules(settings.target_modules, model, target.name)
         if settings.init_from:
+            _refuse_other_config(settings, Path(settings.init_from).expanduser())
             with torch.device("meta"):
                 peft_model = _put_on(model, None, settings.peft_config(), "start")
             _read(peft_model, Path(settings.init_from).expanduser(), "start")
@@ -157,6 +175,29 @@ def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
             "lora.target_modules that it was trained with"
         )
     set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+
+
+def _refuse_other_config(settings: LoraSettings, folder: Path) -> None:
+    """Refuse weights that mean something else than they would with these settings."""
+    try:
+        saved = PeftConfig.from_pretrained(str(folder)).to_dict()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"lora.init_from={folder} has no adapter_config.json that PEFT can read; give a "
+            "folder that PEFT's save_pretrained wrote"
+        ) from error
+    own = settings.peft_config().to_dict()
+    for key in dict.fromkeys([*_SETTING_NAMES, *sorted(own.keys() | saved.keys())]):
+        before, now = saved.get(key), own.get(key)
+        # PEFT writes an unused option as None, False, or an empty mapping or list.
+        if key in _NOT_MEANING or before == now or not (before or now):
+            continue
+        name = _SETTING_NAMES.get(key)
+        ours = f"lora.{name}={getattr(settings, name)}" if name else f"{key}={now}"
+        raise UserError(
+            f"lora.init_from={folder} was trained with {key}={before}, and this stage has {ours}; "
+            + (f"set lora.{name}={before}" if name else "which cannot be set; use another folder")
+        )
 
 
 def _check_modules(modules: str | Sequence[str], model: Any, name: str) -> None:

@@ -7,6 +7,8 @@ pyreft's files are pickles. They are read with torch's restricted unpickler
 import dataclasses
 import io
 import json
+import re
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
@@ -101,12 +103,19 @@ def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> No
         return
     folder = Path(settings.init_from).expanduser()
     files = _intervention_files(folder)
-    wanted = len(units(settings, num_layers))
-    if len(files) != wanted:
+    wanted = units(settings, num_layers)
+    if len(files) != len(wanted):
         raise UserError(
             f"reft.init_from={folder} holds {len(files)} interventions, but this adapter has "
-            f"{wanted}; set reft.layers and reft.share_weights to the values that it was trained "
-            "with"
+            f"{len(wanted)}; set reft.layers and reft.share_weights to the values that it was "
+            "trained with"
+        )
+    saved, own = _saved_layers(folder), [unit.layer for unit in wanted]
+    if saved != own:
+        raise UserError(
+            f"reft.init_from={folder} edits the output of layers {_listed(saved)}, and "
+            f"reft.layers={settings.layers} edits layers {_listed(own)}; set "
+            f"reft.layers=[{_listed(dict.fromkeys(saved))}]"
         )
     one = Interventions(dataclasses.replace(settings, layers=(0,), positions="l1"), hidden_size, 1)
     for file in files:
@@ -127,6 +136,26 @@ def _intervention_files(folder: Path) -> list[Path]:
             f"reft.init_from={folder} lacks {missing[0] if missing else 'intkey_*.bin'}"
         )
     return files
+
+
+def _saved_layers(folder: Path) -> list[int]:
+    """The decoder layer of each saved intervention, in order."""
+    layers = []
+    for place in json.loads((folder / "config.json").read_text())["representations"]:
+        layer, component = place[:2]
+        # pyreft knows a layer's output by a name, or by its path in the model.
+        path = re.fullmatch(r".*\[(\d+)\]\.output", str(component))
+        if component != "block_output" and path is None:
+            raise UserError(
+                f"reft.init_from={folder} edits {component}, and this adapter edits the output "
+                "of decoder layers; give a folder that edits block_output"
+            )
+        layers.append(int(path.group(1)) if path else int(layer))
+    return layers
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _effective(kind: str, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
