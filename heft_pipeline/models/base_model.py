@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation
+from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
 from heft_pipeline.models.settings import ModelSettings
 
 
@@ -133,8 +136,9 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     tokenizer = load_tokenizer(settings)
     dtype = base_dtype(settings, config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             settings.id,
+            output_loading_info=True,
             dtype=dtype,
             attn_implementation=attention_implementation(
                 settings.attn_implementation, config.get_text_config().model_type, device, dtype
@@ -143,23 +147,33 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
             **_quantized(settings, device, dtype),
             **_where(settings),
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unloadable(settings, "cannot be loaded", error) from error
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = unreadable(settings.id, error)
+        raise UserError(f"model.id={settings.id} cannot be loaded: {reason}") from error
+    path, layers = decoder_layers(model)
+    refuse_incomplete(f"model.id={settings.id}", model, path, info)
+    refuse_broken(f"model.id={settings.id}", model)
     model.requires_grad_(False).eval()
     # generation_config.json would have penalties, sampling or end tokens change the answers.
     model.generation_config = GenerationConfig()
     if settings.quantization == "none":
         model.to(device)
     _keep_head_input_contiguous(model)
-    path, layers = decoder_layers(model)
-    pad = tokenizer.pad_token_id
     return Base(
         model=model,
         tokenizer=tokenizer,
         layers=layers,
         layers_path=path,
-        pad_token_id=pad if pad is not None else tokenizer.eos_token_id or 0,
+        pad_token_id=_pad_token_id(tokenizer, model.get_input_embeddings().weight.shape[0]),
     )
+
+
+def _pad_token_id(tokenizer: Any, embeddings: int) -> int:
+    """An id that the model has an embedding for; padding is masked, so any such id will do."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id for id in known if id is not None and id < embeddings), 0)
 
 
 def check_quantization(settings: ModelSettings, device: torch.device) -> None:

@@ -36,9 +36,28 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         checked.add(key)
         task = cached_task(stage.data, stage.model, stage.seed, tokenized)
         _check_length(stage.model, stage.data, task)
+        _check_ids(stage.model, task)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
+
+
+def _check_ids(model: ModelSettings, task: Task) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for."""
+    size = load_config(model).get_text_config().vocab_size
+    for example in (*task.train, *task.dev, *task.eval):
+        if max(example.prompt) >= size:
+            raise UserError(
+                f"model.id={model.id}: its tokenizer makes the token {max(example.prompt)} of row "
+                f"{example.id}, and the model has embeddings for tokens 0 to {size - 1} only; use "
+                "the tokenizer that belongs to the model, or resize its embeddings"
+            )
+    beyond = max(max(choice) for choice in task.choices)
+    if beyond >= size:
+        raise UserError(
+            f"model.id={model.id}: its tokenizer makes the token {beyond} of an answer choice, "
+            f"and the model has embeddings for tokens 0 to {size - 1} only"
+        )
 
 
 def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:

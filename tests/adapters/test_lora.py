@@ -88,3 +88,56 @@ def test_reft_trains_on_a_dora_parent(
     assert result["dtype"] == dtype
     names = (store.adapter(run.stages[0]) / "adapter_model.safetensors").read_bytes()[:20000]
     assert b"lora_magnitude_vector" in names
+
+
+def test_an_adapter_of_the_embedding_is_trained(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    """PEFT names its matrices differently from those of a linear layer."""
+    from safetensors.torch import load_file
+
+    run = compose_run(
+        *small, "method=lora", "lora.target_modules=[q_proj,embed_tokens]", "epochs=1"
+    )
+    run_stage(run.last, store)
+    saved = load_file(store.adapter(run.last) / "adapter_model.safetensors")
+    trained = {name: tensor for name, tensor in saved.items() if "lora_embedding_" in name}
+    assert len(trained) == 2
+    assert all(tensor.any() for tensor in trained.values())
+
+
+def test_merging_an_adapter_of_a_tied_head_leaves_the_input_embedding_alone(
+    compose_run: ComposeRun, small: list[str], small_model: Path, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from heft_pipeline.adapters.adapted import adapted
+    from heft_pipeline.models.base_model import load_base
+
+    shutil.copytree(small_model, tmp_path / "tied")
+    weights = load_file(small_model / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "tied" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "tied" / "config.json").read_text())
+    (tmp_path / "tied" / "config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": True})
+    )
+    asked = [f"model.id={tmp_path / 'tied'}", "lora.target_modules=[q_proj,lm_head]"]
+    stage = compose_run(*small, "method=lora", *asked).last
+    base = load_base(stage.model, torch.device("cpu"))
+    embedding = base.model.get_input_embeddings().weight
+    assert base.model.get_output_embeddings().weight is embedding, "the model is tied"
+    before = embedding.clone()
+    with adapted(base, []) as model:
+        model.add(stage.adapters)
+        for name, parameter in model.parameters().items():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        with type(model.trained[0]).merged(base.model):
+            assert torch.equal(base.model.get_input_embeddings().weight, before)
+            head = base.model.get_output_embeddings()
+            assert not torch.equal(head.base_layer.weight, before)
+    assert base.model.get_output_embeddings().weight is embedding

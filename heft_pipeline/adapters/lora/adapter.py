@@ -104,7 +104,8 @@ class LoraAdapter(Adapter):
         return {
             key: parameter
             for key, parameter in self._base.model.named_parameters()
-            if "lora_" in key and f".{self._name}." in key
+            # PEFT names a module's matrices NAME.weight, and an embedding's just NAME.
+            if "lora_" in key and f".{self._name}." in f"{key}."
         }
 
     def train(self, mode: bool) -> None:

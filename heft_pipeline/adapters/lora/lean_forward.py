@@ -63,17 +63,19 @@ class MergedLora:
                 f"reft.merge_parent: {type(other[0]).__name__} layers cannot be merged; use "
                 "reft.merge_parent=false"
             )
-        self._before = [(layer, layer.base_layer.weight.data) for layer in layers]
+        self._before = [(layer, layer.base_layer.weight) for layer in layers]
         for layer, weight in self._before:
             names = [name for name in layer.active_adapters if name in layer.lora_A]
             added = sum(layer.get_delta_weight(name).float() for name in names)
-            layer.base_layer.weight.data = (weight.float() + added).to(weight.dtype)
+            merged = (weight.float() + added).to(weight.dtype)
+            # A new parameter: the old one may be the input embedding's too (tied weights).
+            layer.base_layer.weight = torch.nn.Parameter(merged, requires_grad=False)
             layer.forward = layer.base_layer.forward
 
     def undo(self) -> None:
         """Restore the original weights, bit for bit."""
         for layer, weight in self._before:
-            layer.base_layer.weight.data = weight
+            layer.base_layer.weight = weight
             del layer.forward
 
 

@@ -1,0 +1,99 @@
+"""Whether a loaded model is what its checkpoint holds: every weight, and nothing else."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heft_pipeline.errors import UserError
+
+#: The words that a file begins with when Git LFS has not fetched its content.
+_LFS = b"version https://git-lfs"
+
+
+def refuse_incomplete(
+    name: str, model: Any, layers_path: str, info: Mapping[str, Iterable[Any]]
+) -> None:
+    """Refuse a model with weights that are not its checkpoint's.
+
+    transformers fills what a checkpoint lacks with random numbers, drops layers that the
+    configuration does not count, and puts an adapter on the model that lies in its folder.
+
+    Args:
+        name: What to call the model in messages, e.g. ``model.id=FOLDER``.
+        model: The model.
+        layers_path: Where its decoder layers are, e.g. ``model.layers``.
+        info: What transformers' ``output_loading_info`` says.
+
+    Raises:
+        UserError: The message names what is missing or too much, and the way out.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        renamed = [key for key in unexpected if any(key.endswith(f".{one}") for one in missing)]
+        hint = (
+            f"it has {renamed[0]} and {len(renamed) - 1} others under such names instead; save "
+            "it again from the model inside its wrapper (torch.compile's is model._orig_mod)"
+            if renamed
+            else "download or save the whole checkpoint again"
+        )
+        raise UserError(
+            f"{name} lacks {len(missing)} of the model's weights, e.g. {missing[0]}; {hint}"
+        )
+    dropped = [key for key in unexpected if re.match(rf"(.*\.)?{re.escape(layers_path)}\.\d", key)]
+    if dropped:
+        raise UserError(
+            f"{name} holds {len(dropped)} weights of decoder layers that its config.json does not "
+            f"count, e.g. {dropped[0]}; use the config.json that belongs to the checkpoint"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"{name} has an adapter (adapter_config.json) beside its weights, which would be "
+            "applied on top of them; move it out of the folder, or start from it with "
+            "lora.init_from"
+        )
+
+
+def refuse_broken(name: str, model: torch.nn.Module) -> None:
+    """Refuse a model with weights that are NaN or infinite.
+
+    Args:
+        name: What to call the model in messages.
+        model: The model.
+
+    Raises:
+        UserError: The message names the first such weight.
+    """
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight.sum(dtype=torch.float32)):
+            broken = int((~torch.isfinite(weight)).sum())
+            if broken:
+                raise UserError(
+                    f"{name}: {broken} numbers of {key} are NaN or infinite; download the "
+                    "checkpoint again, or set model.dtype=float32 if they overflow in bfloat16"
+                )
+
+
+def unreadable(folder: str, error: Exception) -> str:
+    """Why a checkpoint's files cannot be read.
+
+    Args:
+        folder: The model's folder; other names are allowed.
+        error: What reading them raised.
+
+    Returns:
+        A phrase with the way out.
+    """
+    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    for file in files:
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS)) == _LFS:
+                return f"{file.name} is a Git LFS pointer, not the weights; run `git lfs pull`"
+    if "mismatched_sizes" in str(error):
+        return (
+            "its weights have other shapes than its config.json says; use the config.json that "
+            "belongs to the checkpoint"
+        )
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
