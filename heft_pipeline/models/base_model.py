@@ -12,6 +12,7 @@ from torch import nn
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation
+from heft_pipeline.models.head import prepare_head
 from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
 from heft_pipeline.models.settings import ModelSettings
 
@@ -160,7 +161,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     model.generation_config = GenerationConfig()
     if settings.quantization == "none":
         model.to(device)
-    _keep_head_input_contiguous(model)
+    prepare_head(model)
     return Base(
         model=model,
         tokenizer=tokenizer,
@@ -213,16 +214,6 @@ def _quantized(settings: ModelSettings, device: torch.device, dtype: torch.dtype
         bnb_4bit_compute_dtype=dtype,
     )
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def _keep_head_input_contiguous(model: Any) -> None:
-    """Keep the vocabulary projection from copying its weights for each row of a sliced input.
-
-    torch treats a sliced [B, K, width] input as a batch of products and expands the weights.
-    """
-    head = model.get_output_embeddings()
-    if head is not None:
-        head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -11,6 +11,7 @@ from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
 from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.devices.processes import Ranks
+from heft_pipeline.errors import UserError
 from heft_pipeline.models.forward import ReadPrompts, cache_name, model_inputs
 
 Choices = tuple[tuple[int, ...], ...]
@@ -98,6 +99,11 @@ def _log_probabilities(
     for chosen in _batches([len(e.prompt) for e in examples], batch_size):
         table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
         advance(len(chosen))
+    if broken := int(table.isnan().any(dim=1).sum()):
+        raise UserError(
+            f"the model's log-probabilities of the answers are NaN for {broken} of {len(examples)} "
+            "prompts; use model.dtype=float32, or another checkpoint"
+        )
     return table
 
 

@@ -15,7 +15,7 @@ from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.models.reuse.kept_activations import Kept
-from heft_pipeline.models.reuse.start_reuse import Choice
+from heft_pipeline.models.reuse.start_reuse import Choice, differs
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.run_stage import run_stage
@@ -247,6 +247,18 @@ def test_all_projections_at_once_are_torchs_own(
     assert torch.allclose(together.mT @ together, torch.eye(settings.rank), atol=1e-5)
     for one, other in zip(gradients(), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_difference_is_seen_below_a_large_offset_of_all_logits() -> None:
+    """Raw logits near -100 would make 0.6 nats look small."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1, 500)
+    wrong = logits + 0.6 * torch.randn(2, 1, 500).sign()
+    for offset in (0.0, -100.0):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert differs(wrong + offset, logits + offset, dtype)
+            assert not differs(logits + 3.0 + offset, logits + offset, dtype)
+    assert differs(torch.full_like(logits, float("nan")), logits, torch.bfloat16)
 
 
 def _nothing(*_: Any) -> None:

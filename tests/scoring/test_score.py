@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heft_pipeline.adapters.adapted import adapted
-from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import load_task
+from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import load_base
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
@@ -194,3 +195,38 @@ def test_generation_is_greedy_whatever_the_models_generation_config_says(
             assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
             found.append(scores.predictions.tolist())
     assert found[0] == found[1]
+
+
+def test_scores_of_a_bfloat16_model_are_float32_from_the_head_on(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    """Logits that are rounded to bfloat16 tie where the model does not."""
+    stage = compose_run(*small, "model.dtype=bfloat16").last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    weight = base.model.get_output_embeddings().weight
+    with adapted(base, []) as model:
+        scores = score(model, task.eval, task.choices, batch_size=1)
+        for row, example in enumerate(task.eval[:10]):
+            ids = torch.tensor([example.prompt])
+            with torch.no_grad():
+                hidden = base.model.model(ids).last_hidden_state[0, -1]
+                logits = base.model(ids).logits
+            assert logits.dtype == torch.float32
+            expected = (weight.float() @ hidden.float()).log_softmax(dim=-1)
+            for column, choice in enumerate(task.choices):
+                found = scores.log_probabilities[row, column].item()
+                assert found == pytest.approx(expected[choice[0]].item(), abs=1e-4)
+        batch = collate([AnsweredPrompt(task.eval[0].prompt, (3,))], base.pad_token_id)
+        assert model.logits(batch).dtype == torch.bfloat16, "training keeps the weights' dtype"
+
+
+def test_log_probabilities_that_are_nan_are_refused(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    stage = compose_run(*small).last
+    base = load_base(stage.model, torch.device("cpu"))
+    task = load_task(stage.data, base.tokenizer, 0)
+    base.layers[1].register_forward_hook(lambda *_: torch.full((1,), float("nan")) * _[2])
+    with adapted(base, []) as model, pytest.raises(UserError, match="NaN for 50 of 50 prompts"):
+        score(model, task.eval, task.choices, batch_size=50)

@@ -13,8 +13,9 @@ from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
 from heft_pipeline.models.reuse.kept_activations import Kept
 
-#: How much logits with reuse may differ from those without it, relative to their scale.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+#: How much log-probabilities with reuse may differ from those without it: nats, a mean over the
+#: vocabulary.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def start_reuse(
     )
     with torch.no_grad():
         reused, recomputed = found.logits(batch, editing), whole.logits(batch, editing)
-    if differs(reused, recomputed):
+    if differs(reused, recomputed, base.model.dtype):
         return None, f"{nothing}reused activations change the logits of this model"
     different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
     size = kept.bytes / 2**30
@@ -101,13 +102,17 @@ def _operations_a_byte(base: Base, choice: Choice) -> float:
     return 2.0 * weights / (width * base.model.dtype.itemsize)
 
 
-def differs(reused: torch.Tensor, recomputed: torch.Tensor) -> bool:
+def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether logits with reuse differ from those without by more than rounding explains.
+
+    Log-probabilities are compared, since a large offset common to all logits changes nothing and
+    would hide a difference.
 
     Args:
         reused: [B, K, V], with reuse.
         recomputed: [B, K, V], without.
+        dtype: The dtype that the model computes in.
     """
-    scale = recomputed.float().abs().amax().clamp(min=1.0)
-    error = (reused.float() - recomputed.float()).abs().amax() / scale
-    return bool(error > _TOLERANCE.get(recomputed.dtype, 1e-3))
+    one, other = (logits.float().log_softmax(dim=-1) for logits in (reused, recomputed))
+    error = (one - other).abs().mean(dim=-1).amax()
+    return not bool(error <= _TOLERANCE.get(dtype, _TOLERANCE[torch.float32]))
