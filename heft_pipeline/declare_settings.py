@@ -29,6 +29,12 @@ class FrozenDict(dict[str, str]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (dict(self),)  # unpickling a dict calls __setitem__
 
@@ -46,6 +52,7 @@ class Bounds:
         above: The value must be greater than this.
         least: The smallest allowed value.
         most: The largest allowed value.
+        whole: Whether numbers must be whole.
         choices: The allowed words. If there are numeric bounds too, numbers are allowed as well.
         rule: A further check.
     """
@@ -53,6 +60,7 @@ class Bounds:
     above: Number | None = None
     least: Number | None = None
     most: Number | None = None
+    whole: bool = False
     choices: tuple[str, ...] = ()
     rule: Rule | None = None
 
@@ -73,6 +81,7 @@ class Bounds:
         else:
             # Without :g, which would write 2147483647 as 2.14748e+09.
             numbers = f"from {self.least} to {self.most}"
+        numbers = f"a whole number {numbers}" if self.whole else numbers
         return f"{numbers}, or {words}" if words else numbers
 
     def check(self, key: str, value: Any, example: Any) -> None:
@@ -80,7 +89,7 @@ class Bounds:
 
         Args:
             key: The setting's key, e.g. ``lora.rank``.
-            value: The value; not None.
+            value: The value.
             example: A valid value, for the message.
 
         Raises:
@@ -96,7 +105,8 @@ class Bounds:
             self.rule(key, value)
 
     def _holds(self, value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        allowed = int if self.whole else int | float
+        if isinstance(value, bool) or not isinstance(value, allowed):
             return False
         return (
             math.isfinite(value)
@@ -113,6 +123,7 @@ def setting(
     above: Number | None = None,
     least: Number | None = None,
     most: Number | None = None,
+    whole: bool = False,
     choices: Sequence[str] = (),
     rule: Rule | None = None,
     example: Any = None,
@@ -127,6 +138,7 @@ def setting(
         above: The value must be greater than this.
         least: The smallest allowed value.
         most: The largest allowed value.
+        whole: Whether it must be a whole number.
         choices: The allowed words.
         rule: A further check.
         example: A valid value for messages; by default ``default``, if that is a plain value.
@@ -138,7 +150,7 @@ def setting(
     Raises:
         ValueError: The example is outside the bounds, or there are numeric bounds but no example.
     """
-    bounds = Bounds(above, least, most, tuple(choices), rule)
+    bounds = Bounds(above, least, most, whole, tuple(choices), rule)
     if example is None and not _is_reference(default):
         example = default
     if example is not None:
@@ -186,6 +198,7 @@ class Settings:
     """A section of the config: a frozen dataclass whose fields are declared with :func:`setting`.
 
     Lists become tuples and mappings become :class:`FrozenDict`, so that a section can be hashed.
+    Whole numbers become floats where a setting is a float, so that 16 and 16.0 are the same.
     """
 
     def __init_subclass__(cls) -> None:
@@ -198,7 +211,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, one.name, _frozen(getattr(self, one.name)))
+            value = getattr(self, one.name)
+            if isinstance(value, int) and not isinstance(value, bool) and _is_float(one):
+                value = float(value)
+            object.__setattr__(self, one.name, _frozen(value))
 
     def check(self, key: str) -> None:
         """Refuse settings that contradict each other.
@@ -225,8 +241,10 @@ def check(settings: Settings, key: str = "") -> None:
         value, own = getattr(settings, one.name), f"{key}.{one.name}" if key else one.name
         if isinstance(value, Settings):
             check(value, own)
-        elif "bounds" in one.metadata and value is not None:
-            one.metadata["bounds"].check(own, value, one.metadata["example"])
+        elif "bounds" in one.metadata and not (value is None and _may_be_none(one)):
+            # Shown as it was written: [0,2], and not the tuple that it has become.
+            shown = list(value) if isinstance(value, tuple) else value
+            one.metadata["bounds"].check(own, shown, one.metadata["example"])
     settings.check(key)
 
 
@@ -244,11 +262,11 @@ def identity(value: Any) -> Any:
         TypeError: The value is of a type that cannot be written as JSON in exactly one way.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            one.name: identity(getattr(value, one.name))
-            for one in dataclasses.fields(value)
-            if one.metadata.get("identity", True)
-        }
+        counted = [one for one in dataclasses.fields(value) if one.metadata.get("identity", True)]
+        for one in counted:
+            if one.type in (int, float) and isinstance(getattr(value, one.name), str):
+                raise TypeError(f"{one.name}={getattr(value, one.name)} is not resolved")
+        return {one.name: identity(getattr(value, one.name)) for one in counted}
     if isinstance(value, dict):
         return [[identity(key), identity(own)] for key, own in value.items()]
     if isinstance(value, list | tuple):
@@ -270,6 +288,14 @@ def type_name(one: "dataclasses.Field[Any]") -> str:
         else str(part))
         for part in parts
     )  # fmt: skip
+
+
+def _may_be_none(one: "dataclasses.Field[Any]") -> bool:
+    return isinstance(one.type, types.UnionType) and type(None) in typing.get_args(one.type)
+
+
+def _is_float(one: "dataclasses.Field[Any]") -> bool:
+    return one.type is float or float in typing.get_args(one.type)
 
 
 def _is_reference(default: Any) -> bool:

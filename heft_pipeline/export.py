@@ -37,6 +37,12 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
     for part in stage.chain:
         if not store.is_complete(part.fingerprint):
             raise UserError(f"stage {part.fingerprint} ({part.label}) is not complete")
+    kinds = [adapter.kind for part in stage.chain for adapter in part.adapters]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(
+            f"{stage.label} has several adapters of one kind, which PEFT and pyreft do not put on "
+            "one model by themselves; the stages' own adapter folders have the weights"
+        )
     lines = [
         "from transformers import AutoModelForCausalLM",
         f'model = AutoModelForCausalLM.from_pretrained("{stage.model.id}"'

@@ -120,7 +120,7 @@ def _log_files(store: Store, fingerprint: str) -> list[Path]:
 
 def _cancel(given: argparse.Namespace, console: Console) -> int:
     sweep = find_sweep(given.sweep, given.output_dir)
-    plan, store = sweep.plan(), sweep.store
+    plan, store = sweep.plan(any_version=True), sweep.store
     notes = [note for key in plan["stages"] if (note := read_job(store, key))]
     mine = [note["job_id"] for note in notes if note["sweep"] == sweep.name]
     report = plan.get("report_job")
@@ -140,7 +140,7 @@ def _cancel(given: argparse.Namespace, console: Console) -> int:
 
 def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
     """The process on this machine that executes a sweep locally, if there is one."""
-    launcher = sweep.plan().get("launcher") or {}
+    launcher = sweep.plan(any_version=True).get("launcher") or {}
     pid = launcher.get("pid")
     if launcher.get("host") != socket.gethostname() or not pid:
         return

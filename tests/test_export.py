@@ -1,5 +1,6 @@
 """Stages in other people's formats: plain PEFT and pyreft read what is written, and back."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -71,8 +72,14 @@ def test_a_lora_stage_loads_in_plain_peft(
     assert_same(predictions(store, stage), expected)
 
 
-@pytest.mark.parametrize("method", ["reft", "heft"])
-@pytest.mark.parametrize("intervention", ["loreft", "consreft", "lobireft", "direft"])
+@pytest.mark.parametrize(
+    ("method", "intervention"),
+    [
+        *itertools.product(["reft", "heft"], ["loreft", "consreft", "lobireft", "direft"]),
+        # pyvene takes every hook off the model, and so a parent's edits, after each call.
+        ("[red,reft]", "loreft"),
+    ],
+)
 def test_an_exported_fine_stage_loads_in_pyreft(
     compose_run: ComposeRun,
     small: list[str],
@@ -82,8 +89,9 @@ def test_an_exported_fine_stage_loads_in_pyreft(
     method: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = [f"method={method}", f"reft.intervention={intervention}", "reft.positions=f2+l3"]
-    stage = trained(compose_run(*small, *asked, "epochs=2"), store)
+    asked = [f"reft.intervention={intervention}", "reft.positions=f2+l3", "red.learning_rate=0.1"]
+    which = f"method.stages={method}" if "[" in method else f"method={method}"
+    stage = trained(compose_run(*small, which, *asked, "epochs=2"), store)
     to = tmp_path / "exported"
     assert export_main([str(store.folder(stage.fingerprint)), "--to", str(to)]) == 0
     # The lines that LOAD.md tells a person to run, run from that folder.

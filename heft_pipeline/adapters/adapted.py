@@ -169,8 +169,9 @@ def adapted(base: Base, parents: Iterable[tuple[AdapterSettings, Path]]) -> Iter
             model.load(settings, folder)
         yield model
     finally:
-        for adapter in reversed(model.adapters):
-            adapter.remove()
+        with ExitStack() as stack:  # each is removed, whatever removing another raises
+            for adapter in model.adapters:
+                stack.callback(adapter.remove)
 
 
 @contextmanager

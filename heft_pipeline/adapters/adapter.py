@@ -227,4 +227,4 @@ class Adapter(ABC):
         Raises:
             UserError: The kind cannot be merged, or not into these weights.
         """
-        raise NotImplementedError
+        raise UserError(f"merge_parent=true: {cls.__name__} cannot be added to weights")

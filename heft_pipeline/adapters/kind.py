@@ -17,6 +17,9 @@ from typing import Any, ClassVar, Self
 from heft_pipeline.declare_settings import Settings, found, identity, setting
 from heft_pipeline.errors import UserError
 
+#: Names from before a stage could train any several adapters.
+_FORMER = {"joint": "lora+reft"}
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -55,12 +58,15 @@ class AdapterSettings(Schedule):
     Attributes:
         kind: The kind's name in ``method.stages``; its folder and its section have the same name.
         title: Its name for people.
+        at_positions: Whether it edits certain positions of a batch, which must be announced to it;
+            otherwise it acts on every position at any time.
         edits: Whether it edits hidden states; otherwise it changes weights.
     """
 
     kind: ClassVar[str]
     title: ClassVar[str]
     edits: ClassVar[bool] = False
+    at_positions: ClassVar[bool] = False
 
     learning_rate: float = setting(1e-3, "the highest learning rate", above=0)
     weight_decay: float = setting(0.0, "AdamW's weight decay", least=0, example=0.01)
@@ -100,6 +106,11 @@ class AdapterSettings(Schedule):
     def own_engine(self) -> str:
         """The name of the kind's own forward pass, which runs whole prompts; empty for none."""
         return ""
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the finished adapter can be added to the frozen weights."""
+        return False
 
     def check_mode(self, mode: str) -> None:
         """Refuse an evaluation mode that the adapter does not support.
@@ -207,7 +218,7 @@ def kinds_of(stage: str) -> tuple[str, ...]:
     Raises:
         UserError: A kind is unknown or is named twice.
     """
-    known, asked = kinds(), stage.split("+")
+    known, asked = kinds(), _FORMER.get(stage, stage).split("+")
     for name in asked:
         if name not in known:
             raise UserError(

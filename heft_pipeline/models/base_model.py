@@ -233,13 +233,13 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
     raise UserError(
-        f"model.id: the decoder layers of {type(model).__name__} were not found; ReFT needs one "
-        "list of layers"
+        f"model.id: the decoder layers of {type(model).__name__} were not found; an adapter "
+        "needs one list of layers"
     )
 
 
 def feed_forward_outputs(model: nn.Module) -> list[str]:
-    """Find each decoder layer's last matrix outside of attention: its feed-forward output.
+    """Find each decoder layer's feed-forward output: its last matrix outside of attention.
 
     Args:
         model: A transformers model; adapters may be on it.
@@ -248,24 +248,36 @@ def feed_forward_outputs(model: nn.Module) -> list[str]:
         A module path for each decoder layer, e.g. ``model.layers.0.mlp.down_proj``.
 
     Raises:
-        UserError: A layer has no such matrix, as with a mixture of experts.
+        UserError: A layer has no such matrix, or several, as a mixture of experts has.
     """
     path, layers = decoder_layers(model)
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     found = []
     for number, layer in enumerate(layers):
-        names = [
+        names = [name for name, _ in layer.named_modules()]
+        matrices = [
             name.removesuffix(".base_layer")  # inside the wrapper of an adapter
             for name, module in layer.named_modules()
-            if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+            if _output_width(module) == width
             and not any(word in name for word in ("attn", "attention", "lora_"))
         ]
-        if not names:
+        if not matrices or any("expert" in name or "router" in name for name in names):
             raise UserError(
-                f"the decoder layers of {type(model).__name__} have no feed-forward projection "
-                "whose output could be edited; use another kind of adapter"
+                f"the decoder layers of {type(model).__name__} have no single feed-forward "
+                "projection whose output could be edited; use another kind of adapter"
             )
-        found.append(f"{path}.{number}.{names[-1]}")
+        found.append(f"{path}.{number}.{matrices[-1]}")
     return found
+
+
+def _output_width(module: nn.Module) -> int:
+    """How many numbers a matrix gives for each position; 0 for any other module."""
+    weight: Any = getattr(module, "weight", None)
+    if getattr(weight, "ndim", 0) != 2:
+        return 0
+    # transformers' Conv1D keeps its matrix transposed.
+    columns: Any = getattr(module, "nf", weight.shape[0])
+    return int(columns)
 
 
 def _where(settings: ModelSettings) -> dict[str, Any]:

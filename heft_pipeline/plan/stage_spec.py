@@ -64,6 +64,11 @@ class StageSpec:
         return self.adapters[0].kind if self.adapters else "base"
 
     @property
+    def name(self) -> str:
+        """What it trains, e.g. ``lora`` or ``lora+reft``; empty for nothing."""
+        return "+".join(adapter.kind for adapter in self.adapters)
+
+    @property
     def title(self) -> str:
         """What is trained, for people, e.g. ``LoRA`` or ``LoRA and ReFT at once``."""
         titles = " and ".join(adapter.title for adapter in self.adapters) or "untouched"
@@ -87,7 +92,7 @@ class StageSpec:
     @property
     def label(self) -> str:
         """A short name for people, e.g. ``lora@3 > reft@3 r8 s0``."""
-        names = " > ".join(f"{s.kind}@{s.epochs}" if s.epochs else s.kind for s in self.chain)
+        names = " > ".join(f"{s.name}@{s.epochs}" if s.epochs else s.kind for s in self.chain)
         return " ".join(
             filter(None, [names, f"r{self.rank}" if self.rank else "", f"s{self.seed}"])
         )

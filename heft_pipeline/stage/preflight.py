@@ -37,9 +37,26 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         task = cached_task(stage.data, stage.model, stage.seed, tokenized)
         _check_length(stage.model, stage.data, task)
         _check_ids(stage.model, task)
+        _check_merging(stage)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
+
+
+def _check_merging(stage: StageSpec) -> None:
+    """Refuse to merge parents that cannot be added to the weights."""
+    asking = [adapter.kind for adapter in stage.adapters if adapter.merges_parents]
+    if not asking or not all(adapter.edits for adapter in stage.adapters):
+        return
+    edited = False
+    for parent in (adapter for one in stage.chain[:-1] for adapter in one.adapters):
+        if not parent.edits and (edited or not parent.mergeable):
+            why = "stands on an adapter that edits its modules" if edited else "is no plain sum"
+            raise UserError(
+                f"{asking[0]}.merge_parent=true: the parent ({parent.describe()}) {why}, so it "
+                f"cannot be added to the weights; use {asking[0]}.merge_parent=false"
+            )
+        edited = edited or (parent.edits and not parent.at_positions)
 
 
 def _check_ids(model: ModelSettings, task: Task) -> None:

@@ -107,10 +107,11 @@ def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dic
     with (
         adapted(base, _parents(stage, store)) as model,
         _prepared(stage, model, task) as merge_error,
+        ExitStack() as until_evaluated,
     ):
         trained = Trained(Counters())
         if stage.training is not None:
-            trained = _train(stage, model, task, flops, folder, control)
+            trained = _train(stage, model, task, flops, folder, control, until_evaluated)
         evaluated = time.perf_counter()
         scores = _evaluate(stage, model, task, control)
         eval_seconds = time.perf_counter() - evaluated
@@ -158,6 +159,7 @@ def _train(
     flops: FlopCounter,
     folder: Path,
     control: Control,
+    until_evaluated: ExitStack,
 ) -> Trained:
     """Put a stage's own adapters on the model, train them and save them."""
     training = stage.training
@@ -166,13 +168,12 @@ def _train(
     model.add(stage.adapters)
     parameters = model.count()
     recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, stage.evaluation)
-    with ExitStack() as stack:
-        if training.compile:
-            stack.enter_context(compiled_layers(model.base))
-        if training.gradient_checkpointing:
-            stack.enter_context(recomputed_layers(model.base))
-        trainer = Trainer(recipe, model, task, flops, folder, control)
-        counters = trainer.run()
+    if training.compile:
+        until_evaluated.enter_context(compiled_layers(model.base))
+    if training.gradient_checkpointing:
+        until_evaluated.enter_context(recomputed_layers(model.base))
+    trainer = Trainer(recipe, model, task, flops, folder, control)
+    counters = trainer.run()
     model.finish()
     if control.ranks.first:
         model.save(folder / "adapter")

@@ -37,7 +37,7 @@ def reusable(
             return Choice(0, 0, f"{adapter.kind}.reuse=off")
         if adapter.own_engine:
             return Choice(0, 0, f"{adapter.own_engine} runs whole prompts")
-    if any(parent.edits for parent in parents):
+    if any(parent.at_positions for parent in parents):
         return Choice(0, 0, "a parent stage edits the prompt too")
     reaches = [adapter.reach() for adapter in trained]
     where = ", ".join(reach.what for reach in reaches)
@@ -47,7 +47,7 @@ def reusable(
         return Choice(last, 0, f"{where} edits only the last {last} tokens")
     first = min(reach.first_layer for reach in reaches)
     if not first:
-        return Choice(0, 0, where)
+        return Choice(0, 0, f"{where} edits every position from the first layer on")
     if first / num_layers < _SHARE_OF_LAYERS:
         return Choice(0, 0, f"{where} leaves {first} of {num_layers} layers unchanged")
     return Choice(0, first, f"nothing is trained in the first {first} of {num_layers} layers")

@@ -30,6 +30,7 @@ class TrainingSettings(Settings):
         "a batch with more padded tokens is accumulated in parts; auto: whole batches; both are "
         "halved when memory runs out",
         above=0,
+        whole=True,
         choices=("auto",),
     )
     gradient_checkpointing: bool = setting(False, "use less memory, for a third more time")

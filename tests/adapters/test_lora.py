@@ -7,9 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from heft_pipeline.data.batches import epoch_batches
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.data.batches import AnsweredPrompt, collate, epoch_batches
+from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.stage.cached_inputs import cached_task
+from heft_pipeline.stage.cached_inputs import cached_base, cached_task
+from heft_pipeline.stage.preflight import preflight
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.metrics import read_metrics
@@ -114,7 +117,6 @@ def test_merging_an_adapter_of_a_tied_head_leaves_the_input_embedding_alone(
 
     from safetensors.torch import load_file, save_file
 
-    from heft_pipeline.adapters.adapted import adapted
     from heft_pipeline.models.base_model import load_base
 
     shutil.copytree(small_model, tmp_path / "tied")
@@ -141,3 +143,67 @@ def test_merging_an_adapter_of_a_tied_head_leaves_the_input_embedding_alone(
             head = base.model.get_output_embeddings()
             assert not torch.equal(head.base_layer.weight, before)
     assert base.model.get_output_embeddings().weight is embedding
+
+
+def test_doras_dropout_is_on_while_it_trains(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    curves = []
+    for dropout in (0.0, 0.5):
+        run = compose_run(*small, *DORA, f"lora.dropout={dropout}", "epochs=1")
+        run_stage(run.last, store)
+        curves.append(losses(store, run))
+    # The update starts at 0, with or without dropout.
+    assert curves[0][0] == pytest.approx(curves[1][0], abs=1e-5)
+    assert max(abs(one - other) for one, other in zip(*curves, strict=True)) > 1e-4
+
+
+def test_dora_starts_as_the_untouched_model_in_16_bits(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    stage = compose_run(*small, *DORA, "model.dtype=bfloat16").last
+    base = cached_base(stage.model, torch.device("cpu"))
+    batch = collate([AnsweredPrompt((1, 9, 10, 7), (3, 4))], base.pad_token_id)
+    with adapted(base, []) as model, torch.no_grad():
+        before = model.logits(batch)
+        model.add(stage.adapters)
+        difference = (model.logits(batch) - before).norm() / before.norm()
+    assert difference < 0.01, "a norm of another kernel or precision shifts every layer's output"
+
+
+def test_an_adapter_whose_start_does_not_fit_is_taken_off_again(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    """The base model is kept for the next stage of the process."""
+    run = compose_run(*small, "method=lora", "epochs=1")
+    run_stage(run.last, store)
+    start = f"lora.init_from={store.adapter(run.last)}"
+    misfit = compose_run(*small, "method=lora", "lora.rank=4", start).last
+    base = cached_base(misfit.model, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"rank|init_from"), adapted(base, []) as model:
+        model.add(misfit.adapters)
+    assert not [name for name, _ in base.model.named_modules() if "lora_" in name]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["method=heft", "lora.use_dora=true"], "no plain sum"),
+        (["method.stages=[red,lora,reft]"], "edits its modules"),
+    ],
+)
+def test_what_is_no_sum_of_weights_is_not_merged(
+    compose_run: ComposeRun, small: list[str], overrides: list[str], why: str
+) -> None:
+    run = compose_run(*small, *overrides, "reft.merge_parent=true")
+    with pytest.raises(UserError, match=rf"reft\.merge_parent=true: .*{why}"):
+        preflight(run.stages)
+
+
+def test_dora_is_refused_where_a_parent_edits_the_output_it_computes_itself(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    run = compose_run(*small, "method.stages=[red,lora]", "lora.use_dora=true", "epochs=1")
+    run_stage(run.stages[0], store)
+    with pytest.raises(UserError, match=r"lora\.use_dora=true: a parent stage edits"):
+        run_stage(run.last, store)

@@ -136,3 +136,12 @@ def test_the_edited_module_is_found_in_each_architecture(kind: str, last: str) -
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_a_mixture_of_experts_is_refused(kind: str) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    with pytest.raises(UserError, match="no single feed-forward projection"):
+        feed_forward_outputs(model)

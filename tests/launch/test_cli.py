@@ -191,6 +191,10 @@ BAD_CONFIG = [
     bad("tracking.project", "tracking=wandb", "tracking.project=team/heft"),
     bad("tracking.finish_seconds", "tracking=wandb", "tracking.finish_seconds=0"),
     bad("tracking.tags", "tracking=wandb", "tracking.tags=['']"),
+    bad("training.micro_batch_tokens", "training.micro_batch_tokens=null"),
+    bad("training.micro_batch_tokens", "training.micro_batch_tokens=0.5"),
+    bad("lora.target_modules", "method=lora", "lora.target_modules=null"),
+    bad("reft.layers", "method=reft", "reft.layers=null"),
     # These need the model's shape or the data.
     bad("reft.layers", "method=reft", "reft.layers=[7]"),
     bad("lora.target_modules", "method=lora", "lora.target_modules=[q_proj,c_attn]"),

@@ -200,6 +200,7 @@ def test_where_nothing_can_be_reused_the_reason_is_said(
         ([], 30, (0, 0)),
         ([], 4, (0, 1)),
         (["reft.layers=[9,5]"], 30, (0, 6)),
+        (["method.stages=[red,reft]", "reft=suffix"], 32, (7, 0)),
     ],
 )
 def test_what_is_reused_follows_from_positions_and_layers(

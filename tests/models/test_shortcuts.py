@@ -1,6 +1,7 @@
 """Shortcuts of the forward pass against the passes that they stand for."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,27 @@ def test_compiled_layers_give_the_same_losses(
         lines = read_metrics(store.folder(stage.fingerprint) / "metrics.jsonl")
         losses.append([line["loss"] for line in lines if line["event"] == "step"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_compiled_layers_stay_compiled_until_the_evaluation_is_done(
+    compose_run: ComposeRun, small: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    def counted(forward: Any, **_: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(torch.is_grad_enabled())
+            return forward(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counted)
+    stage = compose_run(*small, "method=lora", "epochs=1", "training.compile=true",
+                        "training.selection=last").last  # fmt: skip
+    run_stage(stage, store)
+    last_training = max(i for i, grad in enumerate(calls) if grad)
+    num_layers = 3
+    assert len(calls) - 1 - last_training > num_layers, "the evaluation runs several batches"
 
 
 def test_the_head_gets_one_product_for_sliced_inputs(

@@ -184,6 +184,8 @@ def test_stages_can_be_listed_in_any_order(compose_run: ComposeRun, small: list[
         (["method=red", "red.layers=[2,0]"], ["method=red", "red.layers=[0,2]"]),
         (["lora.target_modules=[v_proj,q_proj]"], ["lora.target_modules=[q_proj,v_proj]"]),
         (["lora.alpha=null"], ["lora.alpha=16"]),
+        (["lora.alpha=16"], ["lora.alpha=16.0"]),
+        (["method.stages=[joint]"], ["method.stages=[lora+reft]"]),
         (["method.stages=[lora+reft]"], ["method.stages=[reft+lora]"]),
     ],
 )

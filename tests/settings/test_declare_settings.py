@@ -86,6 +86,24 @@ def test_identity_is_true_unless_said_otherwise_and_refuses_what_has_no_one_form
             identity(loose)
 
 
+def test_a_number_is_whole_or_not_as_its_setting_is_and_must_be_resolved() -> None:
+    @dataclass(frozen=True)
+    class Part(Settings):
+        alpha: float | None = setting(None, "a scale", above=0, example=16)
+        rank: int = setting("${rank}", "a rank", above=0, example=8)
+
+    assert repr(Part(alpha=16, rank=8).alpha) == "16.0"
+    with pytest.raises(TypeError, match=r"rank=.* is not resolved"):
+        identity(Part())
+
+
+def test_the_order_of_a_mapping_counts() -> None:
+    """The first of two equal answers is the prediction."""
+    one, other = FrozenDict({"a": " a", "b": " b"}), FrozenDict({"b": " b", "a": " a"})
+    assert one != other
+    assert one == FrozenDict({"a": " a", "b": " b"})
+
+
 def test_sections_cannot_be_changed_and_can_be_hashed_pickled_and_copied(
     compose_run: ComposeRun, small: list[str]
 ) -> None:

@@ -126,3 +126,14 @@ def test_a_sweep_of_this_version_takes_more_runs(compose_run: ComposeRun, tmp_pa
     assert [run["name"] for run in plan["runs"]] == ["run", "other"]
     assert len(plan["stages"]) == 2
     assert plan["command"] == "first"
+
+
+def test_jobs_of_an_old_sweep_can_still_be_cancelled(
+    old_sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch.__main__ import main
+
+    status = main(["cancel", str(old_sweep.folder)])
+    said = capsys.readouterr()
+    assert "another version" not in said.err
+    assert status == 0, said.err

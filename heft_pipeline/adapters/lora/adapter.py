@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_mo
 from safetensors.torch import save_file
 
 from heft_pipeline.adapters.adapter import Adapter, Target
-from heft_pipeline.adapters.lora.lean_forward import MergedLora, use_lean_forward
+from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes, use_lean_forward
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, decoder_layers
@@ -25,7 +25,8 @@ WEIGHTS = "adapter_model.safetensors"
 #: themselves say which modules they are for.
 _NOT_MEANING = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+        "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
+        "inference_mode",
         "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout",
         "peft_version", "revision", "runtime_config", "target_modules", "task_type",
         "megatron_core", "qalora_group_size",
@@ -69,8 +70,11 @@ class LoraAdapter(Adapter):
     def new(cls, settings: LoraSettings, base: Base, others: Sequence[Adapter]) -> Self:
         """See :meth:`Adapter.new`."""
         adapter = cls(settings, base, others, settings.peft_config())
-        if settings.init_from:
-            _read(adapter.peft, Path(settings.init_from).expanduser(), adapter._name)
+        with _removed_on_error(adapter):
+            _refuse_edited_weights(base.model, adapter._name)
+            set_magnitudes(base.model, adapter._name)
+            if settings.init_from:
+                _read(adapter.peft, Path(settings.init_from).expanduser(), adapter._name)
         return adapter
 
     @classmethod
@@ -79,7 +83,8 @@ class LoraAdapter(Adapter):
     ) -> Self:
         """See :meth:`Adapter.load`; the folder is a plain PEFT folder."""
         adapter = cls(settings, base, others, LoraConfig.from_pretrained(str(folder)))
-        _read(adapter.peft, folder, adapter._name)
+        with _removed_on_error(adapter):
+            _read(adapter.peft, folder, adapter._name)
         return adapter
 
     @classmethod
@@ -113,6 +118,7 @@ class LoraAdapter(Adapter):
         for module in self._base.model.modules():
             if hasattr(module, "lora_dropout") and self._name in module.lora_dropout:
                 module.lora_dropout[self._name].train(mode)
+                module.training = mode  # PEFT's DoRA asks this and not the dropout
 
     def lowest_layer(self) -> int:
         """The first decoder layer with a trained module; the number of layers if none has one."""
@@ -149,6 +155,27 @@ class LoraAdapter(Adapter):
             yield
         finally:
             merged.undo()
+
+
+@contextmanager
+def _removed_on_error(adapter: LoraAdapter) -> Iterator[None]:
+    """Take an adapter off its model again if what is done inside fails."""
+    try:
+        yield
+    except BaseException:
+        adapter.remove()
+        raise
+
+
+def _refuse_edited_weights(model: Any, name: str) -> None:
+    """Refuse DoRA on modules whose output a parent edits: it recomputes that output itself."""
+    for path, module in model.named_modules():
+        variant = isinstance(module, LoraLayer) and name in getattr(module, "lora_variant", {})
+        if variant and module.base_layer._forward_hooks:
+            raise UserError(
+                f"lora.use_dora=true: a parent stage edits the output of {path}, which DoRA would "
+                "compute without that edit; use lora.use_dora=false, or train the LoRA stage first"
+            )
 
 
 def _put_on(model: Any, peft_model: PeftModel | None, config: Any, name: str) -> PeftModel:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import Linear, LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch.nn.functional import linear
 
 from heft_pipeline.errors import UserError
@@ -58,11 +59,12 @@ class MergedLora:
 
     def __init__(self, model: Any) -> None:
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        if other := [layer for layer in layers if type(layer) is not LeanLinear]:
-            raise UserError(
-                f"reft.merge_parent: {type(other[0]).__name__} layers cannot be merged; use "
-                "reft.merge_parent=false"
-            )
+        for layer in layers:
+            if type(layer) is not LeanLinear or layer.base_layer._forward_hooks:
+                raise UserError(
+                    f"merge_parent=true: a LoRA adapter of a {type(layer.base_layer).__name__} "
+                    "layer cannot be added to its weights; use merge_parent=false"
+                )
         self._before = [(layer, layer.base_layer.weight) for layer in layers]
         for layer, weight in self._before:
             names = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -79,19 +81,53 @@ class MergedLora:
             del layer.forward
 
 
-class NonzeroDora(DoraLinearLayer):
-    """PEFT's DoRA without its division by 0: an all-zero row of a weight stays as it is."""
+class ExactDora(DoraLinearLayer):
+    """PEFT's DoRA with norms in float32, and without its division by 0 for rows of zeros."""
 
-    def get_weight_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The L2 norm of each row of the updated weight, and at least the smallest normal float."""
-        norm: torch.Tensor = super().get_weight_norm(*args, **kwargs)
+    def get_weight_norm(
+        self,
+        weight: torch.Tensor,
+        lora_weight: torch.Tensor,
+        scaling: float,
+        adapter_name: str | None = None,
+    ) -> torch.Tensor:
+        """The norm of each row of the updated weight.
+
+        Args:
+            weight: The frozen weight, [out, in], or transposed with ``fan_in_fan_out``.
+            lora_weight: The update without its scaling, [out, in].
+            scaling: The update's scaling.
+            adapter_name: The adapter's name.
+
+        Returns:
+            [out] float32, at least the smallest normal float.
+        """
+        frozen = weight.T if self.fan_in_fan_out else weight
+        norm = torch.linalg.norm(frozen.float() + scaling * lora_weight.float(), dim=1)
         return norm.clamp(min=torch.finfo(norm.dtype).tiny)
+
+
+def set_magnitudes(model: Any, name: str) -> None:
+    """Start a new DoRA adapter at the frozen weights' norms, computed as the forward pass does.
+
+    Args:
+        model: A model with PEFT's layers in it.
+        name: The adapter's name; one that is not DoRA has no magnitudes.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and name in getattr(module, "lora_magnitude_vector", {}):
+            dora: Any = module.lora_magnitude_vector[name]
+            with torch.no_grad():
+                update = module.lora_B[name].weight @ module.lora_A[name].weight
+                weight = dequantize_module_weight(module.get_base_layer())
+                norm = dora.get_weight_norm(weight, update, module.scaling[name])
+                dora.weight.copy_(norm)
 
 
 def use_lean_forward(model: Any) -> None:
     """Switch PEFT's LoRA layers to this module's classes.
 
-    Plain layers become :class:`LeanLinear`. DoRA layers become :class:`NonzeroDora`, and other
+    Plain layers become :class:`LeanLinear`. DoRA layers become :class:`ExactDora`, and other
     variants stay as they are. Unloading the adapters removes the layers, and this change with them.
 
     Args:
@@ -100,8 +136,10 @@ def use_lean_forward(model: Any) -> None:
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
             module.__class__ = LeanLinear
+        elif type(module) is LeanLinear and not _is_plain(module):
+            module.__class__ = Linear
         elif type(module) is DoraLinearLayer:
-            module.__class__ = NonzeroDora
+            module.__class__ = ExactDora
 
 
 def _is_plain(module: Any) -> bool:

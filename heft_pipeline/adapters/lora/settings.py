@@ -57,6 +57,11 @@ class LoraSettings(AdapterSettings):
             target_modules=modules if isinstance(modules, str) else tuple(sorted(modules)),
         )
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether it is a plain sum: DoRA also scales the weights."""
+        return not self.use_dora
+
     def peft_config(self) -> Any:
         """The settings as a ``peft.LoraConfig``."""
         from peft import LoraConfig

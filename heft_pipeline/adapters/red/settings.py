@@ -21,4 +21,4 @@ class RedSettings(EditSettings):
     def reach(self) -> Reach:
         """RED edits every position, starting with the first edited layer's feed-forward network."""
         lowest = 0 if self.layers == "all" else min(self.layers)
-        return Reach(lowest, None, "RED edits every position")
+        return Reach(lowest, None, "RED")

@@ -30,6 +30,7 @@ _EXPORTED = """\
 import torch
 from pyreft import ReftModel
 reft = ReftModel.load("{folder}", model)
+reft._remove_forward_hooks = lambda: None  # pyvene would remove those of other adapters too
 for key, intervention in reft.interventions.items():
     # pyreft builds interventions in bfloat16; these were trained in float32.
     intervention.float()

@@ -41,6 +41,7 @@ class ReftSettings(EditSettings):
 
     kind: ClassVar[str] = "reft"
     title: ClassVar[str] = "ReFT"
+    at_positions: ClassVar[bool] = True
 
     intervention: str = setting(
         "loreft",
