@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
 from heft_pipeline.declare_settings import Bounds, Settings, type_name
-from heft_pipeline.settings.schema import HeftConfig
+from heft_pipeline.settings.schema import HeftConfig, config_dir, register
 
 _HEADER = """\
 # Every setting
@@ -18,9 +19,9 @@ _HEADER = """\
 settings' declarations; a test fails when it is out of date.
 
 Set a value on the command line (`lora.rank=16`), sweep over several values with `-m`
-(`lora.rank=4,8,16`), or put it in a YAML file of your own. The defaults on this page are the
-declared ones; the files in `conf/` set values for a method, a model, a task or an adapter, and say
-where the numbers come from. `${...}` is the value of another setting, and
+(`lora.rank=4,8,16`), or put it in a YAML file of your own. The defaults on this page are those of a
+run without any override; choosing a file in `conf/`, such as `data=boolq` or `reft=suffix`, sets
+other values, and the file says where they come from. `${...}` is the value of another setting, and
 `${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other model.
 
 A setting that *can change a result* is part of a stage's fingerprint: if you change it, a new
@@ -33,14 +34,18 @@ _COLUMNS = ("setting", "type", "default", "meaning", "allowed", "can change a re
 
 def markdown() -> str:
     """Return the page, with a section for each section of the config."""
-    parts = [_HEADER, "## The run\n", _table("", HeftConfig, only_plain=True)]
+    composed = _composed()
+    parts = [_HEADER, "## The run\n", _table("", HeftConfig, composed, only_plain=True)]
     for one in dataclasses.fields(HeftConfig):
         if _is_section(one):
             kind: Any = one.type
-            parts += [f"## `{one.name}`: {_line(one.metadata['help'])}\n", _table(one.name, kind)]
+            parts += [
+                f"## `{one.name}`: {_line(one.metadata['help'])}\n",
+                _table(one.name, kind, composed),
+            ]
     for name, kind in launchers().items():
         about = _line((kind.__doc__ or "").splitlines()[0])
-        parts += [f"## `hydra/launcher={name}`: {about}\n", _table("hydra.launcher", kind)]
+        parts += [f"## `hydra/launcher={name}`: {about}\n", _table("hydra.launcher", kind, {})]
     return "\n".join(parts)
 
 
@@ -56,14 +61,21 @@ def launchers() -> dict[str, type[Settings]]:
     return found
 
 
-def _table(key: str, kind: type[Settings], only_plain: bool = False) -> str:
+def _composed() -> Any:
+    """The config of a run without any override, with its references unresolved."""
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config")
+
+
+def _table(key: str, kind: type[Settings], composed: Any, only_plain: bool = False) -> str:
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     for one in _settings(kind, only_plain):
         bounds: Bounds = one.metadata["bounds"]
         cells = (
             f"`{key}.{one.name}`" if key else f"`{one.name}`",
             type_name(one),
-            _default(one),
+            _default(one, composed.get(key, composed)),
             one.metadata["help"],
             bounds.describe(),
             "yes" if one.metadata["identity"] else "no",
@@ -82,9 +94,12 @@ def _is_section(one: "dataclasses.Field[Any]") -> bool:
     return isinstance(one.type, type) and issubclass(one.type, Settings)
 
 
-def _default(one: "dataclasses.Field[Any]") -> str:
+def _default(one: "dataclasses.Field[Any]", section: Any) -> str:
     factory: Any = one.default_factory
     value = one.default if one.default is not dataclasses.MISSING else factory()
+    if one.name in section:
+        unresolved: Any = OmegaConf.to_container(section)
+        value = unresolved[one.name]
     if value == MISSING:
         return "*must be given*"
     return f"`{_yaml(value)}`"
@@ -93,7 +108,7 @@ def _default(one: "dataclasses.Field[Any]") -> str:
 def _yaml(value: Any) -> str:
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("\n", "\\n")
 
 
 def _line(text: str) -> str:
