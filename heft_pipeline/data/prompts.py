@@ -1,16 +1,14 @@
 """From rows to token ids: the prompt, the answer choices, and what is cut if it is too long."""
 
-import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heft_pipeline.data.rows import Row, read_splits
+from heft_pipeline.data.dev_split import Row
+from heft_pipeline.data.encode import Encoder, Piece, pieces
+from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-
-_TOKENIZE_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -66,62 +64,39 @@ def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
         UserError: A split, column or label is missing, all rows of a split have the same answer, a
             choice tokenises to nothing, or a prompt is too long and cannot be cut enough.
     """
-    truncated = 0
+    truncated, encoder = 0, Encoder(tokenizer)
     splits = {}
     rows_of = read_splits(data, seed)
     for name, rows in rows_of.items():
         golds = _golds(data, name, rows)
-        prompts, cut = _tokenize(data, tokenizer, [row for _, row in rows])
+        prompts, cut = _tokenize(data, encoder, rows)
         truncated += cut
         splits[name] = tuple(
             Example(id, prompt, gold)
             for (id, _), prompt, gold in zip(rows, prompts, golds, strict=True)
         )
-    first = render(data, rows_of["train"][0][1])
+    first = pieces(data, *rows_of["train"][0])
     return Task(
         **splits,
-        choices=choice_tokens(data, tokenizer, first),
+        choices=choice_tokens(data, encoder, first),
         labels=data.labels,
         truncated=truncated,
     )
 
 
-def render(data: DataSettings, row: Row) -> str:
-    """Fill the prompt template with a row.
-
-    Args:
-        data: The task; its ``prompt`` is a template for Python's ``str.format``.
-        row: The row.
-
-    Returns:
-        The prompt's text.
-
-    Raises:
-        UserError: The template is not valid, or names a column that the row does not have.
-    """
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(data.prompt) if field]
-        missing = [field for field in fields if re.split(r"[.\[]", field)[0] not in row]
-        if missing:
-            raise UserError(
-                f"data.prompt names {{{missing[0]}}}, which is not a column of {data.name}; "
-                f"it has {', '.join(map(str, row))}"
-            )
-        return data.prompt.format_map(row)
-    except (ValueError, IndexError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"data.prompt={data.prompt!r} cannot be filled in ({error}); write {{column}} for a "
-            "column and {{ for a brace"
-        ) from error
-
-
-def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tuple[int, ...], ...]:
+def choice_tokens(
+    data: DataSettings, encoder: Encoder, prompt: Sequence[Piece]
+) -> tuple[tuple[int, ...], ...]:
     """Tokenise the answer choices as they follow a prompt.
+
+    White space at the end of the template goes to the choices, as in lm-evaluation-harness. All
+    choices have the same boundary: if the tokenizer merges any of them with the prompt, each is
+    tokenised by itself.
 
     Args:
         data: The task.
-        tokenizer: A transformers tokenizer.
-        prompt: The text of any prompt of the task.
+        encoder: Turns text into token ids.
+        prompt: The pieces of any prompt of the task.
 
     Returns:
         The token ids of each choice.
@@ -130,17 +105,15 @@ def choice_tokens(data: DataSettings, tokenizer: Any, prompt: str) -> tuple[tupl
         UserError: A choice tokenises to nothing, has unknown tokens, or has exactly the tokens that
             another choice begins with.
     """
-    before = _ids(tokenizer, [prompt])[0]
+    tokenizer = encoder.tokenizer
+    blank = data.prompt[len(data.prompt.rstrip()) :]
+    followed = [[*prompt, (blank + text, False)] for text in data.choices.values()]
+    before, *joined = encoder.encode([prompt, *followed])
+    apart = all(one[: len(before)] == before and len(one) > len(before) for one in joined)
     choices = []
-    for label, text in data.choices.items():
-        joined = _ids(tokenizer, [prompt + text])[0]
-        # If the tokenizer merges tokens across the boundary, the choice is tokenised by itself.
-        apart = joined[: len(before)] == before and len(joined) > len(before)
-        ids = (
-            joined[len(before) :]
-            if apart
-            else tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        )
+    for (label, text), whole in zip(data.choices.items(), joined, strict=True):
+        text = blank + text
+        ids = whole[len(before) :] if apart else encoder.alone(text)
         if not ids:
             raise UserError(
                 f"data.choices.{label}={text!r} tokenises to nothing; give text that the model's "
@@ -194,20 +167,17 @@ def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> l
 
 
 def _tokenize(
-    data: DataSettings, tokenizer: Any, rows: Sequence[Row]
+    data: DataSettings, encoder: Encoder, rows: Sequence[tuple[str, Row]]
 ) -> tuple[list[tuple[int, ...]], int]:
-    texts = [render(data, row) for row in rows]
-    prompts = []
-    for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-        prompts.extend(_ids(tokenizer, texts[start : start + _TOKENIZE_AT_ONCE]))
+    prompts = encoder.encode([pieces(data, id, row) for id, row in rows])
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
-        prompts[i] = _cut(data, tokenizer, rows[i], len(prompts[i]))
+        prompts[i] = _cut(data, encoder, *rows[i], len(prompts[i]))
     return prompts, len(long)
 
 
-def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int, ...]:
-    """Tokenise a row with as many of the first words of its truncatable column as fit."""
+def _cut(data: DataSettings, encoder: Encoder, id: str, row: Row, tokens: int) -> tuple[int, ...]:
+    """Tokenise a row with as many of the first tokens of its truncatable column as fit."""
     column = data.truncate_column
     limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"
     if column is None:
@@ -216,11 +186,11 @@ def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int
             "the column that may be cut, e.g. data.truncate_column=passage"
         )
     text = str(row[column])
-    ends = [0, *(match.end() for match in re.finditer(r"\S+", text))]
+    ends = encoder.token_ends(text)
     fitting, low, high = None, 0, len(ends) - 1
-    while low <= high:  # find the most words with which the prompt fits
+    while low <= high:  # find the most tokens with which the prompt fits
         middle = (low + high) // 2
-        ids = _ids(tokenizer, [render(data, {**row, column: text[: ends[middle]]})])[0]
+        ids = encoder.encode([pieces(data, id, {**row, column: text[: ends[middle]]})])[0]
         if len(ids) <= data.max_prompt_tokens:
             fitting, low = ids, middle + 1
         else:
@@ -230,11 +200,3 @@ def _cut(data: DataSettings, tokenizer: Any, row: Row, tokens: int) -> tuple[int
             f"a prompt of {data.name} is longer than {limit} even without its {column}; raise it"
         )
     return fitting
-
-
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids with the tokenizer's leading special tokens but without a trailing end token."""
-    eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-    ends_itself = eos is not None and all(ids and ids[-1] == eos for ids in encoded)
-    return [tuple(ids[:-1] if ends_itself else ids) for ids in encoded]

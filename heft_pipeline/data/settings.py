@@ -40,7 +40,11 @@ class DataSettings(Settings):
     max_eval_rows: int | None = setting(
         None, "use only the first rows of the reported split", above=0, example=1000
     )
-    prompt: str = setting(MISSING, "the prompt, with {column} for each column's value")
+    prompt: str = setting(
+        MISSING,
+        "the prompt, with {column} for each column's value; white space at its end goes to the "
+        "choices",
+    )
     answer_column: str = setting("answer", "the column that holds the label of the right answer")
     choices: dict[str, str] = setting(
         MISSING, "for each label, the text that is scored after the prompt"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from heft_pipeline.data.prompts import render
+from heft_pipeline.data.encode import render
 from heft_pipeline.data.rows import read_eval
 from heft_pipeline.errors import UserError
 from heft_pipeline.report.figures import Figure, save
@@ -178,7 +178,7 @@ def _texts(section: Section) -> dict[str, str]:
     """The prompts by id; empty where the data can no longer be read."""
     data = section.spec.data
     try:
-        return {id: _cut(render(data, row)) for id, row in read_eval(data)}
+        return {id: _cut(render(data, id, row)) for id, row in read_eval(data)}
     except (UserError, OSError, ValueError, KeyError) as error:  # the hub's errors are OSErrors
         log.warning("cannot read the evaluated examples of %s: %s", data.name, error)
         return {}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from heft_pipeline.data.dev_split import hold_out
-from heft_pipeline.data.prompts import Task, choice_tokens, load_task, render
+from heft_pipeline.data.encode import Encoder, pieces
+from heft_pipeline.data.prompts import Task, choice_tokens, load_task
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -114,8 +115,8 @@ def test_choices_are_tokenised_as_they_stand_after_the_prompt(
     task, data, tokenizer = loaded(compose_run, *small, "data.choices.true=' yes w3 w4'")
     assert [tokenizer.decode(c) for c in task.choices] == ["yes w3 w4", "no"]
     assert task.labels == ("true", "false")
-    prompt = render(data, {"passage": "w1 w2", "question": "w1"})
-    assert choice_tokens(data, tokenizer, prompt) == task.choices
+    prompt = pieces(data, "train/0", {"passage": "w1 w2", "question": "w1"})
+    assert choice_tokens(data, Encoder(tokenizer), prompt) == task.choices
 
 
 def test_a_merging_tokenizer_gets_its_choices_by_themselves(
@@ -124,7 +125,7 @@ def test_a_merging_tokenizer_gets_its_choices_by_themselves(
     """Where prompt and choice merge into one token, the choice still has tokens of its own."""
     _, data, tokenizer = loaded(compose_run, *small)
     glued = dataclasses.replace(data, choices={"true": "yes", "false": "no"})
-    assert choice_tokens(glued, tokenizer, "w1 w2") == ((3,), (4,))
+    assert choice_tokens(glued, Encoder(tokenizer), [("w1 w2", False)]) == ((3,), (4,))
 
 
 def test_other_labels_than_booleans(

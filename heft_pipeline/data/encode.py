@@ -1,0 +1,170 @@
+"""A row's text and its token ids: the filled-in template, and one rule for special tokens."""
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from heft_pipeline.data.dev_split import Row
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.errors import UserError
+
+_TOKENIZE_AT_ONCE = 1024
+
+#: Some text, and whether it is a row's own.
+Piece = tuple[str, bool]
+
+
+def render(data: DataSettings, id: str, row: Row) -> str:
+    """Fill the prompt template with a row.
+
+    Args:
+        data: The task; its ``prompt`` is a template for Python's ``str.format``.
+        id: The row's id, for messages.
+        row: The row.
+
+    Returns:
+        The prompt's text, without white space at its end.
+
+    Raises:
+        UserError: The template is not valid or names a column that the row does not have, or a
+            column has no text, number or truth value.
+    """
+    return "".join(text for text, _ in pieces(data, id, row))
+
+
+def pieces(data: DataSettings, id: str, row: Row) -> list[Piece]:
+    """The parts of a prompt as the template and the row give them; see :func:`render`."""
+    try:
+        found: list[Piece] = []
+        for literal, field, spec, conversion in string.Formatter().parse(data.prompt):
+            found.append((literal, False))
+            if field is not None:
+                found.append((_filled(data, id, row, field, spec or "", conversion), True))
+    except (ValueError, IndexError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data.prompt={data.prompt!r} cannot be filled in ({error}); write {{column}} for a "
+            "column and {{ for a brace"
+        ) from error
+    while found and not found[-1][0].rstrip():
+        found.pop()
+    return [*found[:-1], (found[-1][0].rstrip(), found[-1][1])] if found else []
+
+
+def _filled(
+    data: DataSettings, id: str, row: Row, field: str, spec: str, conversion: str | None
+) -> str:
+    column = re.split(r"[.\[]", field)[0]
+    if column not in row:
+        raise UserError(
+            f"data.prompt names {{{column}}}, which is not a column of {data.name}; "
+            f"it has {', '.join(map(str, row))}"
+        )
+    value, _ = string.Formatter().get_field(field, (), row)
+    if value is None or isinstance(value, list | tuple | dict | bytes):
+        kind = "nothing (null)" if value is None else f"a {type(value).__name__}"
+        raise UserError(
+            f"row {id} of {data.name} has {kind} in {field}, where data.prompt needs text; mend "
+            "the row or leave it out, or name a part of it, e.g. {answers[text]}"
+        )
+    return ("{value" + (f"!{conversion}" if conversion else "") + f":{spec}}}").format(value=value)
+
+
+class Encoder:
+    """Turns text into token ids.
+
+    The special tokens that the tokenizer puts first come first, once, and none comes last. The
+    template and the answer choices may name special tokens; a row's own text is only text.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+
+    Attributes:
+        tokenizer: The same.
+
+    Raises:
+        UserError: The tokenizer changes the text itself where it adds special tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._first = _leading(tokenizer)
+        added = tokenizer.added_tokens_decoder.values()
+        names = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def encode(self, prompts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
+        """The token ids of prompts, each given as its pieces."""
+        plain = [i for i, prompt in enumerate(prompts) if not self._has_own_special(prompt)]
+        texts = ["".join(text for text, _ in prompts[i]) for i in plain]
+        ids: dict[int, Sequence[int]] = {}
+        for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
+            chunk = slice(start, start + _TOKENIZE_AT_ONCE)
+            encoded = self.tokenizer(texts[chunk], add_special_tokens=False)["input_ids"]
+            ids.update(zip(plain[chunk], encoded, strict=True))
+        for i, prompt in enumerate(prompts):
+            own = tuple(ids[i] if i in ids else self._guarded(prompt))
+            ids[i] = own if own[: len(self._first)] == self._first else self._first + own
+        return [tuple(ids[i]) for i in range(len(prompts))]
+
+    def alone(self, text: str) -> tuple[int, ...]:
+        """The token ids of text that nothing stands before."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where a row's text may be cut: 0 and the end of each of its tokens, in characters.
+
+        Tokenizers without offsets (those written in Python) allow a cut after any character.
+        """
+        if not self.tokenizer.is_fast:
+            return list(range(len(text) + 1))
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return sorted({0, *(end for _, end in encoded["offset_mapping"])})
+
+    def _has_own_special(self, prompt: Sequence[Piece]) -> bool:
+        return any(own and self._special.search(text) for text, own in prompt)
+
+    def _guarded(self, prompt: Sequence[Piece]) -> list[int]:
+        """Token ids in which only the template's special tokens are special."""
+        ids: list[int] = []
+        run = ""
+        for text, own in prompt:
+            start = 0
+            for match in () if own else self._special.finditer(text):
+                ids += self._as_text(run + text[start : match.start()])
+                ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
+                run, start = "", match.end()
+            run += text[start:]
+        return ids + self._as_text(run)
+
+    def _as_text(self, text: str) -> list[int]:
+        if not text:
+            return []
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = list(encoded["input_ids"])
+        for token in self._special.findall(text):
+            if (
+                self.tokenizer.convert_tokens_to_ids(token) in ids
+            ):  # its vocabulary has it as a word
+                raise UserError(
+                    f"a row has {token} in its text, which the model's tokenizer always reads as a "
+                    "special token; take it out of the row"
+                )
+        return ids
+
+
+def _leading(tokenizer: Any) -> tuple[int, ...]:
+    """The special tokens that a tokenizer puts before a text, e.g. BOS or [CLS]."""
+    for text in ("a", "0", "."):
+        own = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(text)["input_ids"])
+        for start in range(len(whole) - len(own) + 1):
+            if own and whole[start : start + len(own)] == own:
+                return tuple(whole[:start])
+    raise UserError(
+        f"model.id: {type(tokenizer).__name__} tokenises text differently where it adds special "
+        "tokens, so prompts and answers cannot be told apart; use another tokenizer"
+    )
