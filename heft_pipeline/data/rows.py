@@ -1,6 +1,7 @@
 """Reading a task's rows: from a local folder of JSONL or Parquet files, or from the hub."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -72,20 +73,55 @@ def _read(data: DataSettings, key: str, split: str) -> list[tuple[str, Row]]:
 
 
 def _read_folder(data: DataSettings, where: str, split: str) -> list[Row]:
-    folder = Path(str(data.location))
-    files = sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix in _SUFFIXES and (f.stem == split or f.name.startswith(f"{split}-"))
-    )
-    if not files:
-        have = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
+    files = split_files(Path(str(data.location)), split, where)
+    return [row for file in files for row in _read_file(file)]
+
+
+def split_files(folder: Path, split: str, where: str) -> list[Path]:
+    """Find the files of a split: SPLIT.jsonl, or its shards, SPLIT-00000-of-00002.parquet.
+
+    Args:
+        folder: The task's folder. Only files that lie directly in it count.
+        split: The split's name.
+        where: The setting that names the split, for messages.
+
+    Returns:
+        One file, or all shards in order.
+
+    Raises:
+        UserError: There is no such file, more than one, or a shard is missing.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix in _SUFFIXES)
+    shard = re.compile(re.escape(split) + r"-(\d+)-of-(\d+)(-\w+)?")
+    whole = [f for f in files if f.stem == split]
+    shards = [(f, match) for f in files if (match := shard.fullmatch(f.stem))]
+    if not whole and not shards:
         raise UserError(
             f"{where}: {folder} has no {split}.jsonl or {split}.parquet; "
-            f"it has {', '.join(have) or 'no data files'}; set data.train_split, data.dev_split "
-            "and data.eval_split to the files' names"
+            f"it has {', '.join(f.name for f in files) or 'no data files'}; set data.train_split, "
+            "data.dev_split and data.eval_split to the files' names"
         )
-    return [row for file in files for row in _read_file(file)]
+    found = [*whole, *(f for f, _ in shards)]
+    if folders := [f.name for f in found if not f.is_file()]:
+        raise UserError(
+            f"{where}: {folder}/{folders[0]} is a folder; put its files beside the others, as "
+            f"{split}-00000-of-00002{found[0].suffix} and so on"
+        )
+    count = int(shards[0][1][2]) if shards else 0
+    numbers = [int(match[1]) for _, match in shards]
+    one_kind = len({(match[2], f.suffix, match[3]) for f, match in shards}) <= 1
+    if len(whole) > 1 or (whole and shards) or not one_kind or len(set(numbers)) < len(numbers):
+        raise UserError(
+            f"{where}: {folder} has more than one {split}: {', '.join(f.name for f in found)}; "
+            "keep one of them"
+        )
+    if shards and numbers != list(range(count)):
+        missing = sorted(set(range(count)) - set(numbers))
+        raise UserError(
+            f"{where}: {folder} has {len(shards)} of {count} files of {split}; numbers "
+            f"{', '.join(map(str, missing))} are missing"
+        )
+    return found
 
 
 def _read_file(file: Path) -> list[Row]:
@@ -97,8 +133,16 @@ def _read_file(file: Path) -> list[Row]:
             return list(pyarrow.parquet.read_table(file).to_pylist())
         except pyarrow.ArrowInvalid as error:
             raise UserError(f"{file} is not a Parquet file: {error}") from error
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); convert it, e.g. with "
+            f"iconv -f utf-16 -t utf-8 {file.name}"
+        ) from error
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): JSON strings may hold U+2028 and U+0085, which it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
