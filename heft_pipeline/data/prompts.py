@@ -37,6 +37,8 @@ class Task:
         choices: Token ids of each answer choice, as they follow the prompt.
         labels: The choices' labels, in the same order.
         truncated: How many prompts were cut to ``data.max_prompt_tokens``.
+        overlap: Pairs of ids: a reported row, and a training or dev row with the same prompt.
+        repeated: How many training rows have the prompt of an earlier one.
     """
 
     train: tuple[Example, ...]
@@ -45,6 +47,8 @@ class Task:
     choices: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
     truncated: int
+    overlap: tuple[tuple[str, str], ...]
+    repeated: int
 
     @property
     def shortest_prompt(self) -> int:
@@ -67,20 +71,31 @@ def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
     truncated, encoder = 0, Encoder(tokenizer)
     splits = {}
     rows_of = read_splits(data, seed)
+    seen: dict[str, str] = {}  # the text of a prompt -> the row that first had it
+    overlap, repeated = [], 0
     for name, rows in rows_of.items():
         golds = _golds(data, name, rows)
-        prompts, cut = _tokenize(data, encoder, rows)
+        parts = [pieces(data, id, row) for id, row in rows]
+        for (id, _), part in zip(rows, parts, strict=True):
+            text = "".join(one for one, _ in part)
+            if name == "eval":
+                overlap += [(id, seen[text])] if text in seen else []
+            else:
+                repeated += name == "train" and text in seen
+                seen.setdefault(text, id)
+        prompts, cut = _tokenize(data, encoder, rows, parts)
         truncated += cut
         splits[name] = tuple(
             Example(id, prompt, gold)
             for (id, _), prompt, gold in zip(rows, prompts, golds, strict=True)
         )
-    first = pieces(data, *rows_of["train"][0])
     return Task(
         **splits,
-        choices=choice_tokens(data, encoder, first),
+        choices=choice_tokens(data, encoder, pieces(data, *rows_of["train"][0])),
         labels=data.labels,
         truncated=truncated,
+        overlap=tuple(overlap),
+        repeated=repeated,
     )
 
 
@@ -167,9 +182,12 @@ def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> l
 
 
 def _tokenize(
-    data: DataSettings, encoder: Encoder, rows: Sequence[tuple[str, Row]]
+    data: DataSettings,
+    encoder: Encoder,
+    rows: Sequence[tuple[str, Row]],
+    parts: Sequence[Sequence[Piece]],
 ) -> tuple[list[tuple[int, ...]], int]:
-    prompts = encoder.encode([pieces(data, id, row) for id, row in rows])
+    prompts = encoder.encode(parts)
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
         prompts[i] = _cut(data, encoder, *rows[i], len(prompts[i]))

@@ -56,6 +56,11 @@ class DataSettings(Settings):
         None, "the column that is cut when a prompt is too long; null: a long prompt is an error"
     )
     max_prompt_tokens: int = setting(512, "the longest prompt, in tokens", above=0)
+    allow_overlap: bool = setting(
+        False,
+        "whether reported rows may also be training or dev rows; the report then counts them",
+        identity=False,
+    )
     location: str | None = found(
         "The hub data set or the absolute local folder that is read.", identity=False
     )

@@ -74,6 +74,8 @@ def _read(path: Path) -> Task | None:
         choices=tuple(tuple(choice) for choice in meta["choices"]),
         labels=tuple(meta["labels"]),
         truncated=meta["truncated"],
+        overlap=tuple((one, other) for one, other in meta["overlap"]),
+        repeated=meta["repeated"],
     )
 
 
@@ -87,7 +89,13 @@ def _write(path: Path, task: Task) -> None:
             "gold": [example.gold for _, example in rows],
         }
     )
-    meta = {"choices": task.choices, "labels": task.labels, "truncated": task.truncated}
+    meta = {
+        "choices": task.choices,
+        "labels": task.labels,
+        "truncated": task.truncated,
+        "overlap": task.overlap,
+        "repeated": task.repeated,
+    }
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -108,11 +108,18 @@ def _choices(stage: StageSpec) -> str:
 
 
 def _examples(result: dict[str, Any]) -> str:
-    cut = result.get("truncated_prompts", 0)
-    return (
+    notes = [
         f"{result.get('n_train', 0):,} trained on, {result.get('n_dev', 0):,} to choose the epoch, "
-        f"{result['n_eval']:,} reported" + (f"; {cut:,} prompts were cut" if cut else "")
-    )
+        f"{result['n_eval']:,} reported"
+    ]
+    for key, said in (
+        ("truncated_prompts", "prompts were cut"),
+        ("repeated_rows", "training rows repeat an earlier one"),
+        ("overlapping_rows", "reported rows are also training or dev rows"),
+    ):
+        if count := result.get(key, 0):
+            notes.append(f"{count:,} {said}")
+    return "; ".join(notes)
 
 
 def _training(stage: StageSpec) -> str:

@@ -35,12 +35,25 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
             continue
         checked.add(key)
         task = cached_task(stage.data, stage.model, stage.seed, tokenized)
+        _check_overlap(stage.data, task)
         _check_length(stage.model, stage.data, task)
         _check_ids(stage.model, task)
         _check_merging(stage)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
+
+
+def _check_overlap(data: DataSettings, task: Task) -> None:
+    """Refuse to report rows that are also trained on or decide which epoch is kept."""
+    if task.overlap and not data.allow_overlap:
+        reported, other = task.overlap[0]
+        raise UserError(
+            f"data.eval_split={data.eval_split}: {len(task.overlap)} of {len(task.eval)} reported "
+            f"rows of {data.name} are also training or dev rows (e.g. {reported} is {other}), so "
+            "their accuracy would be too high; take them out, or allow them with "
+            "data.allow_overlap=true"
+        )
 
 
 def _check_merging(stage: StageSpec) -> None:

@@ -213,6 +213,8 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "n_train": len(task.train),
         "n_dev": len(task.dev),
         "truncated_prompts": task.truncated,
+        "overlapping_rows": len(task.overlap),
+        "repeated_rows": task.repeated,
         "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),
         "best_epoch": counters.best_epoch or None,
         "best_dev_accuracy": counters.best_accuracy if counters.best_epoch else None,

@@ -9,7 +9,11 @@ import pytest
 from heft_pipeline.data.rows import read_splits, split_files
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
-from tests.conftest import make_rows
+from heft_pipeline.report.provenance import _examples
+from heft_pipeline.stage.preflight import preflight
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
+from tests.conftest import make_rows, write_rows
 
 ComposeRun = Callable[..., Run]
 
@@ -89,3 +93,37 @@ def test_another_encoding_is_said(
     data = compose_run(*small, f"data.path={tmp_path}").last.data
     with pytest.raises(UserError, match=r"train\.jsonl is not UTF-8"):
         read_splits(data, 0)
+
+
+@pytest.fixture
+def overlapping(tmp_path: Path) -> list[str]:
+    """Two reported rows that are trained on, of which one has another answer; a repeated row."""
+    train, reported = make_rows(60, seed=5), make_rows(20, seed=6)
+    train[9] = dict(train[3])
+    reported[4] = dict(train[3])
+    reported[7] = {**train[5], "answer": not train[5]["answer"]}
+    write_rows(tmp_path / "data" / "train.jsonl", train)
+    write_rows(tmp_path / "data" / "validation.jsonl", reported)
+    return [f"data.path={tmp_path / 'data'}"]
+
+
+def test_reported_rows_that_are_trained_on_are_refused(
+    compose_run: ComposeRun, small: list[str], overlapping: list[str]
+) -> None:
+    said = r"2 of 20 reported rows of small are also .*\(e\.g\. validation/4 is train/3\)"
+    with pytest.raises(UserError, match=said):
+        preflight(compose_run(*small, *overlapping).stages)
+
+
+def test_allowed_overlap_is_counted_in_the_result_and_the_report(
+    compose_run: ComposeRun, small: list[str], overlapping: list[str], tmp_path: Path
+) -> None:
+    asked = [*small, *overlapping, "method=lora", "epochs=1", "data.allow_overlap=true"]
+    stage, store = compose_run(*asked).last, Store(tmp_path)
+    preflight([stage])
+    result = run_stage(stage, store).result
+    assert (result["overlapping_rows"], result["repeated_rows"]) == (2, 1)
+    said = _examples(result)
+    assert "1 training rows repeat an earlier one; 2 reported rows are also training" in said
+    # Allowing it changes no result.
+    assert compose_run(*asked[:-1]).last.fingerprint == stage.fingerprint

@@ -112,6 +112,7 @@ CHANGING = [
 ]  # fmt: skip
 NOT_CHANGING = [
     "output_dir=elsewhere", "sweep=other", "tracking=wandb", "tracking.project=x",
+    "data.allow_overlap=true",
     "evaluation.batch_size=3", "training.log_every_steps=3",
     "training.checkpoint_every_seconds=9", "device=cpu", "model.name=x", "data.name=x",
     "hydra/launcher=basic", "report.base_model=false", "report.claims=['lora@3 > base']",
