@@ -24,6 +24,7 @@ CANNOT_CHANGE_A_RESULT = {
     "data.location",
     "data.revision",
     "data.name",
+    "data.allow_overlap",
     "lora.init_from",
     "reft.init_from",
     "training.log_every_steps",
