@@ -85,6 +85,17 @@ class StageSpec:
         return next((a.low_rank for a in self.adapters if a.low_rank is not None), None)
 
     @property
+    def merges_parents(self) -> bool:
+        """Whether its parents are added to the frozen weights while it is trained and scored.
+
+        Merging replaces the forward pass of the modules that a weight-space adapter is trained in,
+        so only a stage that trains nothing but edits does it.
+        """
+        return all(adapter.edits for adapter in self.adapters) and any(
+            adapter.merges_parents for adapter in self.adapters
+        )
+
+    @property
     def chain(self) -> tuple["StageSpec", ...]:
         """All stages from the first one on the base model up to this one."""
         return (*(self.parent.chain if self.parent else ()), self)

@@ -30,6 +30,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
     checked: set[object] = set()
     for stage in stages:
         check_quantization(stage.model, resolve_device(stage.device))
+        _check_merging(stage)
         key = (stage.model, stage.data, stage.seed, stage.adapters)
         if key in checked:
             continue
@@ -38,7 +39,6 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         _check_overlap(stage.data, task)
         _check_length(stage.model, stage.data, task)
         _check_ids(stage.model, task)
-        _check_merging(stage)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
@@ -58,16 +58,16 @@ def _check_overlap(data: DataSettings, task: Task) -> None:
 
 def _check_merging(stage: StageSpec) -> None:
     """Refuse to merge parents that cannot be added to the weights."""
-    asking = [adapter.kind for adapter in stage.adapters if adapter.merges_parents]
-    if not asking or not all(adapter.edits for adapter in stage.adapters):
+    if not stage.merges_parents:
         return
+    asking = next(adapter.kind for adapter in stage.adapters if adapter.merges_parents)
     edited = False
     for parent in (adapter for one in stage.chain[:-1] for adapter in one.adapters):
         if not parent.edits and (edited or not parent.mergeable):
             why = "stands on an adapter that edits its modules" if edited else "is no plain sum"
             raise UserError(
-                f"{asking[0]}.merge_parent=true: the parent ({parent.describe()}) {why}, so it "
-                f"cannot be added to the weights; use {asking[0]}.merge_parent=false"
+                f"{asking}.merge_parent=true: the parent ({parent.describe()}) {why}, so it "
+                f"cannot be added to the weights; use {asking}.merge_parent=false"
             )
         edited = edited or (parent.edits and not parent.at_positions)
 

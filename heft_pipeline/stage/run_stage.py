@@ -142,9 +142,7 @@ def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, 
 @contextmanager
 def _prepared(stage: StageSpec, model: AdaptedModel, task: Task) -> Iterator[float | None]:
     """Merge the parents inside the block if the stage asks for it, and yield the error."""
-    # Merging replaces the forward pass of modules that a weight-space adapter is trained in.
-    edits_alone = all(adapter.edits for adapter in stage.adapters)
-    if edits_alone and any(adapter.merges_parents for adapter in stage.adapters):
+    if stage.merges_parents:
         probe = [AnsweredPrompt(e.prompt, task.choices[0][:1]) for e in task.dev[:8]]
         with merged_parents(model, probe) as error:
             yield error

@@ -200,6 +200,17 @@ def test_what_is_no_sum_of_weights_is_not_merged(
         preflight(run.stages)
 
 
+def test_each_chain_is_asked_whether_it_can_be_merged(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    """Two stages with equal adapters can have different parents."""
+    asked = [*small, "method=heft", "reft.merge_parent=true"]
+    plain, dora = compose_run(*asked), compose_run(*asked, "lora.use_dora=true")
+    assert plain.last.adapters == dora.last.adapters
+    with pytest.raises(UserError, match="no plain sum"):
+        preflight([plain.last, dora.last])
+
+
 def test_dora_is_refused_where_a_parent_edits_the_output_it_computes_itself(
     compose_run: ComposeRun, small: list[str], store: Store
 ) -> None:
