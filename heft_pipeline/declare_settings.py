@@ -278,6 +278,11 @@ def identity(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be part of a fingerprint: it is a {type(value).__name__}")
 
 
+def is_section(one: "dataclasses.Field[Any]") -> bool:
+    """Whether a field holds a section of settings."""
+    return isinstance(one.type, type) and issubclass(one.type, Settings)
+
+
 def type_name(one: "dataclasses.Field[Any]") -> str:
     """A field's type as people write it, e.g. ``int or null``; empty if any type is allowed."""
     kind = one.type

@@ -98,15 +98,19 @@ class Encoder:
         """The token ids of prompts, each given as its pieces."""
         plain = [i for i, prompt in enumerate(prompts) if not self._has_own_special(prompt)]
         texts = ["".join(text for text, _ in prompts[i]) for i in plain]
-        ids: dict[int, Sequence[int]] = {}
+        ids: dict[int, list[int]] = {}
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             chunk = slice(start, start + _TOKENIZE_AT_ONCE)
             encoded = self.tokenizer(texts[chunk], add_special_tokens=False)["input_ids"]
             ids.update(zip(plain[chunk], encoded, strict=True))
-        for i, prompt in enumerate(prompts):
-            own = tuple(ids[i] if i in ids else self._guarded(prompt))
-            ids[i] = own if own[: len(self._first)] == self._first else self._first + own
-        return [tuple(ids[i]) for i in range(len(prompts))]
+        return [
+            self._started(tuple(ids[i] if i in ids else self._guarded(prompt)))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def _started(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Put the leading special tokens first, unless the template has them already."""
+        return ids if ids[: len(self._first)] == self._first else self._first + ids
 
     def alone(self, text: str) -> tuple[int, ...]:
         """The token ids of text that nothing stands before."""
@@ -146,9 +150,8 @@ class Encoder:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         ids = list(encoded["input_ids"])
         for token in self._special.findall(text):
-            if (
-                self.tokenizer.convert_tokens_to_ids(token) in ids
-            ):  # its vocabulary has it as a word
+            # Some vocabularies also have it as an ordinary word.
+            if self.tokenizer.convert_tokens_to_ids(token) in ids:
                 raise UserError(
                     f"a row has {token} in its text, which the model's tokenizer always reads as a "
                     "special token; take it out of the row"

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings, kinds, kinds_of
-from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.models.settings import ModelSettings
-from heft_pipeline.plan.sources import Sources
+from heft_pipeline.plan.sources import Source, Sources
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
 from heft_pipeline.settings.schema import HeftConfig, method_name
 
@@ -157,7 +155,11 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
     Raises:
         UserError: The model, the data or an adapter cannot be found.
     """
-    model, data = _located_model(config.model, sources), _located_data(config.data, sources)
+    model, data = config.model, config.data
+    source = sources.model(model.id, model.revision or "main")
+    model = dataclasses.replace(model, id=source.location, **_identified(source, model.name))
+    source = sources.data(data.id, data.path, data.revision or "main")
+    data = dataclasses.replace(data, location=source.location, **_identified(source, data.name))
     stages: list[StageSpec] = []
     for entry in config.method.stages or ("",):
         adapters = _adapters(config, kinds_of(entry), sources) if entry else ()
@@ -177,26 +179,13 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
     return Run(name, tuple(overrides), method, config.epochs, tuple(stages))
 
 
-def _located_model(model: ModelSettings, sources: Sources) -> ModelSettings:
-    source = sources.model(model.id, model.revision or "main")
-    return dataclasses.replace(
-        model,
-        id=source.location,
-        revision=source.revision,
-        name=model.name or Path(source.location).name,
-        content=source.content,
-    )
-
-
-def _located_data(data: DataSettings, sources: Sources) -> DataSettings:
-    source = sources.data(data.id, data.path, data.revision or "main")
-    return dataclasses.replace(
-        data,
-        location=source.location,
-        revision=source.revision,
-        name=data.name or Path(source.location).name,
-        content=source.content,
-    )
+def _identified(source: Source, name: str | None) -> dict[str, Any]:
+    """What a located model and a located task have in common; ``name`` is the asked one."""
+    return {
+        "revision": source.revision,
+        "name": name or Path(source.location).name,
+        "content": source.content,
+    }
 
 
 def _adapters(

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from heft_pipeline.declare_settings import Settings, check
+from heft_pipeline.declare_settings import check, is_section
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.schema import HeftConfig
 
@@ -43,6 +43,5 @@ def _refuse_unknown(kind: Any, cfg: DictConfig, section: str = "") -> None:
                 f"did you mean {section}{close[0]}?" if close else f"there are {', '.join(known)}"
             )
             raise UserError(f"{section}{key} is not a setting; {advice}")
-        inner: Any = known[key].type
-        if isinstance(inner, type) and issubclass(inner, Settings):
-            _refuse_unknown(inner, cfg[key], f"{section}{key}.")
+        if is_section(known[key]):
+            _refuse_unknown(known[key].type, cfg[key], f"{section}{key}.")

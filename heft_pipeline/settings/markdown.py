@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
-from heft_pipeline.declare_settings import Bounds, Settings, type_name
+from heft_pipeline.declare_settings import Bounds, Settings, is_section, type_name
 from heft_pipeline.settings.schema import HeftConfig, config_dir, register
 
 _HEADER = """\
@@ -37,7 +37,7 @@ def markdown() -> str:
     composed = _composed()
     parts = [_HEADER, "## The run\n", _table("", HeftConfig, composed, only_plain=True)]
     for one in dataclasses.fields(HeftConfig):
-        if _is_section(one):
+        if is_section(one):
             kind: Any = one.type
             parts += [
                 f"## `{one.name}`: {_line(one.metadata['help'])}\n",
@@ -86,12 +86,8 @@ def _table(key: str, kind: type[Settings], composed: Any, only_plain: bool = Fal
 
 def _settings(kind: Any, only_plain: bool) -> Iterator["dataclasses.Field[Any]"]:
     for one in dataclasses.fields(kind):
-        if "bounds" in one.metadata and not (only_plain and _is_section(one)):
+        if "bounds" in one.metadata and not (only_plain and is_section(one)):
             yield one
-
-
-def _is_section(one: "dataclasses.Field[Any]") -> bool:
-    return isinstance(one.type, type) and issubclass(one.type, Settings)
 
 
 def _default(one: "dataclasses.Field[Any]", section: Any) -> str:

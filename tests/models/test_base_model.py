@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,15 +98,19 @@ def test_a_git_lfs_pointer_is_named(
         load(compose_run, small, folder)
 
 
+def add_token(folder: Path, **token: Any) -> None:
+    """Add a token to a model folder's tokenizer."""
+    written = json.loads((folder / "tokenizer.json").read_text())
+    plain = {"lstrip": False, "rstrip": False, "normalized": False}
+    written["added_tokens"].append(token | plain)
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+
+
 def test_padding_uses_a_token_that_the_model_has(
     compose_run: ComposeRun, small: list[str], edited: Callable[..., Path]
 ) -> None:
     folder = edited()
-    written = json.loads((folder / "tokenizer.json").read_text())
-    pad = {"id": 500, "content": "<pad>", "single_word": False, "lstrip": False,
-           "rstrip": False, "normalized": False, "special": True}  # fmt: skip
-    written["added_tokens"].append(pad)
-    (folder / "tokenizer.json").write_text(json.dumps(written))
+    add_token(folder, id=500, content="<pad>", single_word=False, special=True)
     config = json.loads((folder / "tokenizer_config.json").read_text()) | {"pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     stage = compose_run(*small, f"model.id={folder}").last
@@ -118,11 +123,7 @@ def test_a_word_beyond_the_embedding_is_refused_before_training(
     compose_run: ComposeRun, small: list[str], edited: Callable[..., Path]
 ) -> None:
     folder = edited()
-    written = json.loads((folder / "tokenizer.json").read_text())
-    word = {"id": 68, "content": "Zebra", "single_word": True, "lstrip": False,
-            "rstrip": False, "normalized": False, "special": False}  # fmt: skip
-    written["added_tokens"].append(word)
-    (folder / "tokenizer.json").write_text(json.dumps(written))
+    add_token(folder, id=68, content="Zebra", single_word=True, special=False)
     prompt = "data.prompt='{passage} Zebra Question: {question} Answer:'"
     with pytest.raises(UserError, match=r"token 68 of row .* embeddings for tokens 0 to 67 only"):
         preflight([compose_run(*small, f"model.id={folder}", prompt).last])

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from heft_pipeline.declare_settings import FrozenDict, Settings, check, found, identity, setting
+from heft_pipeline.declare_settings import (
+    FrozenDict,
+    Settings,
+    check,
+    found,
+    identity,
+    is_section,
+    setting,
+)
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.settings.markdown import markdown
@@ -26,7 +34,7 @@ def all_settings(kind: Any = HeftConfig, key: str = "") -> Iterator[tuple[str, A
     """Every setting's key and field."""
     for one in dataclasses.fields(kind):
         own = f"{key}.{one.name}" if key else one.name
-        if isinstance(one.type, type) and issubclass(one.type, Settings):
+        if is_section(one):
             yield from all_settings(one.type, own)
         elif "bounds" in one.metadata:
             yield own, one
