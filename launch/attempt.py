@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -121,11 +121,22 @@ def attempt(
         except Exception as error:  # stages that do not need this one must still be run
             return Attempt("failed", _note_failure(stage, store, error))
     result = outcome.result
-    text = f"accuracy {result['accuracy']:.1%}"
+    text = said_accuracy(result)
     if outcome.reused:
         return Attempt("reused", text)
     resumed = ", resumed" if result["resumes"] else ""
     return Attempt("complete", f"{text}, {result['wall_seconds']:.1f} s{resumed}")
+
+
+def said_accuracy(result: Mapping[str, Any]) -> str:
+    """A finished stage's accuracy in words, with what qualifies it.
+
+    Args:
+        result: The content of its ``result.json``.
+    """
+    tied = result.get("tied_rows", 0)
+    ties = f" ({tied:,} of {result['n_eval']:,} answers are exact ties)" if tied else ""
+    return f"accuracy {result['accuracy']:.1%}{ties}"
 
 
 def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.training.metrics import read_metrics
+from launch.attempt import said_accuracy
 from launch.slurm.job_notes import read_job
 from launch.slurm.squeue import job_states
 
@@ -108,7 +109,7 @@ def _status(sweep: Sweep, key: str, label: str, state: str, job_id: str | None) 
     store = sweep.store
     if state == "complete":
         result = store.result(key) or {}
-        text = f"accuracy {result['accuracy']:.1%}"
+        text = said_accuracy(result)
         return StageStatus(key, label, state, job_id, text=text, requeues=result["resumes"])
     failure = store.failure(key) if state == "failed" else None
     if state != "running":

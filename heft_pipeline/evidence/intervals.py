@@ -2,24 +2,23 @@
 
 import math
 
-from scipy.stats import binomtest, t
+from scipy.stats import norm, t
 
 from heft_pipeline.evidence.two_way_variance import Right, two_way
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a proportion.
 
     Args:
-        correct: The number of right answers.
+        correct: The number of right answers; an exact tie adds what chance gives it.
         total: The number of answers, at least 1.
         confidence: The nominal coverage.
 
     Returns:
         The ends (low, high) as shares.
     """
-    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    return _wilson(correct / total, total, float(norm.ppf((1 + confidence) / 2)))
 
 
 def seeds_interval(right: Right, confidence: float = 0.95) -> tuple[float, float]:
@@ -31,7 +30,7 @@ def seeds_interval(right: Right, confidence: float = 0.95) -> tuple[float, float
     examples there are.
 
     Args:
-        right: [seeds, examples], whether each answer was right; every row has the same examples.
+        right: [seeds, examples], how right each answer was; every row has the same examples.
         confidence: The nominal coverage.
 
     Returns:
@@ -39,13 +38,17 @@ def seeds_interval(right: Right, confidence: float = 0.95) -> tuple[float, float
     """
     seeds, examples = right.shape
     if seeds == 1:
-        return wilson_interval(int(right.sum()), examples, confidence)
+        return wilson_interval(float(right.sum()), examples, confidence)
     table = two_way(right.astype(float))
     share = table.mean
     if table.variance == 0:  # all right or all wrong
-        return wilson_interval(round(share * examples), examples, confidence)
+        return wilson_interval(share * examples, examples, confidence)
     size = share * (1 - share) / table.variance
-    quantile = float(t.ppf((1 + confidence) / 2, table.freedom))
+    return _wilson(share, size, float(t.ppf((1 + confidence) / 2, table.freedom)))
+
+
+def _wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
+    """The interval of a share among ``size`` examples."""
     weight = quantile**2 / size
     centre = (share + weight / 2) / (1 + weight)
     half = quantile * math.sqrt(share * (1 - share) / size + weight / (4 * size)) / (1 + weight)

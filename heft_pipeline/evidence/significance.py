@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, t
 
 from heft_pipeline.evidence.two_way_variance import Right, TwoWay, two_way
@@ -12,6 +15,8 @@ from heft_pipeline.evidence.two_way_variance import Right, TwoWay, two_way
 ALPHA, POWER = 0.05, 0.8
 #: To ask for more examples or seeds than this is no advice.
 _MOST = 1e9
+#: The most choices that can be tied, for reading shares such as 1/3 back as fractions.
+_MOST_CHOICES = 1000
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Comparison:
         low: The lower end of its 95 % interval.
         high: The upper end.
         p_value: The two-sided p-value of there being no difference.
-        wins: How many examples only the first answers correctly (a mean over seeds).
+        wins: How many examples only the first answers correctly (a mean over seeds). An exact tie
+            counts as what chance gives it.
         losses: How many examples only the second answers correctly.
         seeds: The number of seeds on each side.
         examples: The number of evaluated examples.
@@ -49,13 +55,14 @@ def compare(first: Right, second: Right) -> Comparison:
     """Compare two methods on the same examples.
 
     One seed gets the exact McNemar test on the examples that exactly one method answers
-    correctly, and Bonett and Price's (2012) interval of the difference. Several seeds get a
-    two-way random-effects analysis of the differences per seed and example (Clark's 1973 quasi-F
-    with Satterthwaite's degrees of freedom), so that the conclusion extends to other seeds and
-    other examples.
+    correctly, and Bonett and Price's (2012) interval of the difference. Where exact ties make some
+    differences fractions, McNemar's test is the sign-flip test of which it is a special case.
+    Several seeds get a two-way random-effects analysis of the differences per seed and example
+    (Clark's 1973 quasi-F with Satterthwaite's degrees of freedom), so that the conclusion extends
+    to other seeds and other examples.
 
     Args:
-        first: [seeds, examples], whether the first method's answers were right.
+        first: [seeds, examples], how right the first method's answers were.
         second: The same for the second method, with the same seeds and examples.
 
     Returns:
@@ -68,10 +75,8 @@ def compare(first: Right, second: Right) -> Comparison:
         raise ValueError(f"unpaired: {first.shape} against {second.shape}")
     seeds, examples = first.shape
     differences = first.astype(float) - second.astype(float)
-    wins = float((differences > 0).sum() / seeds)
-    losses = float((differences < 0).sum() / seeds)
     if seeds == 1:
-        return _mcnemar(round(wins), round(losses), examples)
+        return _mcnemar(differences[0])
     table = two_way(differences)
     # Where (almost) no pair differs, a variance near 0 is no evidence of certainty; it is kept
     # from falling below what Bonett and Price's interval has in that case.
@@ -83,8 +88,8 @@ def compare(first: Right, second: Right) -> Comparison:
         low=max(-1.0, table.mean - quantile * error),
         high=min(1.0, table.mean + quantile * error),
         p_value=float(2 * t.sf(abs(table.mean) / error, table.freedom)),
-        wins=wins,
-        losses=losses,
+        wins=float(differences.clip(min=0).sum() / seeds),
+        losses=float(-differences.clip(max=0).sum() / seeds),
         seeds=seeds,
         examples=examples,
         needed_examples=_needed_examples(table, seeds),
@@ -110,27 +115,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _mcnemar(wins: int, losses: int, examples: int) -> Comparison:
-    discordant = wins + losses
-    p_value = float(binomtest(wins, discordant).pvalue) if discordant else 1.0
-    first, second = (wins + 1) / (examples + 2), (losses + 1) / (examples + 2)
-    centre = first - second
-    half = norm.ppf(1 - ALPHA / 2) * math.sqrt(
-        (first + second - (first - second) ** 2) / (examples + 2)
-    )
-    difference = (wins - losses) / examples
+def _mcnemar(differences: NDArray[np.float64]) -> Comparison:
+    examples = len(differences)
+    wins, losses = float(differences.clip(min=0).sum()), float(-differences.clip(max=0).sum())
+    squares = float((differences**2).sum())  # the number of discordant pairs, without ties
+    centre = (wins - losses) / (examples + 2)
+    spread = (squares + 2) / (examples + 2) - centre**2
+    half = norm.ppf(1 - ALPHA / 2) * math.sqrt(spread / (examples + 2))
+    difference = float(differences.mean())
     return Comparison(
         difference=difference,
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
-        p_value=p_value,
+        p_value=_sign_flip(differences),
         wins=wins,
         losses=losses,
         seeds=1,
         examples=examples,
-        needed_examples=_connor(discordant / examples, difference),
+        needed_examples=_connor(squares / examples, difference),
         needed_seeds=None,
     )
+
+
+def _sign_flip(differences: NDArray[np.float64]) -> float:
+    """The exact two-sided p-value of a sum of differences whose signs are random.
+
+    Without ties every difference is 1 or -1, and this is McNemar's exact test.
+    """
+    sizes = [Fraction(float(size)).limit_denominator(_MOST_CHOICES) for size in differences]
+    sizes = [size for size in sizes if size]
+    if all(abs(size) == 1 for size in sizes):
+        wins = sum(size > 0 for size in sizes)
+        return float(binomtest(wins, len(sizes)).pvalue) if sizes else 1.0
+    unit = math.lcm(*(size.denominator for size in sizes))
+    steps = [int(size * unit) for size in sizes]
+    chance = np.ones(1)  # of each sum so far, from the lowest to the highest
+    for step in map(abs, steps):
+        wider = np.zeros(len(chance) + 2 * step)
+        wider[: len(chance)] += chance / 2
+        wider[2 * step :] += chance / 2
+        chance = wider
+    sums = np.arange(len(chance)) - len(chance) // 2
+    return min(1.0, float(chance[abs(sums) >= abs(sum(steps))].sum()))
 
 
 def _connor(share: float, difference: float) -> int | None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: [seeds, examples]: whether each answer was right; every row has the same examples.
-Right = NDArray[np.bool_]
+#: [seeds, examples]: 1 or true for each right answer, 0 for each wrong one, 1/n where n choices
+#: were exactly equal and the right one was among them. Every row has the same examples.
+Right = NDArray[np.bool_] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)

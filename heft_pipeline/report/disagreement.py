@@ -83,7 +83,12 @@ def disagreement(section: Section, verdicts: Sequence[Verdict], path: Path) -> D
         return None
     first = one.right[[one.seeds.index(seed) for seed in seeds]]
     second = two.right[[two.seeds.index(seed) for seed in seeds]]
-    cells = [first & second, first & ~second, ~first & second, ~first & ~second]
+    cells = [
+        np.minimum(first, second),
+        (first - second).clip(min=0),
+        (second - first).clip(min=0),
+        1 - np.maximum(first, second),
+    ]
     both, only_first, only_second, neither = (float(c.sum() / len(seeds)) for c in cells)
     names = [_name(s, other=o) for s, o in ((one, two), (two, one))]
     data = pd.DataFrame(
@@ -103,12 +108,12 @@ def disagreement(section: Section, verdicts: Sequence[Verdict], path: Path) -> D
             gold=section.gold[index],
             right=names[0] if cell is cells[1] else names[1],
             wrong=names[1] if cell is cells[1] else names[0],
-            seeds=(int(cell[:, index].sum()), len(seeds)),
+            seeds=(int((cell[:, index] == 1).sum()), len(seeds)),
             text=texts.get(section.ids[index], ""),
         )
         for cell in cells[1:3]
         for index in np.argsort(-cell.sum(axis=0), kind="stable")[:_EXAMPLES]
-        if cell[:, index].any()
+        if (cell[:, index] == 1).any()
     ]
     return Disagreement(figure, names[0], names[1], counts, tuple(examples))
 

@@ -57,6 +57,7 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
         Fact("Prompt", _each(s.data.prompt for s in specs), code=True),
         Fact("Answer choices", _each(_choices(s) for s in specs), code=True),
         Fact("Examples", _each(_examples(r) for r in results)),
+        Fact("Exact ties", _each(_ties(r) for r in results)),
         Fact("Training", _each(_training(s) for s in specs if s.adapters)),
         Fact("Device", _each(_device(r) for r in results)),
         Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
@@ -120,6 +121,15 @@ def _examples(result: dict[str, Any]) -> str:
         if count := result.get(key, 0):
             notes.append(f"{count:,} {said}")
     return "; ".join(notes)
+
+
+def _ties(result: dict[str, Any]) -> str:
+    tied = result.get("tied_rows", 0)
+    return (
+        f"{result['label']}: {tied:,} of {result['n_eval']:,} reported rows, counted as chance"
+        if tied
+        else ""
+    )
 
 
 def _training(stage: StageSpec) -> str:

@@ -208,7 +208,7 @@ def _read(record: RunRecord) -> RunRecord:
 
 def _predictions(path: Path) -> pd.DataFrame:
     predictions = pd.read_parquet(path)
-    missing = {"id", "gold", "prediction"} - set(predictions.columns)
+    missing = {"id", "gold", "prediction", "credit"} - set(predictions.columns)
     if missing or predictions.empty:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'rows'}")
     if predictions.id.duplicated().any():

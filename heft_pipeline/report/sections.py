@@ -38,7 +38,7 @@ class Setting:
         runs: One for each seed, ordered by seed.
         variant: The config values, besides method, epochs and rank, that not all settings of
             the section share.
-        right: [seeds, examples], whether each answer was right, in the section's order.
+        right: [seeds, examples], how right each answer was, in the section's order.
     """
 
     runs: tuple[RunRecord, ...]
@@ -244,7 +244,7 @@ def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str])
     for run in ordered:
         assert run.predictions is not None  # only complete runs come here
         answers = run.predictions.set_index("id").loc[list(ids)]
-        rows.append((answers.prediction == answers.gold).to_numpy(dtype=bool))
+        rows.append(answers.credit.to_numpy(dtype=float))
     return Setting(tuple(ordered), variant, np.stack(rows))
 
 

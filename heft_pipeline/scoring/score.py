@@ -26,18 +26,25 @@ class Scores:
 
     Attributes:
         log_probabilities: [N, C] float32, of each choice given the prompt (summed over tokens).
-        predictions: [N] int64, the predicted choice; -1 if generated text is none of them.
+        predictions: [N] int64, the predicted choice; -1 if several are exactly as likely, or if
+            generated text is none of them.
         gold: [N] int64, the correct choice.
+        credit: [N] float64, 1 for a right prediction, 0 for a wrong one. Where n choices are
+            exactly as likely as each other and the correct one is among them, it is 1/n, which is
+            what choosing among them at random would give.
+        tied: How many examples have several likeliest choices; 0 where text is generated.
     """
 
     log_probabilities: torch.Tensor
     predictions: torch.Tensor
     gold: torch.Tensor
+    credit: torch.Tensor
+    tied: int
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose prediction is correct."""
-        return (self.predictions == self.gold).double().mean().item()
+        """The share of examples whose prediction is correct; ties count as what chance gives."""
+        return self.credit.mean().item()
 
     @property
     def loss(self) -> float:
@@ -62,7 +69,7 @@ def score(
         examples: N examples.
         choices: Token ids of the C choices.
         batch_size: Prompts per forward pass; it changes only the speed.
-        mode: ``logprob``: the choice with the highest log-probability (the first of equals).
+        mode: ``logprob``: the choice with the highest log-probability; none if several have it.
             ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
             computed as well.
         advance: Called with the number of examples that this process has just scored.
@@ -75,7 +82,7 @@ def score(
     own = ranks.share(examples) if ranks else examples
     table = _log_probabilities(model, own, choices, batch_size, advance)
     predictions = (
-        table.argmax(dim=1)
+        likeliest(table)
         if mode == "logprob"
         else generated(model, own, choices, batch_size=batch_size)
     )
@@ -83,7 +90,40 @@ def score(
         parts = ranks.gather((table.tolist(), predictions.tolist()))
         table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))
         predictions = torch.tensor(ranks.unshare([chosen for _, chosen in parts]))
-    return Scores(table, predictions, gold)
+    right = credit(table, gold) if mode == "logprob" else (predictions == gold).double()
+    tied = int((predictions < 0).sum()) if mode == "logprob" else 0
+    return Scores(table, predictions, gold, right, tied)
+
+
+def likeliest(table: torch.Tensor) -> torch.Tensor:
+    """The choice with the highest log-probability.
+
+    Args:
+        table: [N, C] log-probabilities.
+
+    Returns:
+        [N] int64; -1 where several choices have exactly the same one.
+    """
+    return table.argmax(dim=1).where(_best(table).sum(dim=1) == 1, torch.tensor(-1))
+
+
+def credit(table: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """How right it is to choose at random among the likeliest choices.
+
+    Args:
+        table: [N, C] log-probabilities.
+        gold: [N] int64, the correct choice.
+
+    Returns:
+        [N] float64: 1 if only the correct choice is the likeliest, 1/n if n choices including it
+        have exactly the same log-probability, else 0.
+    """
+    best = _best(table)
+    return best.gather(1, gold[:, None])[:, 0].double() / best.sum(dim=1)
+
+
+def _best(table: torch.Tensor) -> torch.Tensor:
+    return table == table.amax(dim=1, keepdim=True)
 
 
 @torch.no_grad()

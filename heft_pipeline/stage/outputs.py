@@ -20,8 +20,9 @@ _EDIT_EXAMPLES = 128
 def write_predictions(path: Path, task: Task, scores: Scores) -> None:
     """Write ``predictions.parquet``.
 
-    Its columns are ``id``, ``gold``, ``prediction`` (null if generated text is none of the choices)
-    and ``logprob_LABEL`` for each label.
+    Its columns are ``id``, ``gold``, ``prediction`` (null if several choices are exactly as likely,
+    or if generated text is none of them), ``logprob_LABEL`` for each label, and ``credit``: 1 if
+    the prediction is right, 0 if it is wrong, and 1/n if it is one of n equally likely ones.
 
     Args:
         path: The file.
@@ -38,6 +39,7 @@ def write_predictions(path: Path, task: Task, scores: Scores) -> None:
     )
     for column, label in enumerate(task.labels):
         table[f"logprob_{label}"] = scores.log_probabilities[:, column].numpy()
+    table["credit"] = scores.credit.numpy()
     partial = path.with_suffix(f".{os.getpid()}")
     table.to_parquet(partial, index=False)
     partial.replace(path)

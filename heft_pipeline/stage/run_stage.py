@@ -211,6 +211,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "n_train": len(task.train),
         "n_dev": len(task.dev),
         "truncated_prompts": task.truncated,
+        "tied_rows": scores.tied,
         "overlapping_rows": len(task.overlap),
         "repeated_rows": task.repeated,
         "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),

@@ -243,8 +243,7 @@ def _summary(results: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> 
     from heft_pipeline.evidence.intervals import wilson_interval  # imports scipy
 
     last = results[-1]
-    correct = round(last["accuracy"] * last["n_eval"])
-    low, high = wilson_interval(correct, last["n_eval"])
+    low, high = wilson_interval(last["accuracy"] * last["n_eval"], last["n_eval"])
     seconds = sum(r["train_seconds"] for r in results)
     examples = sum(r["train_examples"] for r in results)
     return {

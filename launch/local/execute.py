@@ -10,7 +10,7 @@ from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.attempt import Attempt, StopRequest, attempt
+from launch.attempt import Attempt, StopRequest, attempt, said_accuracy
 from launch.local.pool import Pool, Worker
 from launch.local.settings import LocalSettings
 from launch.progress import StageProgress
@@ -51,7 +51,7 @@ class Execution:
                 if result is None:
                     return stage
                 self._done.add(key)
-                text = f"{stage.label}: reused, accuracy {result['accuracy']:.1%}"
+                text = f"{stage.label}: reused, {said_accuracy(result)}"
                 self._progress.say("[cyan]=[/]", text)
         return None
 

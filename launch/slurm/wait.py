@@ -11,7 +11,7 @@ from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.attempt import StopRequest
+from launch.attempt import StopRequest, said_accuracy
 from launch.progress import StageProgress
 from launch.slurm.squeue import accounted_state, job_states
 
@@ -108,7 +108,7 @@ class _Waiting:
         self._progress.end(key)
         if ended == "complete":
             result = self._store.result(key) or {}
-            text = f"{stage.label}: accuracy {result['accuracy']:.1%}, job {job_id}"
+            text = f"{stage.label}: {said_accuracy(result)}, job {job_id}"
             self._progress.say("[green]✓[/]", text)
             return
         self.failures[key] = ended

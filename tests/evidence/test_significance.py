@@ -1,5 +1,6 @@
 """Statistics against scipy, statsmodels and simulation."""
 
+import itertools
 import math
 
 import numpy as np
@@ -43,6 +44,27 @@ def test_the_paired_test_of_one_seed_is_mcnemars_exact_one() -> None:
     assert (found.wins, found.losses) == (table[1, 0], table[0, 1])
     assert found.difference == pytest.approx(first.mean() - second.mean())
     assert found.low < found.difference < found.high
+
+
+def test_exact_ties_are_tested_as_random_signs() -> None:
+    """With halves and thirds among the differences, every way of signing them is enumerated."""
+    first = np.array([[1, 1, 0.5, 1, 1 / 3, 0, 1, 0.5, 1, 1]])
+    second = np.array([[0, 0.5, 0, 0, 0, 1, 1, 0.5, 0.5, 0]])
+    differences = first[0] - second[0]
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(differences))))
+    sums = signs @ np.abs(differences)
+    expected = np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-9)
+    found = compare(first, second)
+    assert found.p_value == pytest.approx(expected)
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.wins == pytest.approx(differences[differences > 0].sum())
+    assert found.low < found.difference < found.high
+
+
+def test_an_accuracy_with_ties_has_an_interval_between_its_neighbours() -> None:
+    low, high = wilson_interval(40.5, 50)
+    assert wilson_interval(40, 50)[0] < low < wilson_interval(41, 50)[0]
+    assert wilson_interval(40, 50)[1] < high < wilson_interval(41, 50)[1]
 
 
 def test_holm_equals_statsmodels() -> None:

@@ -66,7 +66,8 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
     ease = np.random.default_rng(0).random(len(ids)) + 0.3 * random.random(len(ids))
     right = ease < np.quantile(ease, accuracy)
     prediction = np.where(right, gold, np.where(np.array(gold) == "true", "false", "true"))
-    table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction})
+    credit = right.astype(float)
+    table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction, "credit": credit})
     table.to_parquet(folder / "predictions.parquet", index=False)
     epochs = stage.epochs
     with (folder / "metrics.jsonl").open("w") as file:

@@ -15,7 +15,7 @@ from heft_pipeline.models.base_model import load_base
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.scoring.score import _batches, score
+from heft_pipeline.scoring.score import _batches, credit, likeliest, score
 from heft_pipeline.training.activation_reuse import reuse_activations
 
 ComposeRun = Callable[..., Run]
@@ -230,3 +230,25 @@ def test_log_probabilities_that_are_nan_are_refused(
     base.layers[1].register_forward_hook(lambda *_: torch.full((1,), float("nan")) * _[2])
     with adapted(base, []) as model, pytest.raises(UserError, match="NaN for 50 of 50 prompts"):
         score(model, task.eval, task.choices, batch_size=50)
+
+
+def test_exact_ties_count_as_chance_and_are_no_prediction(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    """All weights of the head are equal, so that every choice is as likely as every other."""
+    stage = compose_run(*small).last
+    base = load_base(stage.model, torch.device("cpu"))
+    torch.nn.init.zeros_(base.model.lm_head.weight)
+    task = load_task(stage.data, base.tokenizer, 0)
+    with adapted(base, []) as model:
+        scores = score(model, task.eval, task.choices, batch_size=7)
+    assert scores.predictions.tolist() == [-1] * len(task.eval)
+    assert scores.credit.tolist() == [0.5] * len(task.eval)
+    assert (scores.accuracy, scores.tied) == (0.5, len(task.eval))
+
+
+def test_a_tie_among_wrong_choices_is_wrong() -> None:
+    table = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [-2.0, -1.0, -1.5]])
+    gold = torch.tensor([2, 0, 1])
+    assert likeliest(table).tolist() == [-1, -1, 1]
+    assert credit(table, gold).tolist() == [0.0, 0.5, 1.0]
