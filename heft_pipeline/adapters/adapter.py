@@ -33,11 +33,11 @@ class Target:
 
     Attributes:
         model: The frozen base model's settings.
-        shortest_prompt: The length in tokens of the task's shortest prompt.
+        longest_prompt: The length in tokens of the task's longest prompt.
     """
 
     model: ModelSettings
-    shortest_prompt: int
+    longest_prompt: int
 
     @property
     def name(self) -> str:

@@ -108,6 +108,11 @@ class AdapterSettings(Schedule):
         return ""
 
     @property
+    def tokens_needed(self) -> int:
+        """How many tokens a prompt needs to be edited at all positions; a shorter one has fewer."""
+        return 0
+
+    @property
     def mergeable(self) -> bool:
         """Whether the finished adapter can be added to the frozen weights."""
         return False

@@ -15,10 +15,22 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A prompt and the answer that follows it, as token ids."""
+    """A prompt and the answer that follows it, as token ids.
+
+    Attributes:
+        prompt: The prompt, or its last part.
+        answer: The answer.
+        before: How many tokens of the prompt stand before that part.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    before: int = 0
+
+    @property
+    def whole_length(self) -> int:
+        """The number of tokens of the whole prompt."""
+        return self.before + len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Batch:
         labels: [B, K] int64, the answers aligned right, with ``IGNORED_LABEL`` before shorter ones.
         prompt_start: [B] int64, the column of each prompt's first token.
         prompt_length: [B] int64, the number of tokens in each prompt.
+        whole_length: [B] int64, the same with the tokens before a prompt's last part.
         sequences: The sequences in the rows.
     """
 
@@ -45,6 +58,7 @@ class Batch:
     labels: torch.Tensor
     prompt_start: torch.Tensor
     prompt_length: torch.Tensor
+    whole_length: torch.Tensor
     sequences: tuple[AnsweredPrompt, ...]
 
     @property
@@ -90,6 +104,7 @@ def collate(
         labels=torch.from_numpy(labels),
         prompt_start=torch.from_numpy(starts),
         prompt_length=torch.tensor([len(s.prompt) for s in sequences]),
+        whole_length=torch.tensor([s.whole_length for s in sequences]),
         sequences=tuple(sequences),
     )
 

@@ -51,9 +51,9 @@ class Task:
     repeated: int
 
     @property
-    def shortest_prompt(self) -> int:
-        """The length in tokens of the shortest prompt in all splits."""
-        return min(len(e.prompt) for e in (*self.train, *self.dev, *self.eval))
+    def prompt_lengths(self) -> list[int]:
+        """The length in tokens of each prompt, of all splits."""
+        return [len(e.prompt) for e in (*self.train, *self.dev, *self.eval)]
 
 
 def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:

@@ -115,6 +115,7 @@ def _examples(result: dict[str, Any]) -> str:
     ]
     for key, said in (
         ("truncated_prompts", "prompts were cut"),
+        ("short_prompts", "prompts are too short for all edited positions"),
         ("repeated_rows", "training rows repeat an earlier one"),
         ("overlapping_rows", "reported rows are also training or dev rows"),
     ):

@@ -86,5 +86,5 @@ def edit_sizes(
             for start in range(0, len(order), batch_size):
                 chosen = [sequences[i] for i in order[start : start + batch_size]]
                 model.logits(collate(chosen, model.base.pad_token_id).to(model.base.device))
-        found[adapter.settings.kind] = sizes.table(len(sequences))
+        found[adapter.settings.kind] = sizes.table()
     return found

@@ -39,7 +39,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         _check_overlap(stage.data, task)
         _check_length(stage.model, stage.data, task)
         _check_ids(stage.model, task)
-        target = Target(stage.model, task.shortest_prompt)
+        target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
 
@@ -93,7 +93,7 @@ def _check_ids(model: ModelSettings, task: Task) -> None:
 def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
     limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
     answer = max(map(len, task.choices))
-    longest = max(len(e.prompt) for split in (task.train, task.dev, task.eval) for e in split)
+    longest = max(task.prompt_lengths)
     if limit and longest + answer > limit:
         raise UserError(
             f"data.max_prompt_tokens={data.max_prompt_tokens}: a prompt of {data.name} has "

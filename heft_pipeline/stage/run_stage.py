@@ -201,6 +201,7 @@ def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Contro
 def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> dict[str, Any]:
     """The part of ``result.json`` that is about training and the answers."""
     counters = trained.counters
+    needed = max((adapter.tokens_needed for adapter in stage.adapters), default=0)
     return {
         "fingerprint": stage.fingerprint,
         "kind": stage.kind,
@@ -211,6 +212,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "n_train": len(task.train),
         "n_dev": len(task.dev),
         "truncated_prompts": task.truncated,
+        "short_prompts": sum(length < needed for length in task.prompt_lengths),
         "tied_rows": scores.tied,
         "overlapping_rows": len(task.overlap),
         "repeated_rows": task.repeated,

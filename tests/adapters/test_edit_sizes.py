@@ -21,11 +21,13 @@ def test_edit_sizes_equal_those_by_hand(compose_run: Callable[..., Run], small: 
     run = compose_run(*small, "method=reft", "reft.positions=f2+l1", "reft.layers=[0,2]")
     base = cached_base(run.last.model, torch.device("cpu"))
     sequences = [AnsweredPrompt((1, 9, 10, 11, 7), (3,)), AnsweredPrompt((1, 20, 21, 7), (3,))]
+    too_short = AnsweredPrompt((1, 7), (3,))  # it has f1 and l1, but not f2
     with adapted(base, []) as model:
         torch.manual_seed(0)
         model.add(run.last.adapters)
         model.finish()
         sizes = edit_sizes(model, sequences, batch_size=1)["reft"]
+        with_short = edit_sizes(model, [*sequences, too_short], batch_size=3)["reft"]
         (reft,) = model.trained
         assert isinstance(reft, ReftAdapter)
         edit = reft.interventions.interventions["layer0_both"]
@@ -41,6 +43,8 @@ def test_edit_sizes_equal_those_by_hand(compose_run: Callable[..., Run], small: 
             relative = (added / before.norm(dim=-1)).mean(dim=0)
     assert list(sizes.position) == ["f1", "f2", "l1"] * 2
     assert list(sizes.layer) == [0, 0, 0, 2, 2, 2]
+    assert list(with_short.examples) == [3, 2, 3] * 2
+    assert with_short.edit_norm[1] == pytest.approx(sizes.edit_norm[1], rel=1e-5)
     assert sizes.relative_edit[:3].tolist() == pytest.approx(relative.tolist(), rel=1e-5)
     assert sizes.edit_norm[:3].tolist() == pytest.approx(added.mean(dim=0).tolist(), rel=1e-5)
 

@@ -69,6 +69,25 @@ def shake(model: AdaptedModel) -> None:
             parameter.add_(0.05 * noise)
 
 
+@pytest.mark.parametrize("share_weights", [True, False])
+def test_short_prompts_are_edited_as_pyreft_does(
+    compose_run: ComposeRun, small: list[str], share_weights: bool
+) -> None:
+    """pyreft halves a prompt that is shorter than its positions, and pads what is left over."""
+    asked = [*small, "method=reft", f"reft.share_weights={share_weights}"]
+    hooks = compose_run(*asked).last
+    oracle = compose_run(*asked, "reft.engine=pyreft").last
+    base = load_base(hooks.model, torch.device("cpu"))
+    sequences = [AnsweredPrompt(tuple(range(8, 8 + n)), (3,)) for n in (1, 2, 5, 13, 14, 20)]
+    batch = collate(sequences, 0)
+    logits, loss, gradients = measured(base, [], hooks, batch)
+    expected_logits, expected_loss, expected_gradients = measured(base, [], oracle, batch)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=2e-5)
+
+
 def some_batch(task: Task, padding_side: str) -> Batch:
     examples = task.train[:6]
     assert len({len(e.prompt) for e in examples}) > 1, "padding must be at work"

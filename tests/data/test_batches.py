@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from heft_pipeline.adapters.reft.positions import prompt_positions
@@ -62,12 +63,30 @@ def test_answers_end_in_the_last_column_and_positions_count_from_the_prompt() ->
     assert batch.attention_mask.tolist() == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
     assert batch.position_ids.tolist() == [[0, 0, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
     assert batch.labels.tolist() == [[IGNORED_LABEL, IGNORED_LABEL, 8], [9, 10, 11]]
-    assert prompt_positions(batch, "f2+l1", "both").tolist() == [[3, 4, 5], [0, 1, 3]]
-    assert prompt_positions(batch, "f2+l1", "first").tolist() == [[3, 4], [0, 1]]
+    assert prompt_positions(batch, "f1+l2", "both").tolist() == [[3, 6, 5], [0, 2, 3]]
+    assert prompt_positions(batch, "f2+l1", "first").tolist() == [[3, 6], [0, 1]]
     right = collate(sequences, pad_token_id=0, padding_side="right")
     assert right.input_ids.tolist() == [[5, 6, 7, 0, 0, 0], [1, 2, 3, 4, 9, 10]]
-    assert prompt_positions(right, "l2", "both").tolist() == [[1, 2], [2, 3]]
+    assert prompt_positions(right, "l2", "both").tolist() == [[6, 2], [2, 3]]
     assert right.to(torch.device("cpu")).prompt_start.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("positions", ["f7+l7", "f3", "l7", "f1+l4"])
+def test_a_prompt_has_the_positions_that_pyreft_gives_it(positions: str) -> None:
+    from pyreft.dataset import get_intervention_locations
+
+    sequences = [AnsweredPrompt(tuple(range(n)), (1,)) for n in range(1, 20)]
+    batch = collate(sequences, pad_token_id=0)
+    columns = prompt_positions(batch, positions, "both")
+    found = (columns - batch.prompt_start[:, None]).masked_fill(columns == 19, -1)
+    for row, sequence in zip(found.tolist(), sequences, strict=True):
+        (theirs,) = get_intervention_locations(
+            last_position=len(sequence.prompt),
+            positions=positions,
+            num_interventions=1,
+            share_weights=True,
+        )
+        assert sorted(row) == sorted(theirs)
 
 
 def test_micro_batches_hold_at_most_the_asked_tokens() -> None:

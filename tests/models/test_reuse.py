@@ -73,13 +73,19 @@ def test_a_stage_has_the_same_losses_with_reuse_as_without(
     assert kept["accuracy"] == pytest.approx(all_computed["accuracy"], abs=0.041)
 
 
+@pytest.mark.parametrize("lengths", [(6, 9, 7), (5, 9, 2), (3, 1, 2)])
 @pytest.mark.parametrize("more", [SUFFIX, ["reft.positions=f1+l2", "reft.layers=[1,2]"]])
-def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradients(
-    compose_run: ComposeRun, small: list[str], tmp_path: Path, more: list[str]
+def test_answers_and_prompts_of_any_length_have_the_same_gradients(
+    compose_run: ComposeRun,
+    small: list[str],
+    tmp_path: Path,
+    more: list[str],
+    lengths: tuple[int, ...],
 ) -> None:
+    """Some prompts are shorter than the positions, so that only a part of them is edited."""
     run = compose_run(*small, "method=reft", *more)
     base = cached_base(run.last.model, torch.device("cpu"))
-    prompts = [tuple(range(8, 8 + n)) for n in (5, 9, 3)]
+    prompts = [tuple(range(8, 8 + n)) for n in lengths]
     answers = [(3,), (4, 5, 6), (3, 4)]
     sequences = [AnsweredPrompt(p, a) for p, a in zip(prompts, answers, strict=True)]
     batch = collate(sequences, base.pad_token_id)
@@ -110,7 +116,7 @@ def test_answers_of_several_tokens_and_of_different_lengths_have_the_same_gradie
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_what_finds_no_room_is_computed_again_or_read_from_a_file(

@@ -18,7 +18,7 @@ from heft_pipeline.adapters.reft.positions import Unit, position_names
 from heft_pipeline.adapters.reft.pyreft_engine import PyreftEngine
 from heft_pipeline.adapters.reft.pyreft_folder import check_start, read_pyreft, write_pyreft
 from heft_pipeline.adapters.reft.rotations import computed_once
-from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
+from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, decoder_layers, skeleton
@@ -99,12 +99,12 @@ class ReftAdapter(Adapter):
                 f"reft.rank={settings.rank} is more than the hidden size of {target.name} "
                 f"({hidden}); use reft.rank={hidden} or less"
             )
-        positions = sum(parse_positions(settings.positions))
-        if positions > target.shortest_prompt:
+        if settings.tokens_needed > target.longest_prompt:
             raise UserError(
-                f"reft.positions={settings.positions} asks for {positions} positions, but the "
-                f"shortest prompt has {target.shortest_prompt} tokens; use fewer, e.g. "
-                f"reft.positions=l{max(1, min(7, target.shortest_prompt // 2))}"
+                f"reft.positions={settings.positions} needs prompts of {settings.tokens_needed} "
+                f"tokens, since neither end gets more than half of a prompt, but the longest has "
+                f"{target.longest_prompt}; use fewer, e.g. "
+                f"reft.positions=l{max(1, min(7, target.longest_prompt // 2))}"
             )
         if settings.own_engine and target.dtype.itemsize != 4:
             raise UserError(

@@ -6,6 +6,7 @@ with one index tensor per batch.
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from heft_pipeline.adapters.reft.positions import Unit, prompt_positions, units
+from heft_pipeline.adapters.reft.positions import Unit, has_short, prompt_positions, units
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import Batch
 
@@ -29,7 +30,8 @@ CLASSES: dict[str, Any] = {
     "direft": pyreft_interventions.DireftIntervention,
     "nodireft": pyreft_interventions.NodireftIntervention,
 }
-#: Called with a unit and the hidden states before and after its edit, [B, P, hidden] float32.
+#: Called with a unit and the hidden states before and after its edit, [B, P, hidden] float32; NaN
+#: where a prompt is too short to have the position.
 Observe = Callable[[Unit, torch.Tensor, torch.Tensor], None]
 
 
@@ -54,7 +56,7 @@ class Interventions(nn.Module):
             {unit.key: _intervention(settings, hidden_size) for unit in self.units}
         )
         self._columns: dict[str, torch.Tensor] = {}
-        self._width = 0
+        self._width, self._short = 0, False
         self._observe: Observe | None = None
         self.float()
         if frozen:
@@ -86,6 +88,7 @@ class Interventions(nn.Module):
         ends = {unit.end for unit in self.units}
         self._columns = {e: prompt_positions(batch, self.settings.positions, e) for e in ends}
         self._width = batch.input_ids.shape[1]
+        self._short = has_short(batch, self.settings.positions)
         try:
             yield
         finally:
@@ -113,12 +116,15 @@ class Interventions(nn.Module):
                 return output
             columns = self._columns[unit.end]
             index = columns[:, :, None].expand(-1, -1, hidden.shape[-1])
+            if self._short:  # positions that a prompt does not have go to one more column
+                hidden = torch.cat([hidden, hidden.new_zeros(hidden[:, :1].shape)], dim=1)
             # The edit is computed in float32, whatever the frozen base's dtype.
             before = hidden.gather(1, index).float()
             after = intervention(before)
             if self._observe is not None:
-                self._observe(unit, before, after)
-            hidden = hidden.scatter(1, index, after.to(hidden.dtype))
+                none = (columns == self._width)[:, :, None]
+                self._observe(unit, *(x.masked_fill(none, math.nan) for x in (before, after)))
+            hidden = hidden.scatter(1, index, after.to(hidden.dtype))[:, : self._width]
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return edit

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
+from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions, tokens_needed
 from heft_pipeline.data.batches import Batch
 
 
@@ -42,20 +42,32 @@ def units(settings: ReftSettings, num_layers: int) -> tuple[Unit, ...]:
 def prompt_positions(batch: Batch, positions: str, end: str) -> torch.Tensor:
     """The columns that interventions edit; padding does not count as a position.
 
+    As in pyreft's ``get_intervention_locations``, neither end gets more than half of a prompt.
+
     Args:
-        batch: B prompts, each with at least as many tokens as there are positions.
+        batch: B prompts, in T columns.
         positions: A position string such as ``f7+l7``.
         end: ``both``, ``first`` or ``last``.
 
     Returns:
-        [B, P] int64, columns of the batch.
+        [B, P] int64, columns of the batch; T, which is none, for a position that a short prompt
+        does not have.
     """
     first, last = parse_positions(positions)
-    start = batch.prompt_start[:, None]
+    start, half = batch.prompt_start[:, None], batch.whole_length[:, None] // 2
     stop = start + batch.prompt_length[:, None]
-    heads = start + torch.arange(first, device=start.device)
-    tails = stop - torch.arange(last, 0, -1, device=start.device)
+    ahead = torch.arange(first, device=start.device)
+    back = torch.arange(last, 0, -1, device=start.device)
+    none = batch.input_ids.shape[1]
+    heads = (start + ahead).masked_fill(ahead >= half, none)
+    tails = (stop - back).masked_fill(back > half, none)
     return {"first": heads, "last": tails, "both": torch.cat([heads, tails], dim=1)}[end]
+
+
+def has_short(batch: Batch, positions: str) -> bool:
+    """Whether a prompt of a batch is too short for all positions."""
+    needed = tokens_needed(positions)
+    return any(sequence.whole_length < needed for sequence in batch.sequences)
 
 
 def position_names(positions: str, end: str) -> list[str]:

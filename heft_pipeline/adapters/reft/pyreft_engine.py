@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from heft_pipeline.adapters.reft.interventions import Interventions
-from heft_pipeline.adapters.reft.positions import prompt_positions
+from heft_pipeline.adapters.reft.positions import has_short, prompt_positions
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, Work, model_inputs
@@ -29,13 +30,19 @@ class PyreftEngine:
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
         positions = self._interventions.settings.positions
-        columns = [
-            prompt_positions(batch, positions, unit.end).tolist()
-            for unit in self._interventions.units
-        ]
         inputs = model_inputs(self._base.model, batch)
+        units = self._interventions.units
+        columns = [prompt_positions(batch, positions, unit.end) for unit in units]
+        if has_short(batch, positions):
+            # As pyreft does it: positions that a prompt does not have fall on one more padding
+            # token, which stands first.
+            width = batch.input_ids.shape[1]
+            columns = [(one + 1) % (width + 1) for one in columns]
+            per_token = ("input_ids", "attention_mask", "position_ids")
+            inputs |= {name: pad(inputs[name], (1, 0)) for name in per_token if name in inputs}
         with editing(batch):
-            _, output = self._model(inputs, unit_locations={"sources->base": (None, columns)})
+            where = {"sources->base": (None, [one.tolist() for one in columns])}
+            _, output = self._model(inputs, unit_locations=where)
         logits: torch.Tensor = output.logits[:, -batch.answer_tokens :]
         return logits
 

@@ -31,6 +31,11 @@ def parse_positions(positions: str) -> tuple[int, int]:
     return first, last
 
 
+def tokens_needed(positions: str) -> int:
+    """How long a prompt must be to have all positions; neither end gets more than half of it."""
+    return 2 * max(parse_positions(positions))
+
+
 def _check_positions(_key: str, value: Any) -> None:
     parse_positions(value)
 
@@ -76,6 +81,11 @@ class ReftSettings(EditSettings):
         first, last = parse_positions(self.positions)
         lowest = 0 if isinstance(self.layers, str) else min(self.layers)
         return Reach(lowest + 1, None if first else last, self.positions)
+
+    @property
+    def tokens_needed(self) -> int:
+        """How many tokens a prompt needs to be edited at all positions."""
+        return tokens_needed(self.positions)
 
     def check_mode(self, mode: str) -> None:
         """Refuse to generate with pyreft's engine."""

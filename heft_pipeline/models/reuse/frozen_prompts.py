@@ -62,8 +62,9 @@ class FrozenPrompts:
 
     def work(self, batch: Batch) -> Work:
         """The last prompt tokens and the answer are computed."""
-        computed = self.suffix + batch.answer_tokens - 1
-        return Work(computed, reused=batch.input_ids.shape[1] - computed)
+        whole = batch.input_ids.shape[1]
+        computed = min(whole, self.suffix + batch.answer_tokens - 1)
+        return Work(computed, reused=whole - computed)
 
     def output(self, batch: Batch, editing: Editing) -> tuple[Any, torch.Tensor]:
         """The model's output on the last prompt tokens and the answer.
@@ -110,7 +111,9 @@ class FrozenPrompts:
     @torch.no_grad()
     def compute(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
         """The keys and values of each prompt's first T tokens, [layers, 2, heads, T, size]."""
-        heads = [AnsweredPrompt(prompt[: -self.suffix], (0,)) for prompt in prompts]
+        # A prompt that is all suffix keeps nothing; one token is read for the shapes.
+        heads = [AnsweredPrompt(prompt[: -self.suffix] or prompt[:1], (0,)) for prompt in prompts]
+        lengths = [max(0, len(prompt) - self.suffix) for prompt in prompts]
         batch = collate(heads, self._base.pad_token_id).to(self._base.device)
         rows, tokens = batch.input_ids.shape
         self._on_pass(rows, tokens, len(self._base.layers))
@@ -119,8 +122,8 @@ class FrozenPrompts:
         together = torch.stack(layers)
         width = together.shape[4]
         return [
-            together[:, :, row, :, width - len(head.prompt) :].contiguous()
-            for row, head in enumerate(heads)
+            together[:, :, row, :, width - length :].contiguous()
+            for row, length in enumerate(lengths)
         ]
 
 
@@ -135,5 +138,8 @@ def suffix_batch(batch: Batch, suffix: int, pad_token_id: int) -> Batch:
     Returns:
         The batch of the last prompt tokens with their answers, on the same device.
     """
-    short = [AnsweredPrompt(s.prompt[-suffix:], s.answer) for s in batch.sequences]
+    short = [
+        AnsweredPrompt(s.prompt[-suffix:], s.answer, before=max(0, len(s.prompt) - suffix))
+        for s in batch.sequences
+    ]
     return collate(short, pad_token_id).to(batch.input_ids.device)
