@@ -44,16 +44,18 @@ def read_task(folder: Path, tokenizer: Any, seed: int) -> Task:
 
     def read(split: str) -> list[Example]:
         file = folder / f"{split}.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines]
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        rows = [json.loads(line) for line in text.split("\n") if line]
         prompts = [tokenizer.encode(PROMPT.format(**row)) for row in rows]
         return list(zip(prompts, (list(ANSWERS).index(row["answer"]) for row in rows), strict=True))
 
     train, dev, test = read("train"), read("dev"), read("test") or read("validation")
     if not dev:  # the rows that are reported must not choose the epoch as well
-        order = np.random.default_rng([seed, 1]).permutation(len(train))
-        held_out, rest = np.split(order, [round(0.1 * len(train))])
-        dev, train = [train[i] for i in sorted(held_out)], [train[i] for i in sorted(rest)]
+        order = np.random.default_rng([seed, 1]).permutation(len(train)).tolist()
+        one = [i for i in order if train[i][1] == train[0][1]]  # each answer keeps its share
+        count, two = round(0.1 * len(train)), [i for i in order if train[i][1] != train[0][1]]
+        held = {*one[: (n := int(count * len(one) / len(train) + 0.5))], *two[: count - n]}
+        dev, train = [train[i] for i in sorted(held)], [train[i] for i in sorted({*order} - held)]
     # An answer's tokens can depend on the text before them, so they are cut from the whole.
     start = len(tokenizer.encode(PROMPT))
     answers = [tokenizer.encode(PROMPT + text)[start:] for text in ANSWERS.values()]
@@ -111,8 +113,7 @@ def predict(model: Any, task: Task, examples: list[Example]) -> tuple[list[int],
         prompts = [prompt for prompt, _ in examples[start : start + 64]]
         nll = answer_nll(model, [(prompt, answer) for prompt in prompts for answer in task.answers])
         chosen += nll.sum(dim=1).view(len(prompts), -1).argmin(dim=1).tolist()
-    right = [choice == gold for choice, (_, gold) in zip(chosen, examples, strict=True)]
-    return chosen, sum(right) / len(right)
+    return chosen, float(np.mean(np.array(chosen) == [gold for _, gold in examples]))
 
 
 def add_lora(model: Any, seed: int) -> PeftModel:

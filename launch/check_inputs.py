@@ -3,6 +3,7 @@
 import time
 
 from rich.console import Console
+from rich.markup import escape
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
@@ -29,7 +30,7 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
     Args:
         plan: The plan.
         store: Where stages are.
-        console: Where to show that this takes a moment.
+        console: Where to show that this takes a moment, and what qualifies the results.
 
     Raises:
         UserError: A stage cannot work as configured.
@@ -39,7 +40,9 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
         with console.status("checking models and data"):
             from heft_pipeline.stage.preflight import preflight  # imports torch
 
-            preflight(unfinished, store.tokenized)
+            notes = preflight(unfinished, store.tokenized)
+        for note in notes:
+            console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
 def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:

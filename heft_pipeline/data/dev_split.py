@@ -1,5 +1,6 @@
 """Holding out dev rows from the training rows."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ Row = dict[str, Any]
 
 
 def hold_out(
-    rows: list[tuple[str, Row]], dev_size: float, seed: int
+    rows: list[tuple[str, Row]], answer_column: str, dev_size: float, seed: int
 ) -> tuple[list[tuple[str, Row]], list[tuple[str, Row]]]:
-    """Split rows into training and dev rows at random.
+    """Split rows into training and dev rows at random, with the same share of each answer.
 
     Args:
         rows: All training rows.
+        answer_column: The column with the answers.
         dev_size: The share of rows to hold out if it is below 1, else their number.
         seed: Decides which rows are held out.
 
@@ -31,8 +33,27 @@ def hold_out(
             f"data.dev_size={dev_size:g} holds {count} of {len(rows)} training rows out for dev; "
             "choose a size that leaves rows on both sides, e.g. data.dev_size=0.1"
         )
-    held = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:count].tolist())
+    order = np.random.default_rng([seed, 1]).permutation(len(rows)).tolist()
+    answers: dict[str, list[int]] = {str(row.get(answer_column)): [] for _, row in rows}
+    for index in order:
+        answers[str(rows[index][1].get(answer_column))].append(index)
+    counts = _shares([len(indices) for indices in answers.values()], count)
+    held = {i for each, n in zip(answers.values(), counts, strict=True) for i in each[:n]}
     return (
         [row for i, row in enumerate(rows) if i not in held],
         [row for i, row in enumerate(rows) if i in held],
     )
+
+
+def _shares(sizes: list[int], count: int) -> list[int]:
+    """Divide a count in proportion to sizes, by largest remainders; each gets one if it can."""
+    exact = [count * size / sum(sizes) for size in sizes]
+    shares = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: count - sum(shares)]:
+        shares[i] += 1
+    for i in range(len(sizes)):
+        largest = max(range(len(sizes)), key=lambda j: shares[j])
+        if not shares[i] and sizes[i] > 1 and shares[largest] > 1:
+            shares[i], shares[largest] = 1, shares[largest] - 1
+    return shares

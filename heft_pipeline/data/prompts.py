@@ -55,6 +55,17 @@ class Task:
         """The length in tokens of each prompt, of all splits."""
         return [len(e.prompt) for e in (*self.train, *self.dev, *self.eval)]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What qualifies results on this task, in sentences for people."""
+        if len({example.gold for example in self.dev}) > 1:
+            return ()
+        return (
+            f"all {len(self.dev)} dev rows have the answer {self.labels[self.dev[0].gold]}, so "
+            "they say little about which epoch is best; hold out more rows (data.dev_size) or keep "
+            "the last epoch (training.selection=last)",
+        )
+
 
 def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
     """Read, render and tokenise a task.
@@ -65,8 +76,8 @@ def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
         seed: Decides which training rows become dev rows.
 
     Raises:
-        UserError: A split, column or label is missing, all rows of a split have the same answer, a
-            choice tokenises to nothing, or a prompt is too long and cannot be cut enough.
+        UserError: A split, column or label is missing, all trained or reported rows have the same
+            answer, a choice tokenises to nothing, or a prompt is too long and cannot be cut enough.
     """
     truncated, encoder = 0, Encoder(tokenizer)
     splits = {}
@@ -172,7 +183,7 @@ def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> l
                 f"data.choices ({', '.join(data.labels)})"
             )
         golds.append(index[label])
-    if len(set(golds)) == 1:
+    if len(set(golds)) == 1 and split != "dev":
         raise UserError(
             f"{where}: all {len(rows)} rows of {data.name} have the same answer "
             f"({data.labels[golds[0]]}), so nothing can be learnt or measured on them; give rows "

@@ -33,7 +33,7 @@ def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]
     if data.dev_split is not None:
         dev = _read(data, "dev_split", data.dev_split)
     else:
-        train, dev = hold_out(train, data.dev_size, seed)
+        train, dev = hold_out(train, data.answer_column, data.dev_size, seed)
     return {"train": train, "dev": dev, "eval": read_eval(data)}
 
 

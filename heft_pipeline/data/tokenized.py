@@ -17,7 +17,7 @@ from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import identity
 
 #: Increased whenever a change to the code alters what a task is tokenised to.
-_FORMAT = 2
+_FORMAT = 3
 _META = b"heft"
 _SPLITS = ("train", "dev", "eval")
 

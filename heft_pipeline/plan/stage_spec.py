@@ -22,7 +22,7 @@ from heft_pipeline.training.settings import TrainingSettings
 
 #: Increased whenever a change to the code alters what a stage with the same settings computes, or
 #: what a fingerprint is made of.
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
         Fact("Prompt", _each(s.data.prompt for s in specs), code=True),
         Fact("Answer choices", _each(_choices(s) for s in specs), code=True),
         Fact("Examples", _each(_examples(r) for r in results)),
+        Fact("Notes", _each(note for r in results for note in r.get("notes", ()))),
         Fact("Exact ties", _each(_ties(r) for r in results)),
         Fact("Training", _each(_training(s) for s in specs if s.adapters)),
         Fact("Device", _each(_device(r) for r in results)),

@@ -14,7 +14,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
 
 
-def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> None:
+def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> list[str]:
     """Refuse stages whose model, data and adapters do not fit together.
 
     This reads the data and the model's configuration, but no weights.
@@ -23,11 +23,15 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         stages: The stages to be trained.
         tokenized: The folder of tokenised tasks; None for no such folder.
 
+    Returns:
+        What qualifies the stages' results, in sentences for people.
+
     Raises:
         UserError: Something does not fit; the message names the setting.
     """
     quieten()
     checked: set[object] = set()
+    notes: dict[str, None] = {}
     for stage in stages:
         check_quantization(stage.model, resolve_device(stage.device))
         _check_merging(stage)
@@ -42,6 +46,8 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
             adapter_class(adapter).check(adapter, target)
+        notes |= dict.fromkeys(f"{stage.data.name}: {note}" for note in task.notes)
+    return list(notes)
 
 
 def _check_overlap(data: DataSettings, task: Task) -> None:

@@ -211,6 +211,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "n_eval": len(task.eval),
         "n_train": len(task.train),
         "n_dev": len(task.dev),
+        "notes": list(task.notes),
         "truncated_prompts": task.truncated,
         "short_prompts": sum(length < needed for length in task.prompt_lengths),
         "tied_rows": scores.tied,

@@ -49,6 +49,27 @@ def test_an_uncuttable_prompt_is_refused(compose_run: ComposeRun, small: list[st
         loaded(compose_run, *small, "data.max_prompt_tokens=3")
 
 
+@pytest.mark.parametrize(
+    ("trues", "falses", "size", "expected"),
+    [(62, 38, 0.1, (6, 4)), (62, 38, 50, (31, 19)), (14, 10, 0.1, (1, 1)), (23, 1, 0.1, (2, 0))],
+)
+def test_dev_rows_have_the_same_share_of_each_answer(
+    trues: int, falses: int, size: float, expected: tuple[int, int]
+) -> None:
+    rows = [(str(i), {"answer": i < trues}) for i in range(trues + falses)]
+    for seed in range(5):
+        train, dev = hold_out(rows, "answer", size, seed)
+        assert sorted(id for id, _ in [*train, *dev]) == sorted(id for id, _ in rows)
+        assert (sum(row["answer"] for _, row in dev), len(dev)) == (expected[0], sum(expected))
+
+
+def test_every_answer_that_can_be_spared_is_in_dev() -> None:
+    rows = [(str(i), {"answer": "aaabc"[max(0, i - 95)]}) for i in range(100)]
+    _, dev = hold_out(rows, "answer", 0.1, seed=0)
+    assert len(dev) == 10
+    assert {row["answer"] for _, row in dev} == {"a"}  # b and c are there once: needed for training
+
+
 def test_dev_rows_are_held_out_of_train_by_the_seed(
     compose_run: ComposeRun, small: list[str]
 ) -> None:
@@ -69,7 +90,7 @@ def test_hold_out_refuses_to_leave_a_side_empty() -> None:
     rows: list[Any] = [(str(i), {}) for i in range(10)]
     for size in (0.01, 10.0, 11.0):
         with pytest.raises(UserError, match=r"data\.dev_size"):
-            hold_out(rows, size, seed=0)
+            hold_out(rows, "answer", size, seed=0)
 
 
 def test_ids_come_from_a_column_or_the_row_number(

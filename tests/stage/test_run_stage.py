@@ -13,9 +13,11 @@ import pytest
 
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
 from heft_pipeline.plan.graph import Run
+from heft_pipeline.stage.preflight import preflight
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.metrics import read_metrics
+from tests.conftest import make_rows, write_rows
 
 ComposeRun = Callable[..., Run]
 
@@ -123,6 +125,7 @@ def test_selection_last_keeps_the_last_epoch(
 SCRIPT = """
 import json, sys, time
 from heft_pipeline.plan.stage_spec import from_json
+from heft_pipeline.stage.preflight import preflight
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 stage = from_json(json.load(open(sys.argv[1])))
@@ -184,3 +187,21 @@ def test_a_killed_process_frees_its_stage(
     with store.lock(stage.fingerprint, waited.append):
         assert checkpoint.is_file()
     assert not waited
+
+
+def test_what_qualifies_a_result_is_kept_with_it(
+    compose_run: ComposeRun, small: list[str], store: Store, tmp_path: Path
+) -> None:
+    """One class among the dev rows, and a prompt that is too short for f7+l7."""
+    rows = make_rows(40, seed=3)
+    write_rows(tmp_path / "train.jsonl", [*rows, {**rows[0], "passage": "w1 w2", "answer": True}])
+    write_rows(tmp_path / "dev.jsonl", [row for row in rows if row["answer"]][:3])
+    write_rows(tmp_path / "validation.jsonl", make_rows(20, seed=4))
+    asked = [*small, f"data.path={tmp_path}", "data.dev_split=dev", "method=reft", "epochs=1"]
+    stage = compose_run(*asked).last
+    (said,) = preflight([stage])
+    assert "all 3 dev rows have the answer true" in said
+    result = run_stage(stage, store).result
+    assert result["notes"] == [said.removeprefix("small: ")]
+    assert result["short_prompts"] == 1
+    assert result["tied_rows"] == 0
