@@ -10,6 +10,7 @@ from heft_pipeline.adapters.adapter import Adapter, adapter_class
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
+from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Forward, ReadPrompts, WholePrompts
 
 
@@ -31,7 +32,7 @@ class AdaptedModel:
         self.base = base
         self.parents: list[Adapter] = []
         self.trained: list[Adapter] = []
-        self.whole = WholePrompts(base)
+        self.whole = EqualLengths(base) if base.no_padding else WholePrompts(base)
         self.forward: Forward = self.whole
 
     @property

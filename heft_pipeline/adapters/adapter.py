@@ -190,6 +190,14 @@ class Adapter(ABC):
         """Tensors drawn at initialisation and never trained, which a resumed stage needs again."""
         return {}
 
+    def without_effect(self, layers: int) -> frozenset[str]:
+        """The names of parameters that cannot change an answer, where the field trains them anyway.
+
+        Args:
+            layers: How many decoder layers the model has.
+        """
+        return frozenset()
+
     def lowest_layer(self) -> int:
         """The first decoder layer in which training needs a gradient."""
         return self.settings.reach().first_layer

@@ -27,6 +27,9 @@ class Base:
         layers: Its decoder layers.
         layers_path: Their path in the model, e.g. ``model.layers``.
         pad_token_id: The id that fills padding.
+        no_padding: Why prompts of different lengths cannot share a batch; empty if they can.
+        no_cache: Why keys and values cannot be reused although the model keeps them; empty if they
+            can.
     """
 
     model: Any
@@ -34,6 +37,8 @@ class Base:
     layers: nn.ModuleList
     layers_path: str
     pad_token_id: int
+    no_padding: str = ""
+    no_cache: str = ""
 
     @property
     def device(self) -> torch.device:

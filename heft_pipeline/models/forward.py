@@ -173,6 +173,8 @@ def cache_obstacle(base: Base) -> str:
     """Why a model's keys and values cannot be reused; empty if they can."""
     from transformers.cache_utils import DynamicLayer
 
+    if base.no_cache:
+        return base.no_cache
     wanted = {cache_name(base.model), "position_ids", "logits_to_keep"}
     if not wanted <= accepted_inputs(base.model):
         return f"{type(base.model).__name__} takes no cache of keys and values"

@@ -12,7 +12,8 @@ from heft_pipeline.data.prompts import Example
 from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.forward import ReadPrompts, cache_name, model_inputs
+from heft_pipeline.models.equal_lengths import same_length
+from heft_pipeline.models.forward import ReadPrompts, cache_name
 
 Choices = tuple[tuple[int, ...], ...]
 Prompt = tuple[int, ...]
@@ -61,6 +62,7 @@ def score(
     mode: str = "logprob",
     advance: Callable[[int], None] = lambda _: None,
     ranks: Ranks | None = None,
+    may_be_nan: bool = False,
 ) -> Scores:
     """Predict an answer for each example.
 
@@ -74,13 +76,22 @@ def score(
             computed as well.
         advance: Called with the number of examples that this process has just scored.
         ranks: The processes that score together. Each scores its part; all get the whole result.
+        may_be_nan: Whether to return log-probabilities that are NaN.
 
     Returns:
         The scores, in the examples' order.
+
+    Raises:
+        UserError: Log-probabilities are NaN.
     """
     gold = torch.tensor([e.gold for e in examples])
     own = ranks.share(examples) if ranks else examples
     table = _log_probabilities(model, own, choices, batch_size, advance)
+    if not may_be_nan and (broken := int(table.isnan().any(dim=1).sum())):
+        raise UserError(
+            f"the model's log-probabilities of the answers are NaN for {broken} of {len(own)} "
+            "prompts; use model.dtype=float32, or another checkpoint"
+        )
     predictions = (
         likeliest(table)
         if mode == "logprob"
@@ -139,11 +150,6 @@ def _log_probabilities(
     for chosen in _batches([len(e.prompt) for e in examples], batch_size):
         table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
         advance(len(chosen))
-    if broken := int(table.isnan().any(dim=1).sum()):
-        raise UserError(
-            f"the model's log-probabilities of the answers are NaN for {broken} of {len(examples)} "
-            "prompts; use model.dtype=float32, or another checkpoint"
-        )
     return table
 
 
@@ -245,14 +251,20 @@ def generated(
     """
     predictions = torch.full((len(examples),), -1)
     longest = max(map(len, choices))
-    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
+    batches = _batches([len(e.prompt) for e in examples], batch_size)
+    if model.base.no_padding:
+        batches = [
+            [batch[i] for i in rows]
+            for batch in batches
+            for rows in same_length([len(examples[i].prompt) for i in batch])
+        ]
+    for chosen in batches:
         prompts = [AnsweredPrompt(examples[i].prompt, choices[0][:1]) for i in chosen]
         batch = collate(prompts, model.base.pad_token_id).to(model.base.device)
-        inputs = model_inputs(model.base.model, batch)
         with model.editing(batch):
             output = model.base.model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
                 max_new_tokens=longest,
                 do_sample=False,
                 pad_token_id=model.base.pad_token_id,

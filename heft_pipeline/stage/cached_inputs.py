@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.tokenized import tokenized_task
 from heft_pipeline.models.base_model import Base, load_base, load_tokenizer
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.stage.probe import probe_adapters, probe_base
 
 
 @functools.lru_cache(maxsize=8)
@@ -34,6 +36,18 @@ def cached_task(
 def cached_base(model: ModelSettings, device: torch.device) -> Base:
     """A base model, kept in memory for the next stage of the same process.
 
-    Stages leave the model as it was. See :func:`~heft_pipeline.models.base_model.load_base`.
+    Stages leave the model as it was. See :func:`~heft_pipeline.models.base_model.load_base` and
+    :func:`~heft_pipeline.stage.probe.probe_base`.
     """
-    return load_base(model, device)
+    return probe_base(load_base(model, device), f"model.id={model.id}")
+
+
+@functools.lru_cache(maxsize=1024)
+def cached_probe(
+    model: ModelSettings, device: torch.device, stages: tuple[tuple[AdapterSettings, ...], ...]
+) -> tuple[str, ...]:
+    """What trying a plan of adapters on a model shows; each plan is tried once in a process.
+
+    See :func:`~heft_pipeline.stage.probe.probe_adapters`.
+    """
+    return tuple(probe_adapters(cached_base(model, device), stages))

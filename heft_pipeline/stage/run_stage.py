@@ -1,7 +1,7 @@
 """One stage from start to end: its parents, training, evaluation, and what is saved."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.score import Scores, score
-from heft_pipeline.stage.cached_inputs import cached_base, cached_task
+from heft_pipeline.stage.cached_inputs import cached_base, cached_probe, cached_task
 from heft_pipeline.stage.machine_record import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
 from heft_pipeline.store.stage_folders import Store
@@ -49,6 +49,7 @@ def run_stage(
     stage: StageSpec,
     store: Store,
     *,
+    upcoming: Sequence[StageSpec] = (),
     progress: Progress = lambda *_, **__: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
@@ -58,6 +59,8 @@ def run_stage(
     Args:
         stage: The stage; its parents must be complete.
         store: The store of stages.
+        upcoming: Stages that will be trained on this one. Whether their adapters work on the
+            model is tried before this one is trained.
         progress: Called with the stage's progress.
         should_stop: Called before each step; if it returns true, training ends with a checkpoint.
         on_wait: Called with the lock's holder if another process is training this stage.
@@ -76,7 +79,7 @@ def run_stage(
         if ranks.first:
             store.begin(stage)
         control = Control(progress, should_stop, ranks)
-        result = _train_and_evaluate(stage, store, control)
+        result = _train_and_evaluate(stage, upcoming, store, control)
         if ranks.first:
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
@@ -97,12 +100,18 @@ class Trained:
     reuse: str = ""
 
 
-def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dict[str, Any]:
+def _train_and_evaluate(
+    stage: StageSpec, upcoming: Sequence[StageSpec], store: Store, control: Control
+) -> dict[str, Any]:
     started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
     task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
     base = cached_base(stage.model, device)
+    notes = [
+        cached_probe(one.model, device, tuple(part.adapters for part in one.chain))
+        for one in (stage, *upcoming)
+    ]
     flops = FlopCounter(base.model, base.layers)
     with (
         adapted(base, _parents(stage, store)) as model,
@@ -122,6 +131,8 @@ def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dic
     seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
     return {
         **_result(stage, task, scores, trained),
+        "notes": [*task.notes, *filter(None, [base.no_padding]), *notes[0]],
+        "padding": base.no_padding,
         "merge_error": merge_error,
         **seconds,
         "peak_memory_mb": peak_mb(device),
@@ -211,7 +222,6 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "n_eval": len(task.eval),
         "n_train": len(task.train),
         "n_dev": len(task.dev),
-        "notes": list(task.notes),
         "truncated_prompts": task.truncated,
         "short_prompts": sum(length < needed for length in task.prompt_lengths),
         "tied_rows": scores.tied,

@@ -18,7 +18,7 @@ from heft_pipeline.adapters.reft.positions import Unit, position_names
 from heft_pipeline.adapters.reft.pyreft_engine import PyreftEngine
 from heft_pipeline.adapters.reft.pyreft_folder import check_start, read_pyreft, write_pyreft
 from heft_pipeline.adapters.reft.rotations import computed_once
-from heft_pipeline.adapters.reft.settings import ReftSettings
+from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, decoder_layers, skeleton
@@ -153,6 +153,16 @@ class ReftAdapter(Adapter):
         """The bases of the orthogonal parametrisations, by name."""
         buffers = self.interventions.named_buffers()
         return {name: buffer for name, buffer in buffers if name.endswith(".base")}
+
+    def without_effect(self, layers: int) -> frozenset[str]:
+        """Edits of the last layer's output anywhere but at the prompt's end, as in pyreft."""
+        _, last = parse_positions(self.settings.positions)
+        keys = {
+            f"interventions.{unit.key}."
+            for unit in self.interventions.units
+            if unit.layer == layers - 1 and (unit.end == "first" or not last)
+        }
+        return frozenset(name for name in self.parameters() if name.startswith(tuple(keys)))
 
     @contextmanager
     def at(self, batch: Batch) -> Iterator[None]:

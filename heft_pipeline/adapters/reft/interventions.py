@@ -111,7 +111,7 @@ class Interventions(nn.Module):
         intervention = self.interventions[unit.key]
 
         def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple | list) else output
             if not self._columns or hidden.shape[1] != self._width:
                 return output
             columns = self._columns[unit.end]
@@ -125,7 +125,9 @@ class Interventions(nn.Module):
                 none = (columns == self._width)[:, :, None]
                 self._observe(unit, *(x.masked_fill(none, math.nan) for x in (before, after)))
             hidden = hidden.scatter(1, index, after.to(hidden.dtype))[:, : self._width]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            if isinstance(output, tuple | list):
+                return type(output)([hidden, *output[1:]])
+            return hidden
 
         return edit
 

@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from heft_pipeline.adapters.reft.interventions import Interventions
 from heft_pipeline.adapters.reft.positions import has_short, prompt_positions
 from heft_pipeline.data.batches import Batch
+from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, Work, model_inputs
 
@@ -21,6 +22,10 @@ class PyreftEngine:
     """
 
     def __init__(self, base: Base, interventions: Interventions) -> None:
+        if base.no_padding:
+            raise UserError(
+                f"reft.engine=pyreft pads its batches, and {base.no_padding}; use reft.engine=hooks"
+            )
         self._base, self._interventions = base, interventions
         self._model = pyreft_model(interventions, base.model, base.layers_path)
         # Before each pass, pyvene removes all hooks of the model, including the edits of parent

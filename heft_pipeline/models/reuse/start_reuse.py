@@ -8,6 +8,7 @@ import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.models.base_model import Base
+from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Editing, Forward, WholePrompts
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
@@ -36,7 +37,7 @@ class Choice:
 
 def start_reuse(
     base: Base,
-    whole: WholePrompts,
+    whole: WholePrompts | EqualLengths,
     editing: Editing,
     choice: Choice,
     sequences: Sequence[AnsweredPrompt],
@@ -70,6 +71,8 @@ def start_reuse(
     nothing = "everything is recomputed: "
     if not (choice.suffix or choice.layers) or not sequences:
         return None, nothing + choice.why
+    if base.no_padding:
+        return None, nothing + base.no_padding
     if choice.suffix and whole.no_cache:
         return None, nothing + whole.no_cache
     probe = sorted(set(sequences), key=lambda s: len(s.prompt))[-2:]
