@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -77,6 +77,7 @@ def attempt(
     stage: StageSpec,
     store: Store,
     *,
+    upcoming: Sequence[StageSpec] = (),
     progress: ShowProgress = lambda *_, **__: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
@@ -88,6 +89,7 @@ def attempt(
     Args:
         stage: The stage; its parents must be finished.
         store: Where stages are.
+        upcoming: The stages that will be trained on it.
         progress: Called with the phase, the steps done, all steps and a note.
         should_stop: Called before each step; training stops with a checkpoint when it is true.
         on_wait: Called with the name of the process that is already running the stage, if any.
@@ -114,7 +116,12 @@ def attempt(
     with stage_log(folder):
         try:
             outcome = run_stage(
-                stage, store, progress=note, should_stop=should_stop, on_wait=on_wait
+                stage,
+                store,
+                upcoming=upcoming,
+                progress=note,
+                should_stop=should_stop,
+                on_wait=on_wait,
             )
         except Interrupted as error:
             return Attempt("interrupted", str(error))
@@ -136,7 +143,8 @@ def said_accuracy(result: Mapping[str, Any]) -> str:
     """
     tied = result.get("tied_rows", 0)
     ties = f" ({tied:,} of {result['n_eval']:,} answers are exact ties)" if tied else ""
-    return f"accuracy {result['accuracy']:.1%}{ties}"
+    equal = " (in batches of equal length)" if result.get("padding") else ""
+    return f"accuracy {result['accuracy']:.1%}{ties}{equal}"
 
 
 def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:

@@ -91,6 +91,22 @@ class Plan:
         }
 
 
+def descendants(stages: Iterable[StageSpec]) -> dict[str, list[StageSpec]]:
+    """The stages that are trained on each of some stages, at once or in the end.
+
+    Args:
+        stages: The stages to look among.
+
+    Returns:
+        Lists of those stages by the fingerprint of a stage that they stand on.
+    """
+    found: dict[str, list[StageSpec]] = {}
+    for stage in stages:
+        for parent in stage.chain[:-1]:
+            found.setdefault(parent.fingerprint, []).append(stage)
+    return found
+
+
 def ranks(stages: Iterable[StageSpec]) -> dict[str, int | None]:
     """The ranks of a run's adapters.
 

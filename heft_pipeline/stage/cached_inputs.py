@@ -1,7 +1,9 @@
 """The inputs of stages, kept for the next stage in the same process."""
 
+import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.tokenized import tokenized_task
 from heft_pipeline.models.base_model import Base, load_base, load_tokenizer
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.probe import probe_adapters, probe_base
 
 
@@ -42,12 +45,22 @@ def cached_base(model: ModelSettings, device: torch.device) -> Base:
     return probe_base(load_base(model, device), f"model.id={model.id}")
 
 
-@functools.lru_cache(maxsize=1024)
-def cached_probe(
-    model: ModelSettings, device: torch.device, stages: tuple[tuple[AdapterSettings, ...], ...]
-) -> tuple[str, ...]:
-    """What trying a plan of adapters on a model shows; each plan is tried once in a process.
+def cached_probe(stage: StageSpec, device: torch.device) -> tuple[str, ...]:
+    """What trying a stage's adapters on its model shows; each plan is tried once in a process.
 
     See :func:`~heft_pipeline.stage.probe.probe_adapters`.
     """
+    # How long and how fast they are trained does not matter here.
+    same: dict[str, Any] = {"epochs": 1, "batch_size": 1, "warmup_ratio": 0.0, "learning_rate": 1.0}
+    chain = tuple(
+        tuple(dataclasses.replace(adapter, **same) for adapter in part.adapters)
+        for part in stage.chain
+    )
+    return _probed(stage.model, device, chain)
+
+
+@functools.lru_cache(maxsize=1024)
+def _probed(
+    model: ModelSettings, device: torch.device, stages: tuple[tuple[AdapterSettings, ...], ...]
+) -> tuple[str, ...]:
     return tuple(probe_adapters(cached_base(model, device), stages))

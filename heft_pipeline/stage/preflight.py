@@ -100,7 +100,7 @@ def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
     limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
     answer = max(map(len, task.choices))
     longest = max(task.prompt_lengths)
-    if limit and longest + answer > limit:
+    if limit is not None and 0 < limit < longest + answer:  # XLNet's -1 is no limit
         raise UserError(
             f"data.max_prompt_tokens={data.max_prompt_tokens}: a prompt of {data.name} has "
             f"{longest} tokens and its answer {answer}, but {model.name} reads {limit}; use "

@@ -23,8 +23,8 @@ from heft_pipeline.training.accumulate import answer_loss
 
 #: The lengths of the two prompts; they differ, so that one is padded.
 _LENGTHS = (24, 17)
-#: The largest share of the effect of another last token that counts as rounding.
-_ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.3}
+#: What counts as rounding: a share of the effect of another last token, and nats besides.
+_ROUNDING = {torch.float32: (0.01, 1e-4), torch.bfloat16: (0.3, 0.1)}
 
 
 def probe_base(base: Base, name: str) -> Base:
@@ -53,9 +53,9 @@ def probe_base(base: Base, name: str) -> Base:
             f"{name}: its logits are NaN or infinite on a prompt of random tokens; use "
             "model.dtype=float32, model.attn_implementation=eager, or another checkpoint"
         )
-    share = _ROUNDING[base.model.dtype]
-    effect = _apart(whole[0][-1:], changed[-1:])
-    if _apart(whole[0][:-1], changed[:-1]) > share * effect + 1e-6:
+    share, nats = _ROUNDING.get(base.model.dtype, _ROUNDING[torch.bfloat16])
+    tolerance = share * _apart(whole[0][-1:], changed[-1:]) + nats
+    if _apart(whole[0][:-1], changed[:-1]) > tolerance:
         raise UserError(
             f"{name}: the last token of a text changes the logits of earlier ones, so the model "
             f"would see the answer that it is scored on ({type(base.model).__name__} attends in "
@@ -66,7 +66,7 @@ def probe_base(base: Base, name: str) -> Base:
     for tried in (base, *_with_less(base)):
         with _one_message(f"{name} cannot be scored"):
             found = _scored(tried, prompts, choices)
-        if (found - expected).abs().amax() <= share * effect + 1e-4:
+        if (found - expected).abs().amax() <= tolerance:
             return tried
     raise UserError(
         f"{name}: the log-probabilities of an answer differ by "
@@ -143,7 +143,7 @@ def _inputs(base: Base) -> tuple[list[tuple[int, ...]], Choices]:
     size = base.model.get_input_embeddings().weight.shape[0]
     special = {base.pad_token_id, *base.tokenizer.all_special_ids}
     limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    room = max(2, limit - 2) if limit else max(_LENGTHS)
+    room = max(2, limit - 2) if limit is not None and limit > 0 else max(_LENGTHS)
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
     usable = [id for id in ids if id not in special] or ids
     draw: Callable[[int], int] = lambda n: usable[n % len(usable)]  # noqa: E731

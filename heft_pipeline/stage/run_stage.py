@@ -108,10 +108,7 @@ def _train_and_evaluate(
     reset_peak(device)
     task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
     base = cached_base(stage.model, device)
-    notes = [
-        cached_probe(one.model, device, tuple(part.adapters for part in one.chain))
-        for one in (stage, *upcoming)
-    ]
+    notes = [cached_probe(one, device) for one in (stage, *upcoming)]
     flops = FlopCounter(base.model, base.layers)
     with (
         adapted(base, _parents(stage, store)) as model,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
@@ -30,6 +30,7 @@ class Execution:
     def __init__(self, plan: Plan, store: Store, progress: StageProgress) -> None:
         self._store, self._progress = store, progress
         self._waiting = dict(plan.stages)
+        self._upcoming = descendants(plan.stages.values())
         self._done: set[str] = set()
         self.failures: dict[str, str] = {}
 
@@ -54,6 +55,10 @@ class Execution:
                 text = f"{stage.label}: reused, {said_accuracy(result)}"
                 self._progress.say("[cyan]=[/]", text)
         return None
+
+    def upcoming(self, stage: StageSpec) -> list[StageSpec]:
+        """The stages that will be trained on a stage."""
+        return self._upcoming.get(stage.fingerprint, [])
 
     def take(self, stage: StageSpec, tried: Attempt) -> None:
         """Note and show how an attempt at a stage ended."""
@@ -124,6 +129,7 @@ def _in_this_process(
         tried = attempt(
             stage,
             store,
+            upcoming=execution.upcoming(stage),
             progress=progress.of(stage),
             should_stop=stop,
             on_wait=lambda owner, waiting=stage: execution.waits(waiting, owner),  # type: ignore[misc]
@@ -142,7 +148,7 @@ def _in_workers(
                 if stage is None:
                     break
                 progress.begin(stage)
-                pool.give(worker, stage)
+                pool.give(worker, stage, execution.upcoming(stage))
             if all(worker.stage is None for worker in pool.workers):
                 return
             if stop() and not asked_to_stop:

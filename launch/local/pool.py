@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,19 @@ class Pool:
         """A worker without a stage, or None."""
         return next((worker for worker in self.workers if worker.stage is None), None)
 
-    def give(self, worker: Worker, stage: StageSpec) -> None:
+    def give(self, worker: Worker, stage: StageSpec, upcoming: Sequence[StageSpec]) -> None:
         """Give a stage to a worker, whose processes are started when they are first needed.
 
         Args:
             worker: An idle worker.
             stage: The stage; its parents must be finished.
+            upcoming: The stages that will be trained on it.
         """
         if not worker.processes:
             self._start(worker)
         worker.stage = stage
-        line = json.dumps(to_json(stage)) + "\n"
+        message = {"stage": to_json(stage), "upcoming": [to_json(one) for one in upcoming]}
+        line = json.dumps(message) + "\n"
         for process in worker.processes:
             assert process.stdin is not None
             process.stdin.write(line)

@@ -2,7 +2,8 @@
 
     python -m launch.local.worker OUTPUT_DIR
 
-It reads stages from standard input and writes events to standard output, each a line of JSON.
+It reads stages from standard input, each with the stages that will be trained on it, and writes
+events to standard output, all as lines of JSON.
 Processes that train a stage together (``WORLD_SIZE``) are all sent the stage; only the first
 one's events are used. On SIGTERM the running stage stops with a checkpoint.
 """
@@ -45,9 +46,11 @@ def main() -> None:
     stop = StopRequest(signal.SIGTERM)
     with stop.listening():
         for line in sys.stdin:
+            message = json.loads(line)
             tried = attempt(
-                from_json(json.loads(line)),
+                from_json(message["stage"]),
                 store,
+                upcoming=[from_json(one) for one in message["upcoming"]],
                 progress=progress,
                 should_stop=stop,
                 on_wait=lambda owner: send(event="waiting", owner=owner),

@@ -30,11 +30,13 @@ class StageJob:
         output_dir: Where the store is, absolute.
         sweep: The folder, absolute, of the sweep that the job tracks; None where a waiting process
             does that.
+        upcoming: The stages that will be trained on it, as JSON-ready data.
     """
 
     stage: dict[str, Any]
     output_dir: str
     sweep: str | None = None
+    upcoming: tuple[dict[str, Any], ...] = ()
 
     def __call__(self) -> str:
         """Run the stage.
@@ -56,7 +58,8 @@ class StageJob:
             if environment.global_rank == 0:
                 refuse_changed_inputs(stage, store)
             with self._tracked(environment.global_rank) as tracker:
-                tried = attempt(stage, store, should_stop=stop)
+                upcoming = [from_json(one) for one in self.upcoming]
+                tried = attempt(stage, store, upcoming=upcoming, should_stop=stop)
                 if tracker is not None and tried.status == "interrupted":
                     tracker.hurry()  # SLURM will end this job soon
         if tried.status == "failed":

@@ -63,7 +63,11 @@ def report_flags(settings: SlurmSettings, job_ids: Iterable[str]) -> dict[str, A
 
 
 def sbatch_stages(
-    stages: Sequence[StageSpec], sweep: Sweep, settings: SlurmSettings, dependency: str | None
+    stages: Sequence[StageSpec],
+    sweep: Sweep,
+    settings: SlurmSettings,
+    dependency: str | None,
+    upcoming: Mapping[str, Sequence[StageSpec]],
 ) -> list[str]:
     """Submit stages in one call of sbatch, as a job or an array of jobs.
 
@@ -72,6 +76,7 @@ def sbatch_stages(
         sweep: The sweep that asks.
         settings: The launcher's settings.
         dependency: For ``--dependency``, or None.
+        upcoming: The stages that will be trained on each of them, by fingerprint.
 
     Returns:
         The id of each stage's job.
@@ -88,7 +93,10 @@ def sbatch_stages(
     output_dir = str(sweep.store.output_dir.resolve())
     to_track = None if settings.wait else str(sweep.folder.resolve())
     with _refusals_in_slurms_words(), executor.batch():
-        jobs = [executor.submit(StageJob(to_json(stage), output_dir, to_track)) for stage in stages]
+        jobs = []
+        for stage in stages:
+            later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
+            jobs.append(executor.submit(StageJob(to_json(stage), output_dir, to_track, later)))
     return [str(job.job_id) for job in jobs]
 
 

@@ -7,7 +7,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.job_notes import read_job, write_job
@@ -131,10 +131,11 @@ def submit(
     jobs = _jobs_on_the_cluster(stages, sweep)
     new = [stage for stage in stages if stage.fingerprint not in jobs]
     submitted: list[str] = []
+    upcoming = descendants(stages)
     try:
         for parent, group in groups(new, jobs).items():
             dependency = f"afterok:{jobs[parent]}" if parent else None
-            ids = sbatch_stages(group, sweep, settings, dependency)
+            ids = sbatch_stages(group, sweep, settings, dependency, upcoming)
             for stage, job_id in zip(group, ids, strict=True):
                 key = stage.fingerprint
                 jobs[key] = job_id

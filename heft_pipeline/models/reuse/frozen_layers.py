@@ -40,7 +40,7 @@ class FrozenLayers:
         self.layers, self.kept = layers, kept
         self._base, self._on_pass = base, on_pass
         self._whole = WholePrompts(base)
-        self._in_tuple = False
+        self._in_tuple, self._others = False, 0
 
     def key(self, sequence: AnsweredPrompt) -> Tokens:
         """The token ids of a sequence that the model reads: all but the answer's last token."""
@@ -73,7 +73,8 @@ class FrozenLayers:
         """Make the first layers return their input, in the forward passes inside the block."""
 
         def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            return (hidden_states,) if self._in_tuple else hidden_states
+            # Beside the hidden states, a layer may return what nothing needs here.
+            return (hidden_states, *[None] * self._others) if self._in_tuple else hidden_states
 
         layers = self._base.layers[: self.layers]
         before = [vars(layer).get("forward") for layer in layers]
@@ -96,7 +97,8 @@ class FrozenLayers:
         self._on_pass(rows, tokens, self.layers)
 
         def stop(_module: Any, _args: Any, output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple)
+            self._in_tuple = isinstance(output, tuple | list)
+            self._others = len(output) - 1 if self._in_tuple else 0
             raise _Reached(output[0] if self._in_tuple else output)
 
         handle = self._base.layers[self.layers - 1].register_forward_hook(stop)

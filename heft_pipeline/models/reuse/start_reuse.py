@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from heft_pipeline.data.batches import AnsweredPrompt, collate
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
+from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Editing, Forward, WholePrompts
@@ -83,13 +84,28 @@ def start_reuse(
         if choice.suffix
         else FrozenLayers(base, choice.layers, kept, on_pass)
     )
-    with torch.no_grad():
-        reused, recomputed = found.logits(batch, editing), whole.logits(batch, editing)
-    if differs(reused, recomputed, base.model.dtype):
-        return None, f"{nothing}reused activations change the logits of this model"
+    if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
+        return None, nothing + obstacle
     different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
     size = kept.bytes / 2**30
     return found, f"{len(kept)} of {different} prompts kept in {size:.2f} GiB: {choice.why}"
+
+
+@torch.no_grad()
+def _obstacle(
+    found: Forward, whole: Forward, batch: Batch, editing: Editing, dtype: torch.dtype
+) -> str:
+    """Why a forward pass that reuses activations cannot stand in for one that does not."""
+    recomputed = whole.logits(batch, editing)
+    try:
+        reused = found.logits(batch, editing)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"this model cannot reuse activations ({type(error).__name__}: {error})"
+    if differs(reused, recomputed, dtype):
+        return "reused activations change the logits of this model"
+    return ""
 
 
 def _operations_a_byte(base: Base, choice: Choice) -> float:
