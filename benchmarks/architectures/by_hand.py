@@ -153,7 +153,8 @@ def _edit(weights: dict[str, torch.Tensor], key: str, columns: list[int]) -> Any
     rotation = weights[f"{key}.rotate_layer"]
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, tuple | list)
+        hidden = output[0] if several else output
         edited = hidden.clone()
         # XLNet's layers give time first; all others give it before the width.
         time_first = hidden.shape[0] > max(columns) >= hidden.shape[-2]
@@ -162,6 +163,6 @@ def _edit(weights: dict[str, torch.Tensor], key: str, columns: list[int]) -> Any
         states[..., columns, :] = (
             before + (before @ source.T + bias - before @ rotation) @ rotation.T
         )
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return type(output)([edited, *output[1:]]) if several else edited
 
     return hook

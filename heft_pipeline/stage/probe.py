@@ -47,7 +47,7 @@ def probe_base(base: Base, name: str) -> Base:
     prompts, choices = _inputs(base)
     with _one_message(f"{name} cannot be run"), torch.no_grad():
         whole = [_plain(base, prompt + choices[0][:1]) for prompt in prompts]
-        changed = _plain(base, (*prompts[0], choices[1][0]))
+        changed, shorter = _plain(base, prompts[0] + choices[1]), _plain(base, prompts[0])
     if not all(logits.isfinite().all() for logits in whole):
         raise UserError(
             f"{name}: its logits are NaN or infinite on a prompt of random tokens; use "
@@ -55,12 +55,11 @@ def probe_base(base: Base, name: str) -> Base:
         )
     share, nats = _ROUNDING.get(base.model.dtype, _ROUNDING[torch.bfloat16])
     tolerance = share * _apart(whole[0][-1:], changed[-1:]) + nats
-    if _apart(whole[0][:-1], changed[:-1]) > tolerance:
+    if max(_apart(whole[0][:-1], other) for other in (changed[:-1], shorter)) > tolerance:
         raise UserError(
-            f"{name}: the last token of a text changes the logits of earlier ones, so the model "
-            f"would see the answer that it is scored on ({type(base.model).__name__} attends in "
-            "both directions); use a causal model, or set is_decoder in its config.json if it was "
-            "trained as one"
+            f"{name}: {type(base.model).__name__} is not causal here: tokens that follow a text "
+            "change its logits, so the model would see the answer that it is scored on; use a "
+            "causal model, or set is_decoder in its config.json if it was trained as one"
         )
     expected = torch.stack([_by_itself(logits, choices) for logits in whole])
     for tried in (base, *_with_less(base)):
@@ -101,7 +100,9 @@ def probe_adapters(base: Base, stages: Sequence[Sequence[AdapterSettings]]) -> l
             for adapters in stages:
                 model.add(adapters)
             _fill_zeros(model)
-            answer_loss(model.logits(batch), batch).backward()
+            loss = answer_loss(model.logits(batch), batch)
+            if loss.requires_grad:
+                loss.backward()
         for adapter in model.trained[-len(stages[-1]) :]:
             notes += _unreached(adapter, base)
     return notes
