@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.inputs import SHAPES
+from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.models.base_model import Base, decoder_layers, load_base, load_tokenizer, quieten
@@ -24,7 +25,11 @@ from heft_pipeline.plan.sources import BUILTIN
 from heft_pipeline.stage.probe import probe_adapters, probe_base
 
 _LORA, _REFT = LoraSettings(rank=8, epochs=1).resolved(), ReftSettings(rank=8, epochs=1).resolved()
-_PLANS = {"lora": [(_LORA,)], "reft": [(_REFT,)], "heft": [(_LORA,), (_REFT,)]}
+_PLANS: dict[str, list[tuple[AdapterSettings, ...]]] = {
+    "lora": [(_LORA,)],
+    "reft": [(_REFT,)],
+    "heft": [(_LORA,), (_REFT,)],
+}
 
 
 def main() -> None:
