@@ -190,7 +190,7 @@ def _parts(folder: Path) -> tuple[Path, ...]:
 def _format(path: Path) -> str:
     """The format that a file's name says; empty for other files and for folders."""
     name = _NAME.fullmatch(path.name)
-    return (name[2] or name[3]) if name and path.is_file() else ""
+    return (name[2] or name[3]) if name and not path.is_dir() else ""
 
 
 def _shard(path: Path) -> re.Match[str] | None:
