@@ -148,7 +148,7 @@ def test_a_subset_of_a_local_folder_is_its_own_content(local: Path) -> None:
     (local / "easy" / "train.jsonl").write_text("z")
     assert content(None) == whole
     assert content("easy") not in (whole, easy)
-    with pytest.raises(UserError, match=r"data\.subset=hard: .* has no folder hard; it has .*easy/"):
+    with pytest.raises(UserError, match=r"data\.subset=hard: .* no folder hard; it has .*easy/"):
         content("hard")
 
 
