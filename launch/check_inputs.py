@@ -1,5 +1,6 @@
 """The models and data that stages are made from: found, checked, and unchanged since."""
 
+import dataclasses
 import time
 
 from rich.console import Console
@@ -65,10 +66,17 @@ def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
 def _compare_folders(stage: StageSpec, sources: Sources) -> None:
     model, data = stage.model, stage.data
     # What has a revision comes from the hub, where a revision's content cannot change.
-    if model.revision is None and sources.model(model.id, "main").content != model.content:
-        _refuse("model.id", model.id)
-    if data.revision is None and sources.data(None, data.location, "").content != data.content:
-        _refuse("data.path", data.location)
+    if model.revision is None:
+        found = sources.model(model.id, "main", model.trust_remote_code)
+        if found.content != model.content:
+            _refuse("model.id", model.id)
+    if data.revision is None:
+        found = sources.data(dataclasses.replace(data, path=data.location))
+        if found.content != data.content:
+            _refuse("data.path", data.location)
+    for adapter in stage.adapters:
+        if sources.adapter(adapter) != adapter.init_content:
+            _refuse(f"{adapter.kind}.init_from", adapter.init_from)
 
 
 def _refuse(key: str, path: str | None) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -58,6 +58,7 @@ class AdapterSettings(Schedule):
     Attributes:
         kind: The kind's name in ``method.stages``; its folder and its section have the same name.
         title: Its name for people.
+        init_files: The names of the files that are read from ``init_from``.
         at_positions: Whether it edits certain positions of a batch, which must be announced to it;
             otherwise it acts on every position at any time.
         edits: Whether it edits hidden states; otherwise it changes weights.
@@ -65,6 +66,7 @@ class AdapterSettings(Schedule):
 
     kind: ClassVar[str]
     title: ClassVar[str]
+    init_files: ClassVar[tuple[str, ...]] = ()
     edits: ClassVar[bool] = False
     at_positions: ClassVar[bool] = False
 
@@ -116,6 +118,19 @@ class AdapterSettings(Schedule):
     def mergeable(self) -> bool:
         """Whether the finished adapter can be added to the frozen weights."""
         return False
+
+    def start_files(self, folder: Path) -> Sequence[str]:
+        """The names of the files that are read if training starts from a folder.
+
+        The fingerprint covers these files of ``init_from`` and no others.
+
+        Args:
+            folder: The value of ``init_from``.
+
+        Raises:
+            UserError: The folder does not say which files belong to it.
+        """
+        return self.init_files
 
     def check_mode(self, mode: str) -> None:
         """Refuse an evaluation mode that the adapter does not support.

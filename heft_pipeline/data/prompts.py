@@ -178,9 +178,12 @@ def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> l
         value = row.get(column)
         label = str(value).lower() if isinstance(value, bool) else str(value)
         if label not in index:
+            values = sorted({repr(row.get(column)) for _, row in rows})
+            shown = ", ".join(values[:8]) + (", ..." if values[8:] else "")
             raise UserError(
                 f"row {id} of {data.name} has {column}={value!r}, which is not among "
-                f"data.choices ({', '.join(data.labels)})"
+                f"data.choices ({', '.join(data.labels)}); the column has {shown}, and a label "
+                "must be written as its value is (in YAML, yes and no need quotes)"
             )
         golds.append(index[label])
     if len(set(golds)) == 1 and split != "dev":

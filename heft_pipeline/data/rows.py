@@ -1,15 +1,21 @@
-"""Reading a task's rows: from a local folder of JSONL or Parquet files, or from the hub."""
+"""Reading a task's rows: from the files of a local folder, or from the hub."""
 
-import json
-import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from heft_pipeline.data.dev_split import Row, hold_out
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.data.split_files import SAVED, SplitFiles, split_files
+from heft_pipeline.data.text_rows import read_csv, read_json, refuse_disguised
 from heft_pipeline.errors import UserError
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_WHAT = {".parquet": "Parquet file", ".arrow": "Arrow file"}
+#: How files of the formats that ``datasets`` reads begin.
+_STARTS = {"parquet": b"PAR1", "arrow": b"ARROW1"}
 
 
 def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]]]:
@@ -73,86 +79,82 @@ def _read(data: DataSettings, key: str, split: str) -> list[tuple[str, Row]]:
 
 
 def _read_folder(data: DataSettings, where: str, split: str) -> list[Row]:
-    files = split_files(Path(str(data.location)), split, where)
-    return [row for file in files for row in _read_file(file)]
-
-
-def split_files(folder: Path, split: str, where: str) -> list[Path]:
-    """Find the files of a split: SPLIT.jsonl, or its shards, SPLIT-00000-of-00002.parquet.
-
-    Args:
-        folder: The task's folder. Only files that lie directly in it count.
-        split: The split's name.
-        where: The setting that names the split, for messages.
-
-    Returns:
-        One file, or all shards in order.
-
-    Raises:
-        UserError: There is no such file, more than one, or a shard is missing.
-    """
-    files = sorted(f for f in folder.iterdir() if f.suffix in _SUFFIXES)
-    shard = re.compile(re.escape(split) + r"-(\d+)-of-(\d+)(-\w+)?")
-    whole = [f for f in files if f.stem == split]
-    shards = [(f, match) for f in files if (match := shard.fullmatch(f.stem))]
-    if not whole and not shards:
-        raise UserError(
-            f"{where}: {folder} has no {split}.jsonl or {split}.parquet; "
-            f"it has {', '.join(f.name for f in files) or 'no data files'}; set data.train_split, "
-            "data.dev_split and data.eval_split to the files' names"
-        )
-    found = [*whole, *(f for f, _ in shards)]
-    if folders := [f.name for f in found if not f.is_file()]:
-        raise UserError(
-            f"{where}: {folder}/{folders[0]} is a folder; put its files beside the others, as "
-            f"{split}-00000-of-00002{found[0].suffix} and so on"
-        )
-    count = int(shards[0][1][2]) if shards else 0
-    numbers = [int(match[1]) for _, match in shards]
-    one_kind = len({(match[2], f.suffix, match[3]) for f, match in shards}) <= 1
-    if len(whole) > 1 or (whole and shards) or not one_kind or len(set(numbers)) < len(numbers):
-        raise UserError(
-            f"{where}: {folder} has more than one {split}: {', '.join(f.name for f in found)}; "
-            "keep one of them"
-        )
-    if shards and numbers != list(range(count)):
-        missing = sorted(set(range(count)) - set(numbers))
-        raise UserError(
-            f"{where}: {folder} has {len(shards)} of {count} files of {split}; numbers "
-            f"{', '.join(map(str, missing))} are missing"
-        )
-    return found
-
-
-def _read_file(file: Path) -> list[Row]:
-    if file.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            return list(pyarrow.parquet.read_table(file).to_pylist())
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{file} is not a Parquet file: {error}") from error
+    found = split_files(Path(str(data.location)), split, where, data.subset)
     try:
-        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); convert it, e.g. with "
-            f"iconv -f utf-16 -t utf-8 {file.name}"
-        ) from error
-    rows = []
-    # Not splitlines(): JSON strings may hold U+2028 and U+0085, which it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: not a JSON object; write one per line")
-        rows.append(row)
+        if found.format in _DELIMITERS:
+            delimiter = _DELIMITERS[found.format]
+            return [row for file in found.files for row in read_csv(file, delimiter)]
+        if found.format in ("json", "jsonl"):
+            return [row for file in found.files for row in read_json(file)]
+        return _read_tables(found)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
+def _read_tables(found: SplitFiles) -> list[Row]:
+    """Read files of columns with ``datasets``, which leaves their values as they are."""
+    from datasets import load_dataset, load_from_disk
+
+    if found.format == SAVED:
+        with _quiet_datasets(found.files[0].parent):
+            # Without the format that was saved with it: tensors, or only some of the columns.
+            saved = load_from_disk(str(found.files[0].parent)).with_format(None)
+            return list(saved.to_list())
+    rows: list[Row] = []
+    # What datasets writes goes with the folder, so that a later change of a file is never missed.
+    with tempfile.TemporaryDirectory(prefix="heft-rows-") as cache:
+        for number, file in enumerate(found.files):
+            with file.open("rb") as stream:
+                refuse_disguised(file, stream.read(32), _STARTS[found.format])
+            # A name without the characters that datasets takes for a pattern.
+            link = Path(cache, f"{number}.{found.format}")
+            link.symlink_to(file.resolve())
+            with _quiet_datasets(file):
+                # One file at a time: datasets would cast all to the columns of the first.
+                if _rows_of(link):
+                    loaded = load_dataset(
+                        found.format, data_files=[str(link)], split="train", cache_dir=cache
+                    )
+                    rows += loaded.to_list()
     return rows
+
+
+def _rows_of(file: Path) -> int:
+    """How many rows a file has; ``datasets`` takes none for an error."""
+    import pyarrow.parquet
+
+    if file.suffix == ".parquet":
+        return int(pyarrow.parquet.read_metadata(file).num_rows)
+    with pyarrow.memory_map(str(file)) as stream:
+        try:
+            return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(stream))
+        except pyarrow.ArrowInvalid:
+            reader = pyarrow.ipc.open_file(stream)
+            return sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+
+
+@contextmanager
+def _quiet_datasets(file: Path) -> Iterator[None]:
+    """Keep ``datasets`` from writing to the terminal, and say in one message what it refuses."""
+    import datasets
+    import pyarrow
+
+    datasets.disable_progress_bars()
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except (
+        datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, OSError, ValueError,
+        KeyError, TypeError,
+    ) as error:  # fmt: skip
+        if isinstance(error, PermissionError):
+            raise
+        reason = str(error.__cause__ or error).split("\n")[0]
+        what = _WHAT.get(file.suffix, "data set that save_to_disk wrote")
+        raise UserError(f"{file} is not a {what} that can be read: {reason}") from error
+    finally:
+        datasets.logging.set_verbosity(level)
 
 
 def _read_hub(data: DataSettings, where: str, split: str) -> list[Row]:

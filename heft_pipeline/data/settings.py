@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from heft_pipeline.declare_settings import Settings, found, setting
+from heft_pipeline.declare_settings import FrozenDict, Settings, found, setting
 from heft_pipeline.errors import UserError
 
 
@@ -15,11 +15,13 @@ class DataSettings(Settings):
     id: str | None = setting(None, "a data set on the hub", identity=False)
     path: str | None = setting(
         None,
-        "a local folder with a .jsonl or .parquet file for each split, or builtin:demo; used "
-        "instead of data.id",
+        "a local folder with a file or folder for each split (JSON lines, CSV, Parquet, ...), or "
+        "builtin:demo; used instead of data.id",
         identity=False,
     )
-    subset: str | None = setting(None, "the hub data set's configuration")
+    subset: str | None = setting(
+        None, "the hub data set's configuration; of a local folder, the folder in it to read"
+    )
     revision: str | None = setting(
         "main", "a branch, tag or commit of the hub data set", identity=False
     )
@@ -46,8 +48,10 @@ class DataSettings(Settings):
         "choices",
     )
     answer_column: str = setting("answer", "the column that holds the label of the right answer")
-    choices: dict[str, str] = setting(
-        MISSING, "for each label, the text that is scored after the prompt"
+    # Without types, so that check() and not OmegaConf says what YAML makes of yes, no and numbers.
+    choices: dict = setting(
+        MISSING,
+        "for each label (a value of answer_column), the text that is scored after the prompt",
     )
     id_column: str | None = setting(
         None, "the column that names a row in predictions.parquet; null: split and row number"
@@ -67,6 +71,16 @@ class DataSettings(Settings):
     content: str | None = found(
         "The content of the rows: sha256:DIGEST of a folder, or hub:ID@COMMIT."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.choices, dict):
+            # As str and JSON would write them, and as rows are compared with them: 0, true.
+            names = [_written(label) for label in self.choices]
+            if len(set(names)) == len(names):
+                texts = [str(text) if type(text) is int else text for text in self.choices.values()]
+                named = FrozenDict(dict(zip(names, texts, strict=True)))
+                object.__setattr__(self, "choices", named)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,7 +104,17 @@ class DataSettings(Settings):
                 f"{key}.choices={dict(self.choices)} needs two or more answers; add one with, "
                 f"e.g., +{key}.choices.maybe=' maybe'"
             )
+        if twice := [label for label in self.choices if not isinstance(label, str)]:
+            raise UserError(
+                f"{key}.choices has the label {_written(twice[0])} twice (without quotes, yes and "
+                "no are true and false in YAML); write labels in quotes"
+            )
         for label, text in self.choices.items():
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{key}.choices.{label} is {text!r}, which is no text: without quotes, YAML "
+                    "takes yes and no for truth values; write it in quotes, e.g. ' yes'"
+                )
             if not text.strip():
                 raise UserError(
                     f"{key}.choices.{label} is {text!r}: a choice needs text to score, e.g. ' yes'"
@@ -104,3 +128,7 @@ class DataSettings(Settings):
             raise UserError(
                 f"{key}.dev_size={self.dev_size} must be a share below 1 or a whole number of rows"
             )
+
+
+def _written(label: object) -> str:
+    return str(label).lower() if isinstance(label, bool) else str(label)

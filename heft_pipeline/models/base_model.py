@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation
+from heft_pipeline.models.checkpoint_files import only_read_files
 from heft_pipeline.models.head import prepare_head
 from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
 from heft_pipeline.models.settings import ModelSettings
@@ -68,13 +70,18 @@ def load_config(settings: ModelSettings) -> Any:
     Raises:
         UserError: There is none, or its architecture is unknown.
     """
+    with only_read_files(settings) as source:
+        return _named(_config(source, settings), settings)
+
+
+def _config(source: str, settings: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(settings.id, **_where(settings))
+        return AutoConfig.from_pretrained(source, **_where(settings))
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(
-            settings, "has no configuration that transformers can read", error
+            settings, source, "has no configuration that transformers can read", error
         ) from error
 
 
@@ -86,10 +93,18 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(settings.id, **_where(settings))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable(settings, "has no tokenizer that transformers can read", error) from error
+    with only_read_files(settings) as source:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **_where(settings))
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise _unloadable(
+                settings, source, "has no tokenizer that transformers can read", error
+            ) from error
+        if not tokenizer.is_fast and type(tokenizer).__module__.startswith("transformers."):
+            # It reads files that were left out because there is a tokenizer.json.
+            _refuse_unread_tokenizer(settings, source, type(tokenizer).__name__)
+    tokenizer.name_or_path = settings.id
+    return tokenizer
 
 
 def skeleton(settings: ModelSettings) -> Any:
@@ -100,14 +115,16 @@ def skeleton(settings: ModelSettings) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(settings)
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=settings.trust_remote_code
-            )
-    except ValueError as error:
-        raise _unloadable(settings, "is not a causal language model", error) from error
+    with only_read_files(settings) as source:
+        config = _config(source, settings)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=settings.trust_remote_code
+                )
+        except ValueError as error:
+            raise _unloadable(settings, source, "is not a causal language model", error) from error
+    return _named(model, settings)
 
 
 def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
@@ -141,29 +158,31 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     config = load_config(settings)
     tokenizer = load_tokenizer(settings)
     dtype = base_dtype(settings, config)
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            settings.id,
-            output_loading_info=True,
-            dtype=dtype,
-            attn_implementation=attention_implementation(
-                settings.attn_implementation, config.get_text_config().model_type, device, dtype
-            ),
-            use_safetensors=True,
-            **_quantized(settings, device, dtype),
-            **_where(settings),
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = unreadable(settings.id, error)
-        raise UserError(f"model.id={settings.id} cannot be loaded: {reason}") from error
+    attention = attention_implementation(
+        settings.attn_implementation, config.get_text_config().model_type, device, dtype
+    )
+    with only_read_files(settings) as source:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                output_loading_info=True,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                # The checkpoint's would have penalties, sampling or end tokens change the answers.
+                generation_config=GenerationConfig(),
+                **_quantized(settings, device, dtype),
+                **_where(settings),
+            )
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise _unloadable(settings, source, "cannot be loaded", unreadable(error)) from error
+    _named(model, settings)
     path, layers = decoder_layers(model)
     refuse_incomplete(f"model.id={settings.id}", model, path, info)
     refuse_broken(f"model.id={settings.id}", model)
     model.requires_grad_(False).eval()
-    # generation_config.json would have penalties, sampling or end tokens change the answers.
-    model.generation_config = GenerationConfig()
     if settings.quantization == "none":
         model.to(device)
     prepare_head(model)
@@ -292,6 +311,24 @@ def _where(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _unloadable(settings: ModelSettings, what: str, error: Exception) -> UserError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _named(loaded: Any, settings: ModelSettings) -> Any:
+    """A model or configuration that says where it is from, and not which links it was read by."""
+    for one in (loaded, getattr(loaded, "config", loaded)):
+        one.name_or_path = settings.id
+    return loaded
+
+
+def _refuse_unread_tokenizer(settings: ModelSettings, source: str, name: str) -> None:
+    if Path(source, "tokenizer.json").is_file():
+        raise UserError(
+            f"model.id={settings.id}: its tokenizer ({name}) does not read tokenizer.json, but "
+            "files of its own; move tokenizer.json out of the folder"
+        )
+
+
+def _unloadable(
+    settings: ModelSettings, source: str, what: str, error: Exception | str
+) -> UserError:
+    reason = str(error).strip() or type(error).__name__
+    first_line = reason.splitlines()[0].replace(source, settings.id)
     return UserError(f"model.id={settings.id} {what}: {first_line}")

@@ -2,15 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from heft_pipeline.errors import UserError
-
-#: The words that a file begins with when Git LFS has not fetched its content.
-_LFS = b"version https://git-lfs"
+from heft_pipeline.models.checkpoint_files import adapter_beside
 
 
 def refuse_incomplete(
@@ -49,11 +46,7 @@ def refuse_incomplete(
             f"count, e.g. {dropped[0]}; use the config.json that belongs to the checkpoint"
         )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError(
-            f"{name} has an adapter (adapter_config.json) beside its weights, which would be "
-            "applied on top of them; move it out of the folder, or start from it with "
-            "lora.init_from"
-        )
+        raise adapter_beside(name)
 
 
 def refuse_broken(name: str, model: torch.nn.Module) -> None:
@@ -76,21 +69,15 @@ def refuse_broken(name: str, model: torch.nn.Module) -> None:
                 )
 
 
-def unreadable(folder: str, error: Exception) -> str:
+def unreadable(error: Exception) -> str:
     """Why a checkpoint's files cannot be read.
 
     Args:
-        folder: The model's folder; other names are allowed.
         error: What reading them raised.
 
     Returns:
         A phrase with the way out.
     """
-    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
-    for file in files:
-        with file.open("rb") as stream:
-            if stream.read(len(_LFS)) == _LFS:
-                return f"{file.name} is a Git LFS pointer, not the weights; run `git lfs pull`"
     if "mismatched_sizes" in str(error):
         return (
             "its weights have other shapes than its config.json says; use the config.json that "

@@ -172,9 +172,9 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
         UserError: The model, the data or an adapter cannot be found.
     """
     model, data = config.model, config.data
-    source = sources.model(model.id, model.revision or "main")
+    source = sources.model(model.id, model.revision or "main", model.trust_remote_code)
     model = dataclasses.replace(model, id=source.location, **_identified(source, model.name))
-    source = sources.data(data.id, data.path, data.revision or "main")
+    source = sources.data(data)
     data = dataclasses.replace(data, location=source.location, **_identified(source, data.name))
     stages: list[StageSpec] = []
     for entry in config.method.stages or ("",):
@@ -209,10 +209,7 @@ def _adapters(
 ) -> tuple[AdapterSettings, ...]:
     """The settings of the adapters that a stage trains; several adapters share one schedule."""
     adapters = [
-        dataclasses.replace(
-            adapter.resolved(),
-            init_content=sources.adapter(f"{adapter.kind}.init_from", adapter.init_from),
-        )
+        dataclasses.replace(adapter.resolved(), init_content=sources.adapter(adapter))
         for adapter in map(config.adapter, names)
     ]
     if len(adapters) > 1:

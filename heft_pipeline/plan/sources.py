@@ -1,27 +1,33 @@
 """Where models and data come from, and what exactly they are.
 
-A local folder is identified by the SHA-256 of its files and a hub repository by its commit, so
-that new content under an old name is never mistaken for the old content.
+A local folder is identified by the SHA-256 of the files that are read from it, and of no others. A
+hub repository is identified by its commit. So new content under an old name is never mistaken for
+the old content.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.data.split_files import files_read
 from heft_pipeline.errors import UserError
+from heft_pipeline.models.checkpoint_files import model_files
 
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = {
     "builtin:tiny": PACKAGE / "models" / "tiny",
     "builtin:demo": PACKAGE / "data" / "demo" / "files",
 }
-#: Files of a model folder that cannot change what the model computes.
-_IGNORED = {"README.md", "LICENSE", "generation_config.json", ".gitattributes"}
 #: Digests of files of at least this size are remembered between invocations.
 _REMEMBER_BYTES = 32 * 2**20
+#: Finds the files of a folder that are read.
+_Files = Callable[[Path], Iterable[Path]]
 
 
 @dataclass(frozen=True)
@@ -50,61 +56,88 @@ class Sources:
         self._cache = cache
         self._found: dict[tuple[str, ...], Source] = {}
 
-    def model(self, id: str, revision: str) -> Source:
+    def model(self, id: str, revision: str, trust_remote_code: bool = False) -> Source:
         """Locate ``model.id``: a builtin name, a local folder, or a hub repository.
 
         Args:
             id: The value of ``model.id``.
             revision: A branch, tag or commit; used only for a hub repository.
+            trust_remote_code: Whether a local folder's own code may run.
 
         Raises:
-            UserError: There is no such folder or repository, this account has no access to it, or
-                the hub cannot be reached.
+            UserError: There is no such folder or repository, a local folder lacks a file, this
+                account has no access to the repository, or the hub cannot be reached.
         """
-        return self._once(("model", id, revision), "model.id", id, revision)
 
-    def data(self, id: str | None, path: str | None, revision: str) -> Source:
+        def files(folder: Path) -> Iterable[Path]:
+            return model_files(folder, trust_remote_code, f"model.id={id}")
+
+        return self._once(("model", id, revision, trust_remote_code), "model.id", revision, files)
+
+    def data(self, data: DataSettings) -> Source:
         """Locate a task: ``data.path`` if it is given, else the hub data set ``data.id``.
 
         Args:
-            id: The value of ``data.id``.
-            path: The value of ``data.path``.
-            revision: A branch, tag or commit; used only for a hub data set.
+            data: The task; its splits say which files of a folder are read.
 
         Raises:
-            UserError: As for :meth:`model`.
+            UserError: As for :meth:`model`, or a local folder has not exactly one file, or set of
+                files, for a split.
         """
-        if path is not None:
-            if path not in BUILTIN and not Path(path).expanduser().is_dir():
-                raise UserError(f"data.path={path} is not a folder; give a folder with data files")
-            return self._once(("data", path), "data.path", path, "")
-        return self._once(("data", str(id), revision), "data.id", str(id), revision)
+        path, splits = data.path, (data.subset, data.train_split, data.dev_split, data.eval_split)
+        if path is None:
+            memo = ("data", str(data.id), data.revision)
+            return self._once(memo, "data.id", data.revision or "main", lambda _: ())
+        folder = Path(path).expanduser()
+        if folder.is_file():
+            raise UserError(
+                f"data.path={path} is a file; give its folder, data.path={folder.parent}, and name "
+                "its files without their endings in data.train_split and data.eval_split"
+            )
+        if path not in BUILTIN and not folder.is_dir():
+            raise UserError(f"data.path={path} is not a folder; give a folder with data files")
+        return self._once(
+            ("data", path, splits), "data.path", "", lambda found: files_read(data, found)
+        )
 
-    def adapter(self, key: str, path: str | None) -> str | None:
-        """Identify a folder of adapter weights that training starts from.
+    def adapter(self, adapter: AdapterSettings) -> str | None:
+        """Identify the files of ``init_from``, an adapter that training starts from.
 
         Args:
-            key: The config key, for the error message.
-            path: The key's value.
+            adapter: The settings of the adapter to train.
 
         Returns:
-            ``sha256:DIGEST``, or None if ``path`` is None.
+            ``sha256:DIGEST``, or None if ``init_from`` is None.
 
         Raises:
-            UserError: ``path`` is not a folder.
+            UserError: It is not a folder, or lacks a file.
         """
+        key, path = f"{adapter.kind}.init_from", adapter.init_from
         if path is None:
             return None
         if not Path(path).expanduser().is_dir():
             raise UserError(f"{key}={path} is not a folder; give the folder of a saved adapter")
-        return self._once((key, path), key, path, "").content
 
-    def _once(self, memo: tuple[str, ...], key: str, name: str, revision: str) -> Source:
+        def files(folder: Path) -> Iterable[Path]:
+            found = [folder / name for name in adapter.start_files(folder)]
+            if not found:
+                raise UserError(f"{key}: {adapter.title} cannot start from a saved adapter")
+            if missing := [file.name for file in found if not file.is_file()]:
+                raise UserError(
+                    f"{key}={path} has no {missing[0]}; give the folder of a saved "
+                    f"{adapter.title} adapter"
+                )
+            return found
+
+        return self._once((key, path), key, "", files).content
+
+    def _once(self, memo: tuple[Any, ...], key: str, revision: str, files: _Files) -> Source:
+        name = str(memo[1])
         if memo not in self._found:
             folder = BUILTIN.get(name, Path(name).expanduser())
             if folder.is_dir():
-                absolute = str(folder.resolve())
-                self._found[memo] = Source(absolute, None, self._folder_digest(key, folder))
+                content = self._folder_digest(key, folder.resolve(), files)
+                self._found[memo] = Source(str(folder.resolve()), None, content)
             elif name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
                 raise UserError(f"{key}={name} is not a folder; give a folder or a hub id")
             else:
@@ -112,17 +145,14 @@ class Sources:
                 self._found[memo] = Source(name, commit, f"hub:{name}@{commit}")
         return self._found[memo]
 
-    def _folder_digest(self, key: str, folder: Path) -> str:
-        names = sorted(
-            p.name
-            for p in folder.iterdir()
-            if p.is_file() and p.name not in _IGNORED and not p.name.startswith(".")
-        )
-        if not names:
-            raise UserError(f"{key}={folder} holds no files")
+    def _folder_digest(self, key: str, folder: Path, files: _Files) -> str:
         total = hashlib.sha256()
-        for name, digest in zip(names, self._digests(folder / n for n in names), strict=True):
-            total.update(f"{name}\0{digest}\n".encode())
+        try:
+            found = sorted(set(files(folder)))
+            for file, digest in zip(found, self._digests(found), strict=True):
+                total.update(f"{file.relative_to(folder).as_posix()}\0{digest}\n".encode())
+        except OSError as error:
+            raise UserError(f"{key}: {error.filename} cannot be read ({error.strerror})") from error
         return f"sha256:{total.hexdigest()}"
 
     def _digests(self, files: Iterable[Path]) -> list[str]:

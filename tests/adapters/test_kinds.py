@@ -29,6 +29,7 @@ def test_every_folder_is_a_kind() -> None:
     for name, settings in kinds().items():
         assert settings.kind == name
         assert settings.title and settings.__doc__
+        assert settings.init_files or "start_files" in vars(settings)
 
 
 def test_the_rest_of_the_code_names_no_kind() -> None:

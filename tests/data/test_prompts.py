@@ -10,12 +10,13 @@ import pytest
 
 from heft_pipeline.data.dev_split import hold_out
 from heft_pipeline.data.encode import Encoder, pieces
-from heft_pipeline.data.prompts import Task, choice_tokens, load_task
+from heft_pipeline.data.prompts import Task, _golds, choice_tokens, load_task
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import load_tokenizer
 from heft_pipeline.plan.graph import Run
+from tests.conftest import composed_run, write_rows
 
 ComposeRun = Callable[..., Run]
 
@@ -161,3 +162,65 @@ def test_other_labels_than_booleans(
     task, _, _ = loaded(compose_run, *small, *asked, *choices, "+data.choices.1=' no'", seed=3)
     assert [e.gold for e in task.eval] == [0, 1] * 4
     assert task.labels == ("entailment", "1")
+
+
+@pytest.mark.parametrize(
+    ("choices", "values", "labels"),
+    [
+        ("{yes: ' yes', no: ' no'}", [True, False], ["true", "false"]),
+        ("{'true': ' yes', False: ' no'}", [True, False], ["true", "false"]),
+        ("{'yes': ' yes', 'no': ' no'}", ["yes", "no"], ["yes", "no"]),
+        ("{0: ' yes', 1: ' no'}", [0, 1], ["0", "1"]),
+        ("{0: ' yes', 1: ' no'}", ["0", "1"], ["0", "1"]),
+        ("{0.5: ' yes', 1.0: ' no'}", [0.5, 1.0], ["0.5", "1.0"]),
+        ("{'True': ' yes', 'False': ' no'}", ["True", "False"], ["True", "False"]),
+        ("{a: 1, b: ' no'}", ["a", "b"], ["a", "b"]),
+    ],
+)
+def test_labels_of_a_yaml_file_are_compared_as_a_row_shows_them(
+    task_file: Callable[..., DataSettings], choices: str, values: list[Any], labels: list[str]
+) -> None:
+    data = task_file(choices, values)
+    assert data.labels == tuple(labels)
+    assert all(isinstance(text, str) for text in data.choices.values())
+    assert _golds(data, "eval", read_splits(data, 0)["eval"]) == [0, 1] * 8
+
+
+@pytest.mark.parametrize(
+    ("choices", "values", "said"),
+    [
+        ("{yes: ' yes', no: ' no'}", ["yes", "no"],
+         r"answer='yes', which is not among data\.choices \(true, false\); the column has 'no', "
+         r"'yes', .*yes and no need quotes"),
+        ("{'true': ' yes', 'false': ' no'}", ["True", "False"],
+         r"not among data\.choices \(true, false\); the column has 'False', 'True'"),
+        ("{0: ' yes', 1: ' no'}", [True, False], r"\(0, 1\); the column has False, True"),
+        ("{'true': yes, 'false': no}", [True, False], r"choices\.true is True, which is no text"),
+        ("{'true': 0.10, 'false': no}", [True, False], r"choices\.true is 0\.1, which is no text"),
+        ("{'true': null, 'false': no}", [True, False], r"choices\.true is None, which is no text"),
+        ("{'true': a, yes: b, no: c}", [True, False], r"choices has the label true twice"),
+    ],
+)  # fmt: skip
+def test_labels_and_texts_that_yaml_takes_for_something_else_are_explained(
+    task_file: Callable[..., DataSettings], choices: str, values: list[Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        data = task_file(choices, values)
+        _golds(data, "eval", read_splits(data, 0)["eval"])
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Callable[..., DataSettings]:
+    """Makes a task of a user's own folder of configs, with choices as YAML has them."""
+
+    def made(choices: str, values: list[Any]) -> DataSettings:
+        rows = [{"question": f"w{n}", "answer": value} for n in range(8) for value in values]
+        for split in ("train", "validation"):
+            write_rows(tmp_path / "rows" / f"{split}.jsonl", rows)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "mine.yaml").write_text(
+            f"path: {tmp_path / 'rows'}\nprompt: '{{question}}'\nchoices: {choices}\n"
+        )
+        return composed_run(f"hydra.searchpath=[{tmp_path}]", "data=mine").last.data
+
+    return made

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heft_pipeline.data.rows import read_splits, split_files
+from heft_pipeline.data.rows import read_splits
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.report.provenance import _examples
@@ -16,58 +16,6 @@ from heft_pipeline.store.stage_folders import Store
 from tests.conftest import make_rows, write_rows
 
 ComposeRun = Callable[..., Run]
-
-
-def files(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).touch()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("names", "found"),
-    [
-        (["train.jsonl", "validation.jsonl"], ["train.jsonl"]),
-        (["train.parquet", "train-old.jsonl", "training.jsonl"], ["train.parquet"]),
-        (["train.jsonl", "train-2023-backup.jsonl"], ["train.jsonl"]),
-        (["train.jsonl", "train.txt", "train.jsonl.bak"], ["train.jsonl"]),
-        (
-            ["train-00001-of-00002.parquet", "train-00000-of-00002.parquet"],
-            ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
-        ),
-        (["train-00000-of-00001-a1b2c3.parquet"], ["train-00000-of-00001-a1b2c3.parquet"]),
-    ],
-)
-def test_a_split_is_one_file_or_all_of_its_shards(
-    tmp_path: Path, names: list[str], found: list[str]
-) -> None:
-    assert [f.name for f in split_files(files(tmp_path, *names), "train", "x")] == found
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["train.jsonl", "train.parquet"], r"more than one train: train\.jsonl, train\.parquet"),
-        (["train.jsonl", "train-00000-of-00001.parquet"], "more than one train"),
-        (["train-00000-of-00001.jsonl", "train-00000-of-00001.parquet"], "more than one train"),
-        (["train-00000-of-00002.parquet", "train-00001-of-00003.parquet"], "more than one train"),
-        (["train-0-of-2-ab.parquet", "train-1-of-2-cd.parquet"], "more than one train"),
-        (["train-00001-of-00003.parquet"], "1 of 3 files of train; numbers 0, 2 are missing"),
-        (["validation-2023-backup.jsonl"], r"no train\.jsonl .*it has validation-2023"),
-    ],
-)
-def test_what_could_be_another_split_is_refused(
-    tmp_path: Path, names: list[str], said: str
-) -> None:
-    with pytest.raises(UserError, match=rf"data\.train_split=train: .*{said}"):
-        split_files(files(tmp_path, *names), "train", "data.train_split=train")
-
-
-def test_a_folder_of_part_files_is_refused(tmp_path: Path) -> None:
-    """Its files would not be in the task's digest."""
-    (tmp_path / "train.parquet").mkdir()
-    with pytest.raises(UserError, match=r"train\.parquet is a folder"):
-        split_files(tmp_path, "train", "data.train_split=train")
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x1c"])

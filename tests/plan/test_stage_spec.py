@@ -106,7 +106,7 @@ CHANGING = [
     "data.choices.true=' maybe'", "data.max_train_rows=9", "data.max_eval_rows=9",
     "data.dev_size=0.3", "data.max_prompt_tokens=30", "data.truncate_column=null",
     "data.train_split=validation", "data.eval_split=train", "data.dev_split=validation",
-    "data.answer_column=question", "data.id_column=question", "data.subset=x",
+    "data.answer_column=question", "data.id_column=question",
     "reft.reuse=off", "reft.reuse_budget_gib=1", "reft.merge_parent=true",
     "training.gradient_checkpointing=true", "training.compile=true",
     "model.quantization=nf4", "training.micro_batch_tokens=auto",

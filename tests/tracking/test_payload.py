@@ -38,7 +38,9 @@ def test_folders_of_this_machine_are_shown_by_name_and_digest(
     starts = {kind: tmp_path / f"{kind}-start" for kind in ("lora", "reft")}
     for folder in starts.values():
         folder.mkdir()
-        (folder / "weights").write_text(folder.name)
+        for name in ("adapter_config.json", "adapter_model.safetensors", "intkey_a.bin"):
+            (folder / name).write_text(folder.name)
+        (folder / "config.json").write_text('{"sorted_keys": ["a"]}')
     asked = [*small, *(f"{kind}.init_from={folder}" for kind, folder in starts.items())]
     run = composed_run(*asked, "method=joint")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

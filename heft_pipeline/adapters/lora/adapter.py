@@ -20,7 +20,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, decoder_layers
 from heft_pipeline.models.settings import ModelSettings
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = LoraSettings.init_files
 #: PEFT's options that do not change what saved weights mean. The names and shapes of the weights
 #: themselves say which modules they are for.
 _NOT_MEANING = frozenset(
@@ -211,8 +211,8 @@ def _refuse_other_config(settings: LoraSettings, folder: Path) -> None:
         saved = PeftConfig.from_pretrained(str(folder)).to_dict()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"lora.init_from={folder} has no adapter_config.json that PEFT can read; give a "
-            "folder that PEFT's save_pretrained wrote"
+            f"lora.init_from={folder} has no {CONFIG} that PEFT can read; give a folder "
+            "that PEFT's save_pretrained wrote"
         ) from error
     own = settings.peft_config().to_dict()
     for key in dict.fromkeys([*_SETTING_NAMES, *sorted(own.keys() | saved.keys())]):

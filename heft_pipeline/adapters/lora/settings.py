@@ -28,6 +28,8 @@ class LoraSettings(AdapterSettings):
 
     kind: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
+    #: PEFT's own.
+    init_files: ClassVar[tuple[str, ...]] = ("adapter_config.json", "adapter_model.safetensors")
 
     rank: int = setting("${rank}", "the rank of the update", above=0, example=8)
     alpha: float | None = setting(

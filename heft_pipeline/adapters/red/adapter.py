@@ -18,7 +18,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, feed_forward_outputs
 from heft_pipeline.models.settings import ModelSettings
 
-WEIGHTS = "red.safetensors"
+(WEIGHTS,) = RedSettings.init_files
 _EXPORTED = """\
 from safetensors.torch import load_file
 red = load_file("{folder}/red.safetensors")

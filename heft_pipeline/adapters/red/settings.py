@@ -13,6 +13,7 @@ class RedSettings(EditSettings):
 
     kind: ClassVar[str] = "red"
     title: ClassVar[str] = "RED"
+    init_files: ClassVar[tuple[str, ...]] = ("red.safetensors",)
 
     learning_rate: float = setting(
         "${tiny_or:${model.id},2e-2,1e-3}", "the highest learning rate", above=0, example=1e-3

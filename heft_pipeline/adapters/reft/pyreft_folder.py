@@ -69,7 +69,7 @@ def read_pyreft(adapter: Interventions, folder: Path) -> None:
     Raises:
         UserError: A file is missing, or the interventions' type, rank or number is different.
     """
-    _load(adapter, folder, _intervention_files(folder))
+    _load(adapter, folder, _interventions(adapter.settings, folder))
 
 
 def _load(adapter: Interventions, folder: Path, files: list[Path]) -> None:
@@ -102,7 +102,7 @@ def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> No
     if settings.init_from is None:
         return
     folder = Path(settings.init_from).expanduser()
-    files = _intervention_files(folder)
+    files = _interventions(settings, folder)
     wanted = units(settings, num_layers)
     if len(files) != len(wanted):
         raise UserError(
@@ -122,19 +122,11 @@ def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> No
         _load(one, folder, [file])
 
 
-def _intervention_files(folder: Path) -> list[Path]:
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"reft.init_from={folder} has no config.json; give a folder that pyreft's "
-            "ReftModel.save wrote"
-        )
-    keys = json.loads((folder / "config.json").read_text()).get("sorted_keys") or []
-    files = [folder / f"intkey_{key}.bin" for key in keys]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise UserError(
-            f"reft.init_from={folder} lacks {missing[0] if missing else 'intkey_*.bin'}"
-        )
+def _interventions(settings: ReftSettings, folder: Path) -> list[Path]:
+    """The files of the interventions, in order; the first of all files is pyreft's config."""
+    files = [folder / name for name in settings.start_files(folder)[1:]]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"reft.init_from={folder} lacks {missing[0]}")
     return files
 
 

@@ -1,7 +1,10 @@
 """The settings of ReFT."""
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from heft_pipeline.adapters.kind import EditSettings, Reach
@@ -86,6 +89,17 @@ class ReftSettings(EditSettings):
     def tokens_needed(self) -> int:
         """How many tokens a prompt needs to be edited at all positions."""
         return tokens_needed(self.positions)
+
+    def start_files(self, folder: Path) -> Sequence[str]:
+        """See :meth:`AdapterSettings.start_files`; the config of pyreft's folder lists them."""
+        try:
+            keys = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sorted_keys"]
+            return ("config.json", *(f"intkey_{key}.bin" for key in keys))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"reft.init_from={folder} has no config.json that names interventions; give a "
+                "folder that pyreft's ReftModel.save wrote"
+            ) from error
 
     def check_mode(self, mode: str) -> None:
         """Refuse to generate with pyreft's engine."""

@@ -1,0 +1,138 @@
+"""Which files of a local model folder are read: one list for loading and for the fingerprint.
+
+transformers looks for files under names that differ from class to class, and what is there can
+change what it reads. So it is given a folder of links to the files of the list, and sees no others.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.settings import ModelSettings
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZER = "tokenizer_config.json"
+_TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+#: Only read if the tokenizer's config does not say which tokens were added.
+_ADDED_TOKENS = ("special_tokens_map.json", "added_tokens.json")
+#: What tokenizers without a tokenizer.json are made from; each class has names of its own.
+_VOCABULARY = (
+    "vocab*", "*_vocab.json", "merges.txt", "*.model", "*.model.v*", "*.tiktoken", "tekken.json",
+    "*.spm", "*.codes", "dict.txt", "emoji.json", "normalizer.json", "byte_maps.json",
+)  # fmt: skip
+#: The words that a file begins with when Git LFS has not fetched its content.
+_LFS = b"version https://git-lfs"
+
+
+def model_files(folder: Path, trust_remote_code: bool, name: str) -> list[Path]:
+    """Find the files that a model and its tokenizer are read from.
+
+    Args:
+        folder: The model's folder.
+        trust_remote_code: Whether the folder's own code may run.
+        name: What to call the model in messages, e.g. ``model.id=FOLDER``.
+
+    Raises:
+        UserError: A file is missing or was not fetched, or there is an adapter beside the weights.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise adapter_beside(name)
+    config = _decoded(folder / "config.json", name)
+    tokenizer = _decoded(folder / _TOKENIZER, name) if (folder / _TOKENIZER).is_file() else {}
+    names = ["config.json", *config.get("configuration_files", [])]
+    names += [_TOKENIZER, "tokenizer.json", *tokenizer.get("fast_tokenizer_files", []), *_TEMPLATES]
+    if "added_tokens_decoder" not in tokenizer:
+        names += _ADDED_TOKENS
+    own_code = trust_remote_code and bool(config.get("auto_map") or tokenizer.get("auto_map"))
+    if own_code or not (folder / "tokenizer.json").is_file():
+        names += _VOCABULARY
+    if own_code:
+        names.append("*.py")
+    found = {file for pattern in names for file in folder.glob(pattern) if file.is_file()}
+    files = sorted(found | set(_weights(folder, config, name)))
+    for file in files:
+        _refuse_pointer(file, name)
+    return files
+
+
+def adapter_beside(name: str) -> UserError:
+    """The error for a model, called ``name``, that has an adapter in its folder."""
+    return UserError(
+        f"{name} has an adapter (adapter_config.json) beside its weights, which would be applied "
+        "on top of them; move it out of the folder, or start from it with lora.init_from"
+    )
+
+
+@contextmanager
+def only_read_files(settings: ModelSettings) -> Iterator[str]:
+    """Give transformers nothing but the files of :func:`model_files` to read.
+
+    Args:
+        settings: The model.
+
+    Yields:
+        A temporary folder of links for a local model, and the repository's name for one on the hub.
+    """
+    folder = Path(settings.id)
+    if settings.revision is not None or not folder.is_dir():
+        yield settings.id
+        return
+    files = model_files(folder, settings.trust_remote_code, f"model.id={folder}")
+    with tempfile.TemporaryDirectory(prefix="heft-model-") as temporary:
+        shown = Path(temporary, folder.name)
+        for file in files:
+            link = shown / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+        yield str(shown)
+
+
+def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
+    """The file of the weights, or their shards and the index that lists them."""
+    file = folder / str(config.get("transformers_weights") or _WEIGHTS)
+    if not file.is_file() and file.name == _WEIGHTS:
+        file = folder / _INDEX
+    if not file.is_file():
+        raise UserError(
+            f"{name} has no {_WEIGHTS} or {_INDEX}; download the whole checkpoint, or save it "
+            "again with save_pretrained, which writes safetensors"
+        )
+    if not file.name.endswith(".index.json"):
+        return [file]
+    _refuse_pointer(file, name)
+    shards = sorted({folder / str(s) for s in _decoded(file, name).get("weight_map", {}).values()})
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise UserError(
+            f"{name} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} other files" if missing[1:] else "")
+            + f", which {file.name} lists; download the whole checkpoint"
+        )
+    return [file, *shards]
+
+
+def _decoded(file: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{name} has no {file.name}; give a folder with a whole model, as save_pretrained "
+            "writes it"
+        ) from None
+    except ValueError as error:
+        _refuse_pointer(file, name)
+        raise UserError(f"{name}: {file.name} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{name}: {file.name} is not a JSON object")
+    return found
+
+
+def _refuse_pointer(file: Path, name: str) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{name}: {file.name} is a Git LFS pointer, not the file; run `git lfs pull`"
+            )
