@@ -96,13 +96,17 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     with only_read_files(settings) as source:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **_where(settings))
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise _unloadable(
                 settings, source, "has no tokenizer that transformers can read", error
             ) from error
-        if not tokenizer.is_fast and type(tokenizer).__module__.startswith("transformers."):
-            # It reads files that were left out because there is a tokenizer.json.
-            _refuse_unread_tokenizer(settings, source, type(tokenizer).__name__)
+        own_code = not type(tokenizer).__module__.startswith("transformers.")
+        if not (tokenizer.is_fast or own_code) and Path(source, "tokenizer.json").is_file():
+            # Its vocabulary was left out, because there is a tokenizer.json.
+            raise UserError(
+                f"model.id={settings.id}: its tokenizer ({type(tokenizer).__name__}) does not read "
+                "tokenizer.json, but files of its own; move tokenizer.json out of the folder"
+            )
     tokenizer.name_or_path = settings.id
     return tokenizer
 
@@ -316,14 +320,6 @@ def _named(loaded: Any, settings: ModelSettings) -> Any:
     for one in (loaded, getattr(loaded, "config", loaded)):
         one.name_or_path = settings.id
     return loaded
-
-
-def _refuse_unread_tokenizer(settings: ModelSettings, source: str, name: str) -> None:
-    if Path(source, "tokenizer.json").is_file():
-        raise UserError(
-            f"model.id={settings.id}: its tokenizer ({name}) does not read tokenizer.json, but "
-            "files of its own; move tokenizer.json out of the folder"
-        )
 
 
 def _unloadable(

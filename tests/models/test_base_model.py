@@ -127,3 +127,31 @@ def test_a_word_beyond_the_embedding_is_refused_before_training(
     prompt = "data.prompt='{passage} Zebra Question: {question} Answer:'"
     with pytest.raises(UserError, match=r"token 68 of row .* embeddings for tokens 0 to 67 only"):
         preflight([compose_run(*small, f"model.id={folder}", prompt).last])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("ByT5Tokenizer", r"does not read tokenizer\.json, .*; move tokenizer\.json out"),
+        ("CTRLTokenizer", r"has no tokenizer that transformers can read"),
+    ],
+)
+def test_a_tokenizer_that_ignores_tokenizer_json_is_refused(
+    compose_run: ComposeRun, small: list[str], edited: Callable[..., Path], kind: str, said: str
+) -> None:
+    """Its own files are not in the fingerprint if there is a tokenizer.json."""
+    folder = edited()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    with pytest.raises(UserError, match=rf"model\.id={folder}:? .*{said}"):
+        load(compose_run, small, folder)
+
+
+def test_a_model_says_where_it_is_from_and_not_which_links_it_was_read_by(
+    compose_run: ComposeRun, small: list[str], edited: Callable[..., Path]
+) -> None:
+    folder = edited()
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 3.0}')
+    base = load_base(compose_run(*small, f"model.id={folder}").last.model, torch.device("cpu"))
+    names = {base.model.name_or_path, base.model.config.name_or_path, base.tokenizer.name_or_path}
+    assert names == {str(folder)}
+    assert base.model.generation_config.to_diff_dict().keys() <= {"transformers_version"}
