@@ -16,6 +16,7 @@ from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, base_dtype, load_config, skeleton
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
 
@@ -57,7 +58,7 @@ class Target:
     @property
     def num_layers(self) -> int:
         """How many decoder layers the model has."""
-        return int(self.config.get_text_config().num_hidden_layers)
+        return len(decoder_layers(self.skeleton())[1])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import check_quantization, load_config, quieten
+from heft_pipeline.models.base_model import check_model, load_config, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
@@ -29,7 +29,10 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
     quieten()
     checked: set[object] = set()
     for stage in stages:
-        check_quantization(stage.model, resolve_device(stage.device))
+        device = resolve_device(stage.device)
+        if (stage.model, device) not in checked:
+            check_model(stage.model, device)
+            checked.add((stage.model, device))
         _check_merging(stage)
         key = (stage.model, stage.data, stage.seed, stage.adapters)
         if key in checked:

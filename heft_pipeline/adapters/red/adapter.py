@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.red.settings import RedSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, feed_forward_outputs
+from heft_pipeline.models.base_model import Base
+from heft_pipeline.models.decoder import feed_forward_outputs
 from heft_pipeline.models.settings import ModelSettings
 
 WEIGHTS = "red.safetensors"

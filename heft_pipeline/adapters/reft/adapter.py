@@ -21,7 +21,8 @@ from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, decoder_layers, skeleton
+from heft_pipeline.models.base_model import Base, skeleton
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
 
