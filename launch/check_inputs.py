@@ -3,6 +3,7 @@
 import time
 
 from rich.console import Console
+from rich.markup import escape
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
@@ -26,10 +27,12 @@ def sources_for(store: Store) -> Sources:
 def check_inputs(plan: Plan, store: Store, console: Console) -> None:
     """Check the stages that are to be trained against their models and data.
 
+    What was decided beyond the settings is printed.
+
     Args:
         plan: The plan.
         store: Where stages are.
-        console: Where to show that this takes a moment.
+        console: Where to print.
 
     Raises:
         UserError: A stage cannot work as configured.
@@ -39,7 +42,9 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
         with console.status("checking models and data"):
             from heft_pipeline.stage.preflight import preflight  # imports torch
 
-            preflight(unfinished, store.tokenized)
+            notes = preflight(unfinished, store.tokenized)
+        for note in notes:
+            console.print(escape(note), soft_wrap=True, highlight=False)
 
 
 def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:

@@ -93,10 +93,12 @@ class Adapter(ABC):
     Attributes:
         settings: The settings that it was made from; their class says which kind it is.
         handles: Its hooks on the model.
+        notes: What was decided for this model beyond the settings, one sentence each.
     """
 
     settings: AdapterSettings
     handles: Sequence[RemovableHandle] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -128,12 +130,15 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, settings: Any, target: "Target") -> None:
+    def check(cls, settings: Any, target: "Target") -> tuple[str, ...]:
         """Refuse settings that do not fit a model and a task, before any weights are loaded.
 
         Args:
             settings: The kind's settings.
             target: The model and the task.
+
+        Returns:
+            The notes that the adapter will have.
 
         Raises:
             UserError: The message names the setting.

@@ -14,7 +14,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
 
 
-def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> None:
+def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> list[str]:
     """Refuse stages whose model, data and adapters do not fit together.
 
     This reads the data and the model's configuration, but no weights.
@@ -23,11 +23,15 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         stages: The stages to be trained.
         tokenized: The folder of tokenised tasks; None for no such folder.
 
+    Returns:
+        What was decided beyond the settings because of a model, each sentence once.
+
     Raises:
         UserError: Something does not fit; the message names the setting.
     """
     quieten()
     checked: set[object] = set()
+    notes: dict[str, None] = {}
     for stage in stages:
         device = resolve_device(stage.device)
         if (stage.model, device) not in checked:
@@ -44,7 +48,9 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> Non
         _check_ids(stage.model, task)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
-            adapter_class(adapter).check(adapter, target)
+            for note in adapter_class(adapter).check(adapter, target):
+                notes[f"{target.name}: {note}"] = None
+    return list(notes)
 
 
 def _check_overlap(data: DataSettings, task: Task) -> None:

@@ -1,7 +1,7 @@
 """One stage from start to end: its parents, training, evaluation, and what is saved."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,13 @@ class Trained:
         counters: What was done and what it cost.
         parameters: The number of trained parameters.
         reuse: What was reused, or why nothing was; empty if nothing was trained.
+        notes: What was decided for this model beyond the settings.
     """
 
     counters: Counters
     parameters: int = 0
     reuse: str = ""
+    notes: Sequence[str] = ()
 
 
 def _train_and_evaluate(stage: StageSpec, store: Store, control: Control) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def _train(
     model.finish()
     if control.ranks.first:
         model.save(folder / "adapter")
-    return Trained(counters, parameters, trainer.reuse)
+    return Trained(counters, parameters, trainer.reuse, model.notes())
 
 
 def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Control) -> Scores:
@@ -222,6 +224,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "train_seconds": counters.train_seconds,
         "reuse_seconds": counters.reuse_seconds,
         "reuse": trained.reuse,
+        "notes": list(trained.notes),
         "dev_seconds": counters.dev_seconds,
         "train_tflop": counters.train_flop / 1e12,
         "train_examples": counters.examples,
