@@ -48,7 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
        "kv_lora_rank": 12, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     "llama4_text": _SIZES | _GROUPED
     | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48},
-    "mamba": _SIZES | {"state_size": 8, "time_step_rank": 4, "expand": 2},
+    "mamba": _SIZES | {"state_size": 4, "time_step_rank": 4, "expand": 2},
     "mamba2": _SIZES
     | {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2,
        "chunk_size": 16},
