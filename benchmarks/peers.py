@@ -30,7 +30,8 @@ from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.resolve import resolve_device
-from heft_pipeline.models.base_model import decoder_layers, load_tokenizer, quieten
+from heft_pipeline.models.base_model import load_tokenizer, quieten
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
 from heft_pipeline.training.flops import FlopCounter

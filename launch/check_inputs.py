@@ -28,6 +28,8 @@ def sources_for(store: Store) -> Sources:
 def check_inputs(plan: Plan, store: Store, console: Console) -> None:
     """Check the stages that are to be trained against their models and data.
 
+    What was decided beyond the settings is printed.
+
     Args:
         plan: The plan.
         store: Where stages are.

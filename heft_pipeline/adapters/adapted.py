@@ -93,6 +93,10 @@ class AdaptedModel:
         """The number of trained parameters, as papers count them."""
         return sum(adapter.count() for adapter in self.trained)
 
+    def notes(self) -> list[str]:
+        """What was decided for the trained adapters beyond their settings, one sentence each."""
+        return [note for adapter in self.trained for note in adapter.notes]
+
     def logits(self, batch: Batch) -> torch.Tensor:
         """The logits that predict a batch's answers.
 

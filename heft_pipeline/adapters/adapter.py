@@ -16,6 +16,7 @@ from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, base_dtype, load_config, skeleton
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
 
@@ -57,7 +58,7 @@ class Target:
     @property
     def num_layers(self) -> int:
         """How many decoder layers the model has."""
-        return int(self.config.get_text_config().num_hidden_layers)
+        return len(decoder_layers(self.skeleton())[1])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,10 +93,12 @@ class Adapter(ABC):
     Attributes:
         settings: The settings that it was made from; their class says which kind it is.
         handles: Its hooks on the model.
+        notes: What was decided for this model beyond the settings, one sentence each.
     """
 
     settings: AdapterSettings
     handles: Sequence[RemovableHandle] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -127,12 +130,15 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, settings: Any, target: "Target") -> None:
+    def check(cls, settings: Any, target: "Target") -> tuple[str, ...]:
         """Refuse settings that do not fit a model and a task, before any weights are loaded.
 
         Args:
             settings: The kind's settings.
             target: The model and the task.
+
+        Returns:
+            The notes that the adapter will have.
 
         Raises:
             UserError: The message names the setting.

@@ -39,6 +39,31 @@ def attention_implementation(
     return None
 
 
+def check_attention(asked: str, model: Any, device: torch.device) -> None:
+    """Refuse an attention implementation that the model or this machine does not support.
+
+    Args:
+        asked: The value of ``model.attn_implementation``.
+        model: A transformers model without weights.
+        device: Where the model will be.
+
+    Raises:
+        UserError: The message has transformers' reason.
+    """
+    if asked in ("auto", NAME):
+        return
+    try:
+        if "flash" in asked and device.type == "cpu":
+            raise ValueError("it needs a GPU, but the device is cpu")
+        model.set_attn_implementation(asked)
+    except (ImportError, ValueError, OSError, RuntimeError, KeyError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"model.attn_implementation={asked} cannot be used: {said}; use "
+            "model.attn_implementation=auto"
+        ) from error
+
+
 def grouped_attention(
     module: nn.Module,
     query: torch.Tensor,

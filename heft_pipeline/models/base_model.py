@@ -1,6 +1,5 @@
 """Loading the frozen base model."""
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,25 @@ from torch import nn
 
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.attention import attention_implementation
+from heft_pipeline.models.attention import attention_implementation, check_attention
 from heft_pipeline.models.checkpoint_files import only_read_files
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.head import prepare_head
 from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
+from heft_pipeline.models.quantization import check_quantization, quantized
 from heft_pipeline.models.settings import ModelSettings
+
+#: What transformers raises for files that it cannot use.
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError)
+#: What it raises for a config.json with values that do not go together.
+_UNBUILDABLE = (
+    *_UNREADABLE,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def _config(source: str, settings: ModelSettings) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source, **_where(settings))
-    except (OSError, ValueError, KeyError) as error:
+    except _UNBUILDABLE as error:
         raise _unloadable(
             settings, source, "has no configuration that transformers can read", error
         ) from error
@@ -96,7 +109,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     with only_read_files(settings) as source:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **_where(settings))
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        except (*_UNREADABLE, TypeError) as error:
             raise _unloadable(
                 settings, source, "has no tokenizer that transformers can read", error
             ) from error
@@ -115,7 +128,7 @@ def skeleton(settings: ModelSettings) -> Any:
     """The model's modules on the meta device, for checks that need only names and shapes.
 
     Raises:
-        UserError: It is not a causal language model.
+        UserError: It is not a causal language model, or it needs what is not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -126,9 +139,40 @@ def skeleton(settings: ModelSettings) -> Any:
                 model = AutoModelForCausalLM.from_config(
                     config, trust_remote_code=settings.trust_remote_code
                 )
-        except ValueError as error:
-            raise _unloadable(settings, source, "is not a causal language model", error) from error
+        except _UNBUILDABLE as error:
+            if "Unrecognized configuration class" in str(error):
+                raise UserError(
+                    f"model.id={settings.id}: {config.model_type} is not a causal language model; "
+                    "use one that transformers' AutoModelForCausalLM can load"
+                ) from error
+            raise _unloadable(
+                settings, source, "cannot be built from its config.json", error
+            ) from error
+    decoder_layers(model)
     return _named(model, settings)
+
+
+def check_model(settings: ModelSettings, device: torch.device) -> None:
+    """Refuse a model that could not be loaded or trained here, without loading its weights.
+
+    Args:
+        settings: The model.
+        device: Where it will be.
+
+    Raises:
+        UserError: The message says what is missing and what to use instead.
+    """
+    config = load_config(settings)
+    check_quantization(settings, config, device)
+    model = skeleton(settings)
+    if getattr(model.config, "is_decoder", True) is False and hasattr(
+        model.config, "add_cross_attention"
+    ):
+        raise UserError(
+            f"model.id={settings.id}: {config.model_type} reads in both directions "
+            "(is_decoder=false in its config.json); use a causal language model"
+        )
+    check_attention(settings.attn_implementation, model, device)
 
 
 def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
@@ -158,10 +202,11 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    check_quantization(settings, device)
     config = load_config(settings)
+    check_quantization(settings, config, device)
     tokenizer = load_tokenizer(settings)
     dtype = base_dtype(settings, config)
+    placed = quantized(settings, config, device, dtype)
     attention = attention_implementation(
         settings.attn_implementation, config.get_text_config().model_type, device, dtype
     )
@@ -173,12 +218,11 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
-                # The checkpoint's would have penalties, sampling or end tokens change the answers.
-                generation_config=GenerationConfig(),
-                **_quantized(settings, device, dtype),
+                generation_config=GenerationConfig(),  # so that the checkpoint's is not read
+                **placed,
                 **_where(settings),
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        except (*_UNREADABLE, RuntimeError, SafetensorError) as error:
             if is_out_of_memory(error):
                 raise
             raise _unloadable(settings, source, "cannot be loaded", unreadable(error)) from error
@@ -187,7 +231,9 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     refuse_incomplete(f"model.id={settings.id}", model, path, info)
     refuse_broken(f"model.id={settings.id}", model)
     model.requires_grad_(False).eval()
-    if settings.quantization == "none":
+    # Penalties, sampling or end tokens of the checkpoint's own would change the answers.
+    model.generation_config = GenerationConfig()
+    if not placed:
         model.to(device)
     prepare_head(model)
     return Base(
@@ -203,109 +249,6 @@ def _pad_token_id(tokenizer: Any, embeddings: int) -> int:
     """An id that the model has an embedding for; padding is masked, so any such id will do."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((id for id in known if id is not None and id < embeddings), 0)
-
-
-def check_quantization(settings: ModelSettings, device: torch.device) -> None:
-    """Refuse 4-bit weights if this machine does not support them.
-
-    Args:
-        settings: The model.
-        device: Where the model will be.
-
-    Raises:
-        UserError: The device is not a CUDA GPU, or bitsandbytes is not installed.
-    """
-    if settings.quantization == "none":
-        return
-    if device.type != "cuda":
-        raise UserError(
-            f"model.quantization={settings.quantization} needs a CUDA GPU, but the device is "
-            f"{device}; use model.quantization=none"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model.quantization={settings.quantization} needs bitsandbytes: "
-            "pip install bitsandbytes"
-        )
-
-
-def _quantized(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments that load weights in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314)."""
-    if settings.quantization == "none":
-        return {}
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=settings.quantization,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": config, "device_map": {"": device}}
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find a causal language model's decoder layers.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        The layers' path in the model, and the layers.
-
-    Raises:
-        UserError: No module list has one module for each hidden layer.
-    """
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise UserError(
-        f"model.id: the decoder layers of {type(model).__name__} were not found; an adapter "
-        "needs one list of layers"
-    )
-
-
-def feed_forward_outputs(model: nn.Module) -> list[str]:
-    """Find each decoder layer's feed-forward output: its last matrix outside of attention.
-
-    Args:
-        model: A transformers model; adapters may be on it.
-
-    Returns:
-        A module path for each decoder layer, e.g. ``model.layers.0.mlp.down_proj``.
-
-    Raises:
-        UserError: A layer has no such matrix, or several, as a mixture of experts has.
-    """
-    path, layers = decoder_layers(model)
-    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
-    found = []
-    for number, layer in enumerate(layers):
-        names = [name for name, _ in layer.named_modules()]
-        matrices = [
-            name.removesuffix(".base_layer")  # inside the wrapper of an adapter
-            for name, module in layer.named_modules()
-            if _output_width(module) == width
-            and not any(word in name for word in ("attn", "attention", "lora_"))
-        ]
-        if not matrices or any("expert" in name or "router" in name for name in names):
-            raise UserError(
-                f"the decoder layers of {type(model).__name__} have no single feed-forward "
-                "projection whose output could be edited; use another kind of adapter"
-            )
-        found.append(f"{path}.{number}.{matrices[-1]}")
-    return found
-
-
-def _output_width(module: nn.Module) -> int:
-    """How many numbers a matrix gives for each position; 0 for any other module."""
-    weight: Any = getattr(module, "weight", None)
-    if getattr(weight, "ndim", 0) != 2:
-        return 0
-    # transformers' Conv1D keeps its matrix transposed.
-    columns: Any = getattr(module, "nf", weight.shape[0])
-    return int(columns)
 
 
 def _where(settings: ModelSettings) -> dict[str, Any]:
@@ -325,6 +268,11 @@ def _named(loaded: Any, settings: ModelSettings) -> Any:
 def _unloadable(
     settings: ModelSettings, source: str, what: str, error: Exception | str
 ) -> UserError:
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"model.id={settings.id} needs the code in its own repository; read that code, and "
+            "allow it with model.trust_remote_code=true"
+        )
     reason = str(error).strip() or type(error).__name__
     first_line = reason.splitlines()[0].replace(source, settings.id)
     return UserError(f"model.id={settings.id} {what}: {first_line}")

@@ -8,7 +8,7 @@ from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import check_quantization, load_config, quieten
+from heft_pipeline.models.base_model import check_model, load_config, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
@@ -24,7 +24,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         tokenized: The folder of tokenised tasks; None for no such folder.
 
     Returns:
-        What qualifies the stages' results, in sentences for people.
+        What qualifies the stages' results, or was decided because of a model: sentences for people.
 
     Raises:
         UserError: Something does not fit; the message names the setting.
@@ -33,7 +33,10 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
     checked: set[object] = set()
     notes: dict[str, None] = {}
     for stage in stages:
-        check_quantization(stage.model, resolve_device(stage.device))
+        device = resolve_device(stage.device)
+        if (stage.model, device) not in checked:
+            check_model(stage.model, device)
+            checked.add((stage.model, device))
         _check_merging(stage)
         key = (stage.model, stage.data, stage.seed, stage.adapters)
         if key in checked:
@@ -45,7 +48,8 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         _check_ids(stage.model, task)
         target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
-            adapter_class(adapter).check(adapter, target)
+            for note in adapter_class(adapter).check(adapter, target):
+                notes[f"{target.name}: {note}"] = None
         notes |= dict.fromkeys(f"{stage.data.name}: {note}" for note in task.notes)
     return list(notes)
 

@@ -93,11 +93,13 @@ class Trained:
         counters: What was done and what it cost.
         parameters: The number of trained parameters.
         reuse: What was reused, or why nothing was; empty if nothing was trained.
+        notes: What was decided for this model beyond the settings.
     """
 
     counters: Counters
     parameters: int = 0
     reuse: str = ""
+    notes: Sequence[str] = ()
 
 
 def _train_and_evaluate(
@@ -183,7 +185,7 @@ def _train(
     model.finish()
     if control.ranks.first:
         model.save(folder / "adapter")
-    return Trained(counters, parameters, trainer.reuse)
+    return Trained(counters, parameters, trainer.reuse, model.notes())
 
 
 def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Control) -> Scores:
@@ -233,6 +235,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "train_seconds": counters.train_seconds,
         "reuse_seconds": counters.reuse_seconds,
         "reuse": trained.reuse,
+        "notes": list(trained.notes),
         "dev_seconds": counters.dev_seconds,
         "train_tflop": counters.train_flop / 1e12,
         "train_examples": counters.examples,

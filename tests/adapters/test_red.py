@@ -12,7 +12,7 @@ from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import UserError
 from heft_pipeline.export import main as export_main
-from heft_pipeline.models.base_model import feed_forward_outputs
+from heft_pipeline.models.decoder import feed_forward_outputs
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.preflight import preflight

@@ -1,6 +1,7 @@
 """LoRA adapters on a model, through PEFT."""
 
-import re
+import copy
+import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,37 +9,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes, use_lean_forward
+from heft_pipeline.adapters.lora.refusals import refuse_other_config, refuse_rank, refused_by_peft
 from heft_pipeline.adapters.lora.settings import LoraSettings
+from heft_pipeline.adapters.lora.targets import Choice, choose
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, decoder_layers
+from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.settings import ModelSettings
 
 CONFIG, WEIGHTS = LoraSettings.init_files
-#: PEFT's options that do not change what saved weights mean. The names and shapes of the weights
-#: themselves say which modules they are for.
-_NOT_MEANING = frozenset(
-    {
-        "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout",
-        "peft_version", "revision", "runtime_config", "target_modules", "task_type",
-        "megatron_core", "qalora_group_size",
-    }
-)  # fmt: skip
-#: This project's names of PEFT's options.
-_SETTING_NAMES = {
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-}
 _EXPORTED = """\
 from peft import PeftModel
 model = PeftModel.from_pretrained(model, "{folder}").base_model.model
@@ -52,24 +37,25 @@ class LoraAdapter(Adapter):
         settings: The adapter's settings.
         base: The model; changed in place.
         others: The adapters that are already on it.
-        config: The adapter's PEFT configuration.
+        choice: The adapter's PEFT configuration, and what there is to say of it.
     """
 
     def __init__(
-        self, settings: LoraSettings, base: Base, others: Sequence[Adapter], config: LoraConfig
+        self, settings: LoraSettings, base: Base, others: Sequence[Adapter], choice: Choice
     ) -> None:
         self.settings: LoraSettings = settings
+        self.notes = choice.notes
         self._base = base
         before: list[LoraAdapter] = [o for o in others if isinstance(o, LoraAdapter)]
         self._name = f"stage{len(before)}"
         self.peft: Any = _put_on(
-            base.model, before[-1].peft if before else None, config, self._name
+            base.model, before[-1].peft if before else None, choice.config, self._name
         )
 
     @classmethod
     def new(cls, settings: LoraSettings, base: Base, others: Sequence[Adapter]) -> Self:
         """See :meth:`Adapter.new`."""
-        adapter = cls(settings, base, others, settings.peft_config())
+        adapter = cls(settings, base, others, choose(settings, base.model, "the model"))
         with _removed_on_error(adapter):
             _refuse_edited_weights(base.model, adapter._name)
             set_magnitudes(base.model, adapter._name)
@@ -82,21 +68,16 @@ class LoraAdapter(Adapter):
         cls, settings: LoraSettings, base: Base, others: Sequence[Adapter], folder: Path
     ) -> Self:
         """See :meth:`Adapter.load`; the folder is a plain PEFT folder."""
-        adapter = cls(settings, base, others, LoraConfig.from_pretrained(str(folder)))
+        config = LoraConfig.from_pretrained(str(folder))
+        adapter = cls(settings, base, others, Choice(config, ()))
         with _removed_on_error(adapter):
             _read(adapter.peft, folder, adapter._name)
         return adapter
 
     @classmethod
-    def check(cls, settings: LoraSettings, target: Target) -> None:
-        """Refuse modules that the model does not have, and an ``init_from`` that does not fit."""
-        model = target.skeleton()
-        _check_modules(settings.target_modules, model, target.name)
-        if settings.init_from:
-            _refuse_other_config(settings, Path(settings.init_from).expanduser())
-            with torch.device("meta"):
-                peft_model = _put_on(model, None, settings.peft_config(), "start")
-            _read(peft_model, Path(settings.init_from).expanduser(), "start")
+    def check(cls, settings: LoraSettings, target: Target) -> tuple[str, ...]:
+        """Refuse what PEFT would refuse, by putting the adapter on the model's skeleton."""
+        return _checked(settings, target.model)
 
     @classmethod
     def export(cls, settings: LoraSettings, model: ModelSettings, source: Path, to: Path) -> str:
@@ -133,10 +114,12 @@ class LoraAdapter(Adapter):
         weights = get_peft_model_state_dict(self.peft, adapter_name=self._name)
         tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        config = self.peft.peft_config[self._name]
-        inference_mode, config.inference_mode = config.inference_mode, True
+        config = copy.copy(self.peft.peft_config[self._name])
+        config.inference_mode = True
+        for key in ("target_modules", "target_parameters"):
+            if isinstance(names := getattr(config, key), set):
+                setattr(config, key, sorted(names))  # a set's order is another in each process
         config.save_pretrained(str(folder))
-        config.inference_mode = inference_mode
 
     def remove(self) -> None:
         """Take all LoRA adapters off the model; PEFT can only remove them together."""
@@ -155,6 +138,20 @@ class LoraAdapter(Adapter):
             yield
         finally:
             merged.undo()
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(settings: LoraSettings, base: ModelSettings) -> tuple[str, ...]:
+    model, name = skeleton(base), str(base.name)
+    choice = choose(settings, model, name)
+    with refused_by_peft(settings, model, name), torch.device("meta"):
+        peft_model = _put_on(model, None, choice.config, "start")
+    refuse_rank(settings, model, name)
+    if settings.init_from:
+        folder = Path(settings.init_from).expanduser()
+        refuse_other_config(settings, peft_model.peft_config["start"], folder)
+        _read(peft_model, folder, "start")
+    return choice.notes
 
 
 @contextmanager
@@ -203,46 +200,16 @@ def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
             "lora.target_modules that it was trained with"
         )
     set_peft_model_state_dict(peft_model, weights, adapter_name=name)
-
-
-def _refuse_other_config(settings: LoraSettings, folder: Path) -> None:
-    """Refuse weights that mean something else than they would with these settings."""
-    try:
-        saved = PeftConfig.from_pretrained(str(folder)).to_dict()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    # PEFT passes names through transformers' conversions, which lose weights of some models.
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(weights[key])
+    now = get_peft_model_state_dict(peft_model, adapter_name=name)
+    lost = [k for k, v in now.items() if not v.is_meta and not torch.equal(v.cpu(), weights[k])]
+    if lost:
         raise UserError(
-            f"lora.init_from={folder} has no {CONFIG} that PEFT can read; give a folder "
-            "that PEFT's save_pretrained wrote"
-        ) from error
-    own = settings.peft_config().to_dict()
-    for key in dict.fromkeys([*_SETTING_NAMES, *sorted(own.keys() | saved.keys())]):
-        before, now = saved.get(key), own.get(key)
-        # PEFT writes an unused option as None, False, or an empty mapping or list.
-        if key in _NOT_MEANING or before == now or not (before or now):
-            continue
-        name = _SETTING_NAMES.get(key)
-        ours = f"lora.{name}={getattr(settings, name)}" if name else f"{key}={now}"
-        raise UserError(
-            f"lora.init_from={folder} was trained with {key}={before}, and this stage has {ours}; "
-            + (f"set lora.{name}={before}" if name else "which cannot be set; use another folder")
-        )
-
-
-def _check_modules(modules: str | Sequence[str], model: Any, name: str) -> None:
-    names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
-    if isinstance(modules, str):
-        wanted = [] if modules == "all-linear" else [modules]
-        missing = [w for w in wanted if not any(re.fullmatch(w, name) for name in names)]
-    else:
-        missing = [w for w in modules if not any(n == w or n.endswith(f".{w}") for n in names)]
-    if missing:
-        path, _ = decoder_layers(model)
-        inside = {
-            n.rsplit(".", 1)[-1] for n in names if n.startswith(f"{path}.") and "norm" not in n
-        }
-        raise UserError(
-            f"lora.target_modules: {name} has no module {missing[0]}; its layers have "
-            f"{', '.join(sorted(inside))} (or use lora.target_modules=all-linear)"
+            f"{folder}: PEFT does not put {len(lost)} of its {len(weights)} weights where they "
+            f"were saved from, e.g. {lost[0]}; adapt other modules (lora.target_modules)"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
-from peft.tuners.lora.layer import Linear, LoraLayer
+from peft.tuners.lora.layer import Linear, LoraLayer, ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch.nn.functional import linear
 
@@ -47,8 +47,8 @@ class LeanLinear(Linear):
 class MergedLora:
     """Adds LoRA adapters to the weights that they adapt, until :meth:`undo`.
 
-    The sums are computed in float32 and rounded once to the weights' dtype. The original weights
-    are kept in memory.
+    The sums are computed in float32 and rounded once to the weights' dtype; PEFT rounds the update
+    of fused experts before. The original weights are kept in memory.
 
     Args:
         model: A model with finished LoRA adapters on it; changed in place.
@@ -60,25 +60,35 @@ class MergedLora:
     def __init__(self, model: Any) -> None:
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         for layer in layers:
-            if type(layer) is not LeanLinear or layer.base_layer._forward_hooks:
+            base = layer.get_base_layer()
+            if type(layer) not in (LeanLinear, ParamWrapper) or base._forward_hooks:
                 raise UserError(
-                    f"merge_parent=true: a LoRA adapter of a {type(layer.base_layer).__name__} "
+                    f"merge_parent=true: a LoRA adapter of a {type(base).__name__} "
                     "layer cannot be added to its weights; use merge_parent=false"
                 )
-        self._before = [(layer, layer.base_layer.weight) for layer in layers]
-        for layer, weight in self._before:
+        self._before = [
+            (layer, getattr(layer.get_base_layer(), _adapted(layer))) for layer in layers
+        ]
+        # The wrappers of a module's several parameters are nested; the inner ones come first here.
+        for layer, weight in reversed(self._before):
             names = [name for name in layer.active_adapters if name in layer.lora_A]
             added = sum(layer.get_delta_weight(name).float() for name in names)
             merged = (weight.float() + added).to(weight.dtype)
             # A new parameter: the old one may be the input embedding's too (tied weights).
-            layer.base_layer.weight = torch.nn.Parameter(merged, requires_grad=False)
+            parameter = torch.nn.Parameter(merged, requires_grad=False)
+            setattr(layer.get_base_layer(), _adapted(layer), parameter)
             layer.forward = layer.base_layer.forward
 
     def undo(self) -> None:
         """Restore the original weights, bit for bit."""
         for layer, weight in self._before:
-            layer.base_layer.weight = weight
+            setattr(layer.get_base_layer(), _adapted(layer), weight)
             del layer.forward
+
+
+def _adapted(layer: LoraLayer) -> str:
+    """The name of the parameter that a layer of PEFT's updates."""
+    return str(layer.parameter_name) if isinstance(layer, ParamWrapper) else "weight"
 
 
 class ExactDora(DoraLinearLayer):

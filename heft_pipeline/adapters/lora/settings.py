@@ -8,6 +8,11 @@ from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.declare_settings import setting
 from heft_pipeline.errors import UserError
 
+#: The value of ``target_modules`` that leaves the choice of modules to the model's architecture.
+ALL_LINEAR = "all-linear"
+#: The default of ``dropout``.
+DROPOUT = 0.05
+
 
 def _check_modules(key: str, value: Any) -> None:
     names = [value] if isinstance(value, str) else value
@@ -35,9 +40,9 @@ class LoraSettings(AdapterSettings):
     alpha: float | None = setting(
         None, "the update is scaled by alpha / rank; null: 2 x rank", above=0, example=16
     )
-    dropout: float = setting(0.05, "dropout on the update's input", least=0, most=0.99)
+    dropout: float = setting(DROPOUT, "dropout on the update's input", least=0, most=0.99)
     target_modules: Any = setting(
-        "all-linear",
+        ALL_LINEAR,
         "all-linear, or a list of the modules that get an update",
         rule=_check_modules,
     )

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.red.settings import RedSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, feed_forward_outputs
+from heft_pipeline.models.base_model import Base
+from heft_pipeline.models.decoder import feed_forward_outputs
 from heft_pipeline.models.settings import ModelSettings
 
 (WEIGHTS,) = RedSettings.init_files
@@ -60,12 +61,13 @@ class RedAdapter(Adapter):
         return cls(settings, base, folder)
 
     @classmethod
-    def check(cls, settings: RedSettings, target: Target) -> None:
+    def check(cls, settings: RedSettings, target: Target) -> tuple[str, ...]:
         """Refuse layers that the model does not have, and an ``init_from`` that does not fit."""
         target.check_layers(f"{settings.kind}.layers", settings.layers)
         places = _places(target.skeleton(), settings)
         if settings.init_from:
             _read(Path(settings.init_from), places, target.hidden_size)
+        return ()
 
     @classmethod
     def export(cls, settings: RedSettings, model: ModelSettings, source: Path, to: Path) -> str:

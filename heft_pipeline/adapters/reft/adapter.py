@@ -21,7 +21,8 @@ from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, decoder_layers, skeleton
+from heft_pipeline.models.base_model import Base, skeleton
+from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
 
@@ -83,7 +84,7 @@ class ReftAdapter(Adapter):
         return cls(settings, base, interventions)
 
     @classmethod
-    def check(cls, settings: ReftSettings, target: Target) -> None:
+    def check(cls, settings: ReftSettings, target: Target) -> tuple[str, ...]:
         """Refuse layers, a rank, positions or an ``init_from`` that do not fit model and task."""
         hidden, layers = target.hidden_size, target.num_layers
         outside = (
@@ -112,6 +113,7 @@ class ReftAdapter(Adapter):
                 "are float32; use model.dtype=float32, or reft.engine=hooks"
             )
         check_start(settings, hidden, layers)
+        return ()
 
     @classmethod
     def export(cls, settings: ReftSettings, model: ModelSettings, source: Path, to: Path) -> str:
