@@ -66,6 +66,8 @@ def quieten() -> None:
 
     # PEFT still uses names that transformers has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # PEFT looks for the ranks of fused experts among modules, and they are parameters.
+    warnings.filterwarnings("ignore", message=".*_pattern keys did not match", module="peft")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

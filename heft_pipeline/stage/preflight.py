@@ -48,8 +48,9 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         _check_ids(stage.model, task)
         target = Target(stage.model, task.shortest_prompt)
         for adapter in stage.adapters:
-            for note in adapter_class(adapter).check(adapter, target):
-                notes[f"{target.name}: {note}"] = None
+            kind = adapter_class(adapter)
+            kind.check(adapter, target)
+            notes |= {f"{target.name}: {note}": None for note in kind.decided(adapter, target)}
     return list(notes)
 
 
