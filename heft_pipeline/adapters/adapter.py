@@ -130,15 +130,12 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, settings: Any, target: "Target") -> tuple[str, ...]:
+    def check(cls, settings: Any, target: "Target") -> None:
         """Refuse settings that do not fit a model and a task, before any weights are loaded.
 
         Args:
             settings: The kind's settings.
             target: The model and the task.
-
-        Returns:
-            The notes that the adapter will have.
 
         Raises:
             UserError: The message names the setting.
@@ -162,6 +159,16 @@ class Adapter(ABC):
         Raises:
             UserError: The library cannot load the adapter.
         """
+
+    @classmethod
+    def decided(cls, settings: Any, target: "Target") -> tuple[str, ...]:
+        """The notes that an adapter would have on a model.
+
+        Args:
+            settings: The kind's settings, which :meth:`check` allows.
+            target: The model and the task.
+        """
+        return ()
 
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:

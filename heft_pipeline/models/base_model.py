@@ -73,6 +73,8 @@ def quieten() -> None:
 
     # PEFT still uses names that transformers has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # PEFT looks for the ranks of fused experts among modules, and they are parameters.
+    warnings.filterwarnings("ignore", message=".*_pattern keys did not match", module="peft")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
@@ -210,7 +212,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     attention = attention_implementation(
         settings.attn_implementation, config.get_text_config().model_type, device, dtype
     )
-    with only_read_files(settings) as source:
+    with only_read_files(settings, weights=True) as source:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,

@@ -28,13 +28,16 @@ _VOCABULARY = (
 _LFS = b"version https://git-lfs"
 
 
-def model_files(folder: Path, trust_remote_code: bool, name: str) -> list[Path]:
+def model_files(
+    folder: Path, trust_remote_code: bool, name: str, *, weights: bool = True
+) -> list[Path]:
     """Find the files that a model and its tokenizer are read from.
 
     Args:
         folder: The model's folder.
         trust_remote_code: Whether the folder's own code may run.
         name: What to call the model in messages, e.g. ``model.id=FOLDER``.
+        weights: Whether the weights are read.
 
     Raises:
         UserError: A file is missing or was not fetched, or there is an adapter beside the weights.
@@ -53,7 +56,7 @@ def model_files(folder: Path, trust_remote_code: bool, name: str) -> list[Path]:
     if own_code:
         names.append("*.py")
     found = {file for pattern in names for file in folder.glob(pattern) if file.is_file()}
-    files = sorted(found | set(_weights(folder, config, name)))
+    files = sorted(found | set(_weights(folder, config, name) if weights else ()))
     for file in files:
         _refuse_pointer(file, name)
     return files
@@ -68,11 +71,12 @@ def adapter_beside(name: str) -> UserError:
 
 
 @contextmanager
-def only_read_files(settings: ModelSettings) -> Iterator[str]:
+def only_read_files(settings: ModelSettings, *, weights: bool = False) -> Iterator[str]:
     """Give transformers nothing but the files of :func:`model_files` to read.
 
     Args:
         settings: The model.
+        weights: Whether the weights are read.
 
     Yields:
         A temporary folder of links for a local model, and the repository's name for one on the hub.
@@ -81,7 +85,8 @@ def only_read_files(settings: ModelSettings) -> Iterator[str]:
     if settings.revision is not None or not folder.is_dir():
         yield settings.id
         return
-    files = model_files(folder, settings.trust_remote_code, f"model.id={folder}")
+    name = f"model.id={folder}"
+    files = model_files(folder, settings.trust_remote_code, name, weights=weights)
     with tempfile.TemporaryDirectory(prefix="heft-model-") as temporary:
         shown = Path(temporary, folder.name)
         for file in files:

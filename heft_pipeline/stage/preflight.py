@@ -48,8 +48,9 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         _check_ids(stage.model, task)
         target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
-            for note in adapter_class(adapter).check(adapter, target):
-                notes[f"{target.name}: {note}"] = None
+            kind = adapter_class(adapter)
+            kind.check(adapter, target)
+            notes |= {f"{target.name}: {note}": None for note in kind.decided(adapter, target)}
         notes |= dict.fromkeys(f"{stage.data.name}: {note}" for note in task.notes)
     return list(notes)
 

@@ -75,8 +75,13 @@ class LoraAdapter(Adapter):
         return adapter
 
     @classmethod
-    def check(cls, settings: LoraSettings, target: Target) -> tuple[str, ...]:
+    def check(cls, settings: LoraSettings, target: Target) -> None:
         """Refuse what PEFT would refuse, by putting the adapter on the model's skeleton."""
+        _checked(settings, target.model)
+
+    @classmethod
+    def decided(cls, settings: LoraSettings, target: Target) -> tuple[str, ...]:
+        """See :meth:`Adapter.decided`."""
         return _checked(settings, target.model)
 
     @classmethod

@@ -40,10 +40,15 @@ class LoraSettings(AdapterSettings):
     alpha: float | None = setting(
         None, "the update is scaled by alpha / rank; null: 2 x rank", above=0, example=16
     )
-    dropout: float = setting(DROPOUT, "dropout on the update's input", least=0, most=0.99)
+    dropout: float = setting(
+        DROPOUT,
+        "dropout on the update's input; PEFT has none for fused experts, where the default is 0",
+        least=0,
+        most=0.99,
+    )
     target_modules: Any = setting(
         ALL_LINEAR,
-        "all-linear, or a list of the modules that get an update",
+        "the modules that get an update: a list, or all-linear, for those that can be trained",
         rule=_check_modules,
     )
     use_rslora: bool = setting(False, "scale by alpha / sqrt(rank) (arXiv 2312.03732)")

@@ -1,6 +1,7 @@
 """Which parts of a model LoRA adapts: what was asked for, less what could not be trained."""
 
 import copy
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Sequence
@@ -192,16 +193,21 @@ def _read_alone(module: nn.Module) -> list[str]:
     state_space = hasattr(module, "A_log") and hasattr(module, "D")
     if not state_space and "Router" not in type(module).__name__:
         return []
-    linear = [name for name, child in module.named_children() if isinstance(child, nn.Linear)]
+    kind: Any = type(module)
+    read = _weights_read(kind)
+    linear = (name for name, child in module.named_children() if isinstance(child, nn.Linear))
+    return [name for name in linear if name in read]
+
+
+@functools.cache
+def _weights_read(kind: Any) -> frozenset[str]:
+    """The submodules whose weights the code of a module's class uses itself."""
     try:
-        source = inspect.getsource(type(module))
+        source = inspect.getsource(kind)
     except (OSError, TypeError):
-        return []
-    return [
-        name
-        for name in linear
-        if re.search(rf"\bself\.{name}\.weight\b(?!\.(dtype|device|shape)\b)", source)
-    ]
+        return frozenset()
+    pattern = r"\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape)\b)"
+    return frozenset(re.findall(pattern, source))
 
 
 def _is_product(module: nn.Linear) -> bool:

@@ -61,13 +61,12 @@ class RedAdapter(Adapter):
         return cls(settings, base, folder)
 
     @classmethod
-    def check(cls, settings: RedSettings, target: Target) -> tuple[str, ...]:
+    def check(cls, settings: RedSettings, target: Target) -> None:
         """Refuse layers that the model does not have, and an ``init_from`` that does not fit."""
         target.check_layers(f"{settings.kind}.layers", settings.layers)
         places = _places(target.skeleton(), settings)
         if settings.init_from:
             _read(Path(settings.init_from), places, target.hidden_size)
-        return ()
 
     @classmethod
     def export(cls, settings: RedSettings, model: ModelSettings, source: Path, to: Path) -> str:

@@ -84,7 +84,7 @@ class ReftAdapter(Adapter):
         return cls(settings, base, interventions)
 
     @classmethod
-    def check(cls, settings: ReftSettings, target: Target) -> tuple[str, ...]:
+    def check(cls, settings: ReftSettings, target: Target) -> None:
         """Refuse layers, a rank, positions or an ``init_from`` that do not fit model and task."""
         hidden, layers = target.hidden_size, target.num_layers
         outside = (
@@ -113,7 +113,6 @@ class ReftAdapter(Adapter):
                 "are float32; use model.dtype=float32, or reft.engine=hooks"
             )
         check_start(settings, hidden, layers)
-        return ()
 
     @classmethod
     def export(cls, settings: ReftSettings, model: ModelSettings, source: Path, to: Path) -> str:
