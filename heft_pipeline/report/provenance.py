@@ -60,7 +60,6 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
         Fact("Notes", _each(note for r in results for note in r.get("notes", ()))),
         Fact("Exact ties", _each(_ties(r) for r in results)),
         Fact("Training", _each(_training(s) for s in specs if s.adapters)),
-        Fact("Decided by the model", _each(note for r in results for note in r.get("notes", ()))),
         Fact("Device", _each(_device(r) for r in results)),
         Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
         Fact("Time", (_time(results),) if results else ()),

@@ -22,9 +22,9 @@ from heft_pipeline.scoring.score import Choices, score
 from heft_pipeline.training.accumulate import answer_loss
 
 #: The lengths of the two prompts; they differ, so that one is padded.
-_LENGTHS = (24, 17)
+_LENGTHS = (24, 10)
 #: What counts as rounding: a share of the effect of another last token, and nats besides.
-_ROUNDING = {torch.float32: (0.01, 1e-4), torch.bfloat16: (0.3, 0.1)}
+_ROUNDING = {torch.float32: (0.001, 1e-4), torch.bfloat16: (0.3, 0.1)}
 
 
 def probe_base(base: Base, name: str) -> Base:
@@ -96,7 +96,10 @@ def probe_adapters(base: Base, stages: Sequence[Sequence[AdapterSettings]]) -> l
     notes: list[str] = []
     with adapted(base, []) as model:
         named = " and ".join(settings.title for settings in stages[-1])
-        with _one_message(f"{named} cannot be trained on {type(base.model).__name__}"):
+        with _one_message(
+            f"{named} cannot be trained on {type(base.model).__name__}; use another kind of "
+            "adapter, or other layers or modules"
+        ):
             for adapters in stages:
                 model.add(adapters)
             _fill_zeros(model)
@@ -141,9 +144,10 @@ def _with_less(base: Base) -> Iterator[Base]:
 
 def _inputs(base: Base) -> tuple[list[tuple[int, ...]], Choices]:
     """Two prompts of random ordinary tokens, and choices of two tokens and of one."""
-    size = base.model.get_input_embeddings().weight.shape[0]
+    config = base.model.config.get_text_config()
+    size = min(base.model.get_input_embeddings().weight.shape[0], config.vocab_size)
     special = {base.pad_token_id, *base.tokenizer.all_special_ids}
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
     room = max(2, limit - 2) if limit is not None and limit > 0 else max(_LENGTHS)
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
     usable = [id for id in ids if id not in special] or ids

@@ -130,7 +130,7 @@ def _train_and_evaluate(
     seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
     return {
         **_result(stage, task, scores, trained),
-        "notes": [*task.notes, *filter(None, [base.no_padding]), *notes[0]],
+        "notes": [*task.notes, *filter(None, [base.no_padding]), *trained.notes, *notes[0]],
         "padding": base.no_padding,
         "merge_error": merge_error,
         **seconds,
@@ -235,7 +235,6 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "train_seconds": counters.train_seconds,
         "reuse_seconds": counters.reuse_seconds,
         "reuse": trained.reuse,
-        "notes": list(trained.notes),
         "dev_seconds": counters.dev_seconds,
         "train_tflop": counters.train_flop / 1e12,
         "train_examples": counters.examples,

@@ -87,6 +87,7 @@ class LoraAdapter(Adapter):
     @classmethod
     def export(cls, settings: LoraSettings, model: ModelSettings, source: Path, to: Path) -> str:
         """See :meth:`Adapter.export`; the store's folder is PEFT's own."""
+        _refuse_lost(model, source)
         shutil.copytree(source, to, dirs_exist_ok=True)
         return _EXPORTED
 
@@ -189,6 +190,23 @@ def _put_on(model: Any, peft_model: PeftModel | None, config: Any, name: str) ->
     peft_model.base_model.set_adapter(list(peft_model.peft_config))
     use_lean_forward(model)
     return peft_model
+
+
+def _refuse_lost(settings: ModelSettings, folder: Path) -> None:
+    """Refuse weights that plain PEFT would silently leave out when it loads a saved adapter."""
+    weights = load_peft_weights(str(folder), device="cpu")
+    with torch.device("meta"):
+        bare = _put_on(
+            skeleton(settings), None, LoraConfig.from_pretrained(str(folder)), "exported"
+        )
+    found = set_peft_model_state_dict(bare, weights, adapter_name="exported")
+    lost = [key for key in found.missing_keys if ".exported" in key]
+    if lost:
+        raise UserError(
+            f"{folder}: PEFT would not read {len(lost)} of the adapter's {len(weights)} weights "
+            f"back into {settings.name}, e.g. {lost[0]}, because it renames them on the way; the "
+            "stage itself is whole and can be used here"
+        )
 
 
 def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
