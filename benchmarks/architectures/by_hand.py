@@ -43,7 +43,14 @@ def log_probabilities(
     if lora:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, lora).eval().base_model.model
+        from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+        peft = PeftModel.from_pretrained(model, lora).eval()
+        # By their names once more: PEFT's own loading loses weights of a few architectures.
+        saved = load_peft_weights(str(lora), device="cpu")
+        for name, tensor in get_peft_model_state_dict(peft).items():
+            tensor.copy_(saved[name])
+        model = peft.base_model.model
     table = torch.empty(len(prompts), len(choices))
     for row, prompt in enumerate(prompts):
         for column, choice in enumerate(choices):

@@ -79,7 +79,7 @@ _INTRODUCTION = """\
 
 For each causal language model that transformers knows, a tiny random model was built with every
 kind of layer that the architecture has. This project trained LoRA, ReFT and HEFT (LoRA, then ReFT)
-on it for three steps, and the log-probabilities that it reported were compared with those of the
+on it for five steps, and the log-probabilities that it reported were compared with those of the
 same adapters computed by hand: with transformers, PEFT and plain hooks, one prompt at a time,
 without padding or a cache. Of {all} architectures, {built} could be built, and {agree} of them
 agree in all columns.
@@ -103,4 +103,8 @@ Made with {versions}; {machine}.
   else in a cell is a crash.
 
 A name with `+is_decoder` is an encoder that is built with `is_decoder=true`.
+
+Three of them need a word more: PEFT loses weights when it loads a LoRA adapter that was saved from
+`laguna`, `inkling2_text` or `inkling2_loop_text`, because it passes their names through patterns
+that match too much. This project reads them whole, and refuses to export them.
 """
