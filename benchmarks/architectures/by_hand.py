@@ -42,7 +42,6 @@ def log_probabilities(
     layers = decoder_layers(model, prompts[0]) if reft else []
     if lora:
         from peft import PeftModel
-
         from peft.utils import get_peft_model_state_dict, load_peft_weights
 
         peft = PeftModel.from_pretrained(model, lora).eval()
