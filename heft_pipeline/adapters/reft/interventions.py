@@ -124,7 +124,9 @@ class Interventions(nn.Module):
             if self._observe is not None:
                 none = (columns == self._width)[:, :, None]
                 self._observe(unit, *(x.masked_fill(none, math.nan) for x in (before, after)))
-            hidden = hidden.scatter(1, index, after.to(hidden.dtype))[:, : self._width]
+            hidden = hidden.scatter(1, index, after.to(hidden.dtype))
+            if self._short:
+                hidden = hidden[:, : self._width].contiguous()  # some models view it
             if isinstance(output, tuple | list):
                 return type(output)([hidden, *output[1:]])
             return hidden
