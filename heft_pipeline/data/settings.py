@@ -34,7 +34,10 @@ class DataSettings(Settings):
     )
     eval_split: str = setting("validation", "the split that is reported; read once per stage")
     dev_size: float = setting(
-        0.1, "how much is held out for dev: a share below 1, or a number of rows", above=0
+        0.1,
+        "how much is held out for dev, with the same share of each answer: a share below 1, or a "
+        "number of rows",
+        above=0,
     )
     max_train_rows: int | None = setting(
         None, "use only the first rows of the training split", above=0, example=1000

@@ -12,7 +12,6 @@ from heft_pipeline.data.prompts import Example
 from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.equal_lengths import same_length
 from heft_pipeline.models.forward import ReadPrompts, cache_name
 
 Choices = tuple[tuple[int, ...], ...]
@@ -251,27 +250,35 @@ def generated(
     """
     predictions = torch.full((len(examples),), -1)
     longest = max(map(len, choices))
-    batches = _batches([len(e.prompt) for e in examples], batch_size)
-    if model.base.no_padding:
-        batches = [
-            [batch[i] for i in rows]
-            for batch in batches
-            for rows in same_length([len(examples[i].prompt) for i in batch])
-        ]
-    for chosen in batches:
-        prompts = [AnsweredPrompt(examples[i].prompt, choices[0][:1]) for i in chosen]
-        batch = collate(prompts, model.base.pad_token_id).to(model.base.device)
-        with model.editing(batch):
-            output = model.base.model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=longest,
-                do_sample=False,
-                pad_token_id=model.base.pad_token_id,
-            )
-        texts = output[:, batch.input_ids.shape[1] :].tolist()
+    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
+        texts = _continued(model, [examples[i].prompt for i in chosen], longest)
         for i, text in zip(chosen, texts, strict=True):
             for c, choice in enumerate(choices):
                 if tuple(text[: len(choice)]) == choice:
                     predictions[i] = c
     return predictions
+
+
+def _continued(model: AdaptedModel, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
+    """The most likely continuation of each prompt, token by token."""
+    base = model.base
+    answers: list[tuple[int, ...]] = [(0,)] * len(prompts)
+    if base.no_padding or base.no_cache:
+        # transformers would pad, count positions its own way, or continue from a cache.
+        for _ in range(tokens):
+            pairs = zip(prompts, answers, strict=True)
+            batch = collate([AnsweredPrompt(p, a) for p, a in pairs], base.pad_token_id)
+            chosen = model.logits(batch.to(base.device))[:, -1].argmax(dim=-1).tolist()
+            answers = [(*a[:-1], one, 0) for a, one in zip(answers, chosen, strict=True)]
+        return [list(answer[:-1]) for answer in answers]
+    batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], base.pad_token_id).to(base.device)
+    with model.editing(batch):
+        output = base.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=base.pad_token_id,
+        )
+    texts: list[list[int]] = output[:, batch.input_ids.shape[1] :].tolist()
+    return texts
