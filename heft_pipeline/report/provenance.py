@@ -115,13 +115,13 @@ def _examples(result: dict[str, Any]) -> str:
         f"{result['n_eval']:,} reported"
     ]
     for key, said in (
-        ("truncated_prompts", "prompts were cut"),
-        ("short_prompts", "prompts are too short for all edited positions"),
-        ("repeated_rows", "training rows repeat an earlier one"),
-        ("overlapping_rows", "reported rows are also training or dev rows"),
+        ("truncated_prompts", "prompts that were cut"),
+        ("short_prompts", "prompts too short for all edited positions"),
+        ("repeated_rows", "training rows that repeat an earlier one"),
+        ("overlapping_rows", "reported rows that are also training or dev rows"),
     ):
         if count := result.get(key, 0):
-            notes.append(f"{count:,} {said}")
+            notes.append(f"{said}: {count:,}")
     return "; ".join(notes)
 
 

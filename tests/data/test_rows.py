@@ -72,6 +72,6 @@ def test_allowed_overlap_is_counted_in_the_result_and_the_report(
     result = run_stage(stage, store).result
     assert (result["overlapping_rows"], result["repeated_rows"]) == (2, 1)
     said = _examples(result)
-    assert "1 training rows repeat an earlier one; 2 reported rows are also training" in said
+    assert "training rows that repeat an earlier one: 1; reported rows that are also" in said
     # Allowing it changes no result.
     assert compose_run(*asked[:-1]).last.fingerprint == stage.fingerprint
