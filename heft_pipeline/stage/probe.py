@@ -6,12 +6,12 @@ Both take a few forward passes over two short prompts of random tokens.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from heft_pipeline.adapters.adapted import AdaptedModel, adapted
-from heft_pipeline.adapters.adapter import Adapter
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example
@@ -23,6 +23,7 @@ from heft_pipeline.training.accumulate import answer_loss
 
 #: The lengths of the two prompts; they differ, so that one is padded.
 _LENGTHS = (24, 10)
+_LONGER = (400, 300)
 #: What counts as rounding: a share of the effect of another last token, and nats besides.
 _ROUNDING = {torch.float32: (0.001, 1e-4), torch.bfloat16: (0.3, 0.1)}
 
@@ -90,10 +91,44 @@ def probe_adapters(base: Base, stages: Sequence[Sequence[AdapterSettings]]) -> l
     """
     if not stages or not stages[-1]:
         return []
-    prompts, choices = _inputs(base)
+    # What no gradient reaches on short prompts may act on longer ones, such as compressed keys.
+    found = _tried(base, stages, _LENGTHS)
+    if any(one.unexplained for one in found):
+        found = _tried(base, stages, _LONGER)
+    return [note for one in found for note in _notes(one, type(base.model).__name__)]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """An adapter after one backward pass.
+
+    Attributes:
+        settings: Its settings.
+        tensors: How many tensors it has.
+        without: The names of those that no gradient reached.
+        known: The names of those of which that was to be expected.
+    """
+
+    settings: AdapterSettings
+    tensors: int
+    without: tuple[str, ...]
+    known: frozenset[str]
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether a tensor has no gradient for no known reason, or none has one."""
+        # A token visits only some of a mixture's experts.
+        unknown = [name for name in self.without if name not in self.known and "expert" not in name]
+        return bool(unknown) or len(self.without) == self.tensors
+
+
+def _tried(
+    base: Base, stages: Sequence[Sequence[AdapterSettings]], lengths: tuple[int, int]
+) -> list[_Tried]:
+    """Put the adapters of a chain of stages on a model, and see which gradients arrive."""
+    prompts, choices = _inputs(base, lengths)
     sequences = [AnsweredPrompt(p, c) for p, c in zip(prompts, choices, strict=True)]
     batch = collate(sequences, base.pad_token_id).to(base.device)
-    notes: list[str] = []
     with adapted(base, []) as model:
         named = " and ".join(settings.title for settings in stages[-1])
         with _one_message(
@@ -106,31 +141,37 @@ def probe_adapters(base: Base, stages: Sequence[Sequence[AdapterSettings]]) -> l
             loss = answer_loss(model.logits(batch), batch)
             if loss.requires_grad:
                 loss.backward()
-        for adapter in model.trained[-len(stages[-1]) :]:
-            notes += _unreached(adapter, base)
-    return notes
+        return [
+            _Tried(
+                adapter.settings,
+                len(adapter.parameters()),
+                tuple(
+                    name
+                    for name, tensor in adapter.parameters().items()
+                    if tensor.grad is None or not bool(tensor.grad.any())
+                ),
+                adapter.without_effect(len(base.layers)),
+            )
+            for adapter in model.trained[-len(stages[-1]) :]
+        ]
 
 
-def _unreached(adapter: Adapter, base: Base) -> list[str]:
+def _notes(tried: _Tried, model: str) -> list[str]:
     """Refuse an adapter with tensors that no gradient reaches, unless it is known why."""
-    settings, parameters = adapter.settings, adapter.parameters()
-    without = [k for k, p in parameters.items() if p.grad is None or not bool(p.grad.any())]
-    known = adapter.without_effect(len(base.layers))
-    # A token visits only some of a mixture's experts.
-    unknown = [name for name in without if name not in known and "expert" not in name]
-    if unknown or len(without) == len(parameters):
+    settings = tried.settings
+    if tried.unexplained:
         where = "layers" if settings.edits else "target_modules"
         raise UserError(
-            f"{settings.kind}.{where}: no gradient reaches {len(without)} of the {len(parameters)} "
-            f"tensors of {settings.title} on {type(base.model).__name__}, e.g. {without[0]}, so "
+            f"{settings.kind}.{where}: no gradient reaches {len(tried.without)} of the "
+            f"{tried.tensors} tensors of {settings.title} on {model}, e.g. {tried.without[0]}, so "
             f"they cannot change an answer; leave them out with {settings.kind}.{where}, or use "
             "another kind of adapter"
         )
-    if not known.intersection(without):
+    if not tried.known.intersection(tried.without):
         return []
     return [
-        f"{settings.title}: {len(known)} of its {len(parameters)} tensors edit the last layer at "
-        "positions that no answer depends on"
+        f"{settings.title}: {len(tried.known)} of its {tried.tensors} tensors edit the last layer "
+        "at positions that no answer depends on"
     ]
 
 
@@ -142,19 +183,21 @@ def _with_less(base: Base) -> Iterator[Base]:
     yield dataclasses.replace(base, no_cache=why, no_padding=why)
 
 
-def _inputs(base: Base) -> tuple[list[tuple[int, ...]], Choices]:
+def _inputs(
+    base: Base, lengths: tuple[int, int] = _LENGTHS
+) -> tuple[list[tuple[int, ...]], Choices]:
     """Two prompts of random ordinary tokens, and choices of two tokens and of one."""
     config = base.model.config.get_text_config()
     size = min(base.model.get_input_embeddings().weight.shape[0], config.vocab_size)
     special = {base.pad_token_id, *base.tokenizer.all_special_ids}
     limit = getattr(config, "max_position_embeddings", None)
-    room = max(2, limit - 2) if limit is not None and limit > 0 else max(_LENGTHS)
+    room = max(2, limit - 2) if limit is not None and limit > 0 else max(lengths)
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
     usable = [id for id in ids if id not in special] or ids
     draw: Callable[[int], int] = lambda n: usable[n % len(usable)]  # noqa: E731
     prompts = [
         tuple(draw(31 * row + i) for i in range(min(length, room - row)))
-        for row, length in enumerate(_LENGTHS)
+        for row, length in enumerate(lengths)
     ]
     return prompts, ((draw(97), draw(98)), (draw(99),))
 

@@ -204,6 +204,17 @@ def test_adapters_that_no_gradient_reaches_are_refused(
         probe_adapters(base, [run.last.adapters])
 
 
+def test_adapters_that_act_on_long_prompts_alone_are_not_refused(
+    small: list[str], compose_run: ComposeRun
+) -> None:
+    run = compose_run(*small, "method=reft", "reft.layers=[0,1]")
+    base = load_base(run.last.model, CPU)
+    base.layers[1].register_forward_hook(
+        lambda _, args, out: out if out.shape[1] > 64 else out * 0 + args[0].detach()
+    )
+    assert probe_adapters(base, [run.last.adapters]) == []
+
+
 def test_edits_that_no_answer_depends_on_are_noted_or_refused(
     small: list[str], compose_run: ComposeRun
 ) -> None:
