@@ -1,5 +1,6 @@
 """What every kind of adapter can do once it is on a model."""
 
+import functools
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Target:
     @property
     def num_layers(self) -> int:
         """How many decoder layers the model has."""
-        return len(decoder_layers(self.skeleton())[1])
+        return _layer_count(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,6 +86,12 @@ class Target:
             raise UserError(
                 f"{key}: {self.name} has no layer {outside[0]}; it has layers 0 to {count - 1}"
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _layer_count(model: ModelSettings) -> int:
+    """How many decoder layers a model has; counted once, however many stages ask."""
+    return len(decoder_layers(skeleton(model))[1])
 
 
 class Adapter(ABC):

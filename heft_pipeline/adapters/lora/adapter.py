@@ -222,8 +222,8 @@ def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
             f"lora.init_from={folder}: its weights do not fit; use the model, lora.rank and "
             "lora.target_modules that it was trained with"
         )
-    set_peft_model_state_dict(peft_model, weights, adapter_name=name)
-    # PEFT passes names through transformers' conversions, which lose weights of some models.
+    # Not by PEFT's own function: it passes names through transformers' conversions, which lose
+    # weights of some models.
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(weights[key])
@@ -231,8 +231,8 @@ def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
     lost = [k for k, v in now.items() if not v.is_meta and not torch.equal(v.cpu(), weights[k])]
     if lost:
         raise UserError(
-            f"{folder}: PEFT does not put {len(lost)} of its {len(weights)} weights where they "
-            f"were saved from, e.g. {lost[0]}; adapt other modules (lora.target_modules)"
+            f"{folder}: {len(lost)} of its {len(weights)} weights cannot be put where they were "
+            f"saved from, e.g. {lost[0]}; adapt other modules (lora.target_modules)"
         )
 
 

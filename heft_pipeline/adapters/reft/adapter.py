@@ -87,14 +87,7 @@ class ReftAdapter(Adapter):
     def check(cls, settings: ReftSettings, target: Target) -> None:
         """Refuse layers, a rank, positions or an ``init_from`` that do not fit model and task."""
         hidden, layers = target.hidden_size, target.num_layers
-        outside = (
-            [] if settings.layers == "all" else [n for n in settings.layers if not 0 <= n < layers]
-        )
-        if outside:
-            raise UserError(
-                f"reft.layers: {target.name} has no layer {outside[0]}; it has layers 0 to "
-                f"{layers - 1}"
-            )
+        target.check_layers(f"{settings.kind}.layers", settings.layers)
         if settings.rank > hidden:
             raise UserError(
                 f"reft.rank={settings.rank} is more than the hidden size of {target.name} "
