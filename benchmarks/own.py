@@ -13,6 +13,7 @@ from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.base_model import quieten
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.scoring.generate import Decoding
 from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage
@@ -63,7 +64,7 @@ def train(piece: Piece) -> Measured:
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
         store = Store(Path(folder))
         # The stage then finds these in its process, as in a sweep.
-        task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
+        task = cached_task(stage, store.tokenized)
         cached_base(stage.model, device)
         for parent in run.stages[:-1]:
             run_stage(parent, store)
@@ -91,18 +92,19 @@ def evaluate(piece: Piece) -> Measured:
     quieten()
     stage: StageSpec = composed(piece).last
     device = resolve_device(stage.device)
-    task = cached_task(stage.data, stage.model, stage.seed)
+    task = cached_task(stage)
     base = cached_base(stage.model, device)
-    mode = "logprob" if piece.work == "score" else "generate"
+    longest = max(map(len, task.choices))
+    how = None if piece.work == "score" else Decoding(task.texts, longest)
     size = stage.evaluation.batch_size
     with adapted(base, []) as model:
         torch.manual_seed(stage.seed)
         model.add(stage.adapters)
         model.finish()
-        score(model, task.eval[: piece.batch_size], task.choices, batch_size=size, mode=mode)
+        score(model, task.eval[: piece.batch_size], task.choices, batch_size=size, decoding=how)
         reset_peak(device)
         started = time.perf_counter()
-        scores = score(model, task.eval, task.choices, batch_size=size, mode=mode)
+        scores = score(model, task.eval, task.choices, batch_size=size, decoding=how)
         seconds = time.perf_counter() - started
     return Measured(
         dtype=str(base.model.dtype).removeprefix("torch."),

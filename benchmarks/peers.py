@@ -330,7 +330,7 @@ def _loaded(piece: Piece, stage: StageSpec) -> tuple[torch.device, Any, Task, An
     tokenizer = load_tokenizer(stage.model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    task = cached_task(stage.data, stage.model, stage.seed)
+    task = cached_task(stage)
     model = AutoModelForCausalLM.from_pretrained(
         stage.model.id, dtype=getattr(torch, piece.dtype), use_safetensors=True
     )

@@ -12,6 +12,7 @@ from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Forward, ReadPrompts, WholePrompts
+from heft_pipeline.models.vocabulary import Vocabulary
 
 
 class AdaptedModel:
@@ -26,6 +27,7 @@ class AdaptedModel:
         trained: The adapters in training.
         whole: Runs the whole model over whole prompts.
         forward: How batches are run: :attr:`whole`, or another way that gives the same logits.
+        vocabulary: Turns hidden states into logits.
     """
 
     def __init__(self, base: Base) -> None:
@@ -34,6 +36,7 @@ class AdaptedModel:
         self.trained: list[Adapter] = []
         self.whole = EqualLengths(base) if base.no_padding else WholePrompts(base)
         self.forward: Forward = self.whole
+        self.vocabulary = Vocabulary(base)
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -107,6 +110,17 @@ class AdaptedModel:
             [B, K, V] in the model's dtype.
         """
         return self.forward.logits(batch, self.editing)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """What the vocabulary projection reads at every position of a batch.
+
+        Args:
+            batch: B sequences of at most T input tokens, padded on the left.
+
+        Returns:
+            [B, T, D] in the model's dtype.
+        """
+        return self.forward.hidden(batch, self.editing)
 
     def read_prompts(self, batch: Batch) -> ReadPrompts | None:
         """Read prompts once, so that several answers can continue from them.

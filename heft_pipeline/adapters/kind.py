@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from heft_pipeline.data.answer_text import CHOICE, AnswerText, check_template
 from heft_pipeline.declare_settings import Settings, found, identity, setting
 from heft_pipeline.errors import UserError
 
@@ -40,7 +41,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Schedule(Settings):
-    """How long a stage is trained, and the size and warm-up of its steps."""
+    """What a stage is trained on, how long, and the size and warm-up of its steps."""
 
     epochs: int = setting("${epochs}", "passes over the training split", above=0, example=3)
     batch_size: int = setting(
@@ -49,6 +50,23 @@ class Schedule(Settings):
     warmup_ratio: float = setting(
         0.1, "the share of all steps over which the learning rate rises from 0", least=0, most=1
     )
+    loss: str = setting(
+        "answer",
+        "the tokens whose cross-entropy is minimised: the answer's, or those of the whole "
+        "sequence of prompt and answer",
+        choices=("answer", "sequence"),
+    )
+    answer: str = setting(
+        CHOICE,
+        "the answer's text, with {choice} for the choice's text in data.choices",
+        rule=check_template,
+    )
+    end_token: bool = setting(False, "whether the tokenizer's end token follows the answer")
+
+    @property
+    def answer_text(self) -> AnswerText:
+        """How the answers are written that are trained on."""
+        return AnswerText(self.answer, self.end_token)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from heft_pipeline.data.prompts import Example
 
 #: How many batches' examples are sorted by length together; the order of groups stays random.
 _BUCKET_BATCHES = 32
+#: Once there are _FEW sequences together, one over _LONGER times the shortest is not added.
+_FEW, _LONGER = 8, 1.1
 IGNORED_LABEL = -100
 
 
@@ -31,6 +33,11 @@ class AnsweredPrompt:
     def whole_length(self) -> int:
         """The number of tokens of the whole prompt."""
         return self.before + len(self.prompt)
+
+    @property
+    def read_length(self) -> int:
+        """The number of tokens that a model reads: all but the answer's last one."""
+        return len(self.prompt) + len(self.answer) - 1
 
 
 @dataclass(frozen=True)
@@ -110,25 +117,32 @@ def collate(
 
 
 def epoch_batches(
-    examples: Sequence[Example], batch_size: int, seed: int, epoch: int
+    examples: Sequence[Example],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = True,
 ) -> list[list[int]]:
-    """The batches of one epoch: similar lengths together, in an order fixed by seed and epoch.
+    """The batches of one epoch, in an order fixed by seed and epoch.
 
-    Examples are shuffled, cut into groups of ``32 x batch_size``, sorted by length within each
-    group and cut into batches, which are shuffled again. Every example occurs once; only the
-    last batch of an uneven group is smaller.
+    Examples are shuffled and cut into batches. To have similar lengths together, they are first cut
+    into groups of ``32 x batch_size`` and sorted by length within each group, and the batches are
+    shuffled again. Every example occurs once; only the last batch (of a group) is smaller.
 
     Args:
         examples: The training examples.
         batch_size: Examples per batch.
         seed: The run's seed.
         epoch: The epoch's number, from 0.
+        group_by_length: Whether similar lengths are put together.
 
     Returns:
         Lists of indices into ``examples``.
     """
     random = np.random.default_rng([seed, 2, epoch])
     order = random.permutation(len(examples))
+    if not group_by_length:
+        return [order[i : i + batch_size].tolist() for i in range(0, len(examples), batch_size)]
     lengths = np.array([len(e.prompt) for e in examples])
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * _BUCKET_BATCHES):
@@ -138,13 +152,27 @@ def epoch_batches(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
+def far_longer(length: int, shortest: int, count: int) -> bool:
+    """Whether a sequence would make others of a batch cost far more, so that it starts a new one.
+
+    Args:
+        length: The sequence's tokens.
+        shortest: Those of the batch's shortest sequence.
+        count: How many sequences the batch has so far.
+    """
+    return count >= _FEW and length > _LONGER * shortest
+
+
+def split_by_tokens(
+    lengths: Sequence[int], max_tokens: int, *, similar: bool = False
+) -> list[slice]:
     """Cut a batch into micro-batches with a limited number of padded tokens.
 
     Args:
         lengths: Token counts of the batch's sequences, in order.
         max_tokens: The most padded tokens (rows x longest row) in a micro-batch. A single longer
             sequence gets a micro-batch of its own.
+        similar: Whether to cut also between lengths that differ much; see :func:`far_longer`.
 
     Returns:
         Consecutive slices that cover the batch.
@@ -152,7 +180,8 @@ def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
     slices, start, longest = [], 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
-        if i > start and longest * (i - start + 1) > max_tokens:
+        too_many = longest * (i - start + 1) > max_tokens
+        if i > start and (too_many or (similar and far_longer(length, lengths[start], i - start))):
             slices.append(slice(start, i))
             start, longest = i, length
     return [*slices, slice(start, len(lengths))] if lengths else []

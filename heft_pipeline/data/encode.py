@@ -73,22 +73,26 @@ def _filled(
 class Encoder:
     """Turns text into token ids.
 
-    The special tokens that the tokenizer puts first come first, once, and none comes last. The
-    template and the answer choices may name special tokens; a row's own text is only text.
+    The special tokens that the tokenizer puts first come first, and none comes last. The template
+    and the answer choices may name special tokens; a row's own text is only text.
 
     Args:
         tokenizer: A transformers tokenizer.
+        special_tokens: The value of ``data.special_tokens``.
 
     Attributes:
         tokenizer: The same.
+        doubled: The text of the leading special tokens if a prompt has them twice; else empty.
 
     Raises:
         UserError: The tokenizer changes the text itself where it adds special tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, special_tokens: str = "once") -> None:
         self.tokenizer = tokenizer
-        self._first = _leading(tokenizer)
+        self.doubled = ""
+        self._first = () if special_tokens == "as_written" else _leading(tokenizer)
+        self._always = special_tokens == "add"
         added = tokenizer.added_tokens_decoder.values()
         names = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
@@ -110,7 +114,12 @@ class Encoder:
 
     def _started(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Put the leading special tokens first, unless the template has them already."""
-        return ids if ids[: len(self._first)] == self._first else self._first + ids
+        if not self._first or ids[: len(self._first)] != self._first:
+            return self._first + ids
+        if not self._always:
+            return ids
+        self.doubled = self.tokenizer.decode(list(self._first))
+        return self._first + ids
 
     def alone(self, text: str) -> tuple[int, ...]:
         """The token ids of text that nothing stands before."""

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heft_pipeline.data.answer_text import PLAIN, AnswerText
+from heft_pipeline.data.answers import answer_tokens, refuse_beginnings
+from heft_pipeline.data.chat import Chat
 from heft_pipeline.data.dev_split import Row
 from heft_pipeline.data.encode import Encoder, Piece, pieces
 from heft_pipeline.data.rows import read_splits
@@ -34,21 +37,27 @@ class Task:
         train: The examples that stages are trained on.
         dev: The examples that the best epoch is chosen on.
         eval: The examples that are reported, read once per stage.
-        choices: Token ids of each answer choice, as they follow the prompt.
+        choices: Token ids of each answer choice as it is scored after a prompt.
+        answers: Token ids of each answer choice as it is trained on after a prompt.
         labels: The choices' labels, in the same order.
+        texts: The choices' texts, in the same order.
         truncated: How many prompts were cut to ``data.max_prompt_tokens``.
         overlap: Pairs of ids: a reported row, and a training or dev row with the same prompt.
         repeated: How many training rows have the prompt of an earlier one.
+        doubled: The text of the leading special tokens if prompts have them twice; else empty.
     """
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     eval: tuple[Example, ...]
     choices: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
+    texts: tuple[str, ...]
     truncated: int
     overlap: tuple[tuple[str, str], ...]
     repeated: int
+    doubled: str = ""
 
     @property
     def prompt_lengths(self) -> list[int]:
@@ -58,35 +67,54 @@ class Task:
     @property
     def notes(self) -> tuple[str, ...]:
         """What qualifies results on this task, in sentences for people."""
-        if len({example.gold for example in self.dev}) > 1:
-            return ()
-        return (
-            f"all {len(self.dev)} dev rows have the answer {self.labels[self.dev[0].gold]}, so "
-            "they say little about which epoch is best; hold out more rows (data.dev_size) or keep "
-            "the last epoch (training.selection=last)",
-        )
+        notes = []
+        if len({example.gold for example in self.dev}) == 1:
+            notes.append(
+                f"all {len(self.dev)} dev rows have the answer {self.labels[self.dev[0].gold]}, so "
+                "they say little about which epoch is best; hold out more rows (data.dev_size) or "
+                "keep the last epoch (training.selection=last)"
+            )
+        if self.doubled:
+            notes.append(
+                f"prompts begin with {self.doubled} twice: data.prompt has it, and the tokenizer "
+                "adds it (data.special_tokens=add)"
+            )
+        return tuple(notes)
+
+    def answered(self, example: Example) -> tuple[int, ...]:
+        """The token ids of an example's right answer as it is trained on."""
+        return self.answers[example.gold]
 
 
-def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
+def load_task(
+    data: DataSettings,
+    tokenizer: Any,
+    seed: int,
+    trained: AnswerText = PLAIN,
+    scored: AnswerText = PLAIN,
+) -> Task:
     """Read, render and tokenise a task.
 
     Args:
         data: The task.
         tokenizer: A transformers tokenizer.
         seed: Decides which training rows become dev rows.
+        trained: How the answers are written that are trained on.
+        scored: How the answers are written that are scored.
 
     Raises:
         UserError: A split, column or label is missing, all trained or reported rows have the same
-            answer, a choice tokenises to nothing, or a prompt is too long and cannot be cut enough.
+            answer, an answer cannot be tokenised, or a prompt is too long and cannot be cut enough.
     """
-    truncated, encoder = 0, Encoder(tokenizer)
+    truncated, encoder = 0, Encoder(tokenizer, data.special_tokens)
+    chat = Chat(tokenizer, data.system) if data.chat else None
     splits = {}
     rows_of = read_splits(data, seed)
     seen: dict[str, str] = {}  # the text of a prompt -> the row that first had it
     overlap, repeated = [], 0
     for name, rows in rows_of.items():
-        golds = _golds(data, name, rows)
-        parts = [pieces(data, id, row) for id, row in rows]
+        golds = _golds(data, name, rows) if rows else []
+        parts = [_pieces(data, chat, id, row) for id, row in rows]
         for (id, _), part in zip(rows, parts, strict=True):
             text = "".join(one for one, _ in part)
             if name == "eval":
@@ -94,73 +122,32 @@ def load_task(data: DataSettings, tokenizer: Any, seed: int) -> Task:
             else:
                 repeated += name == "train" and text in seen
                 seen.setdefault(text, id)
-        prompts, cut = _tokenize(data, encoder, rows, parts)
+        prompts, cut = _tokenize(data, encoder, chat, rows, parts)
         truncated += cut
         splits[name] = tuple(
             Example(id, prompt, gold)
             for (id, _), prompt, gold in zip(rows, prompts, golds, strict=True)
         )
+    prompt = _pieces(data, chat, *rows_of["train"][0])
+    choices = answer_tokens(data, encoder, prompt, scored)
+    refuse_beginnings(data, choices)
     return Task(
         **splits,
-        choices=choice_tokens(data, encoder, pieces(data, *rows_of["train"][0])),
+        choices=choices,
+        answers=answer_tokens(data, encoder, prompt, trained),
         labels=data.labels,
+        texts=tuple(data.choices.values()),
         truncated=truncated,
         overlap=tuple(overlap),
         repeated=repeated,
+        doubled=encoder.doubled,
     )
 
 
-def choice_tokens(
-    data: DataSettings, encoder: Encoder, prompt: Sequence[Piece]
-) -> tuple[tuple[int, ...], ...]:
-    """Tokenise the answer choices as they follow a prompt.
-
-    White space at the end of the template goes to the choices, as in lm-evaluation-harness. All
-    choices have the same boundary: if the tokenizer merges any of them with the prompt, each is
-    tokenised by itself.
-
-    Args:
-        data: The task.
-        encoder: Turns text into token ids.
-        prompt: The pieces of any prompt of the task.
-
-    Returns:
-        The token ids of each choice.
-
-    Raises:
-        UserError: A choice tokenises to nothing, has unknown tokens, or has exactly the tokens that
-            another choice begins with.
-    """
-    tokenizer = encoder.tokenizer
-    blank = data.prompt[len(data.prompt.rstrip()) :]
-    followed = [[*prompt, (blank + text, False)] for text in data.choices.values()]
-    before, *joined = encoder.encode([prompt, *followed])
-    apart = all(one[: len(before)] == before and len(one) > len(before) for one in joined)
-    choices = []
-    for (label, text), whole in zip(data.choices.items(), joined, strict=True):
-        text = blank + text
-        ids = whole[len(before) :] if apart else encoder.alone(text)
-        if not ids:
-            raise UserError(
-                f"data.choices.{label}={text!r} tokenises to nothing; give text that the model's "
-                "tokenizer keeps, e.g. ' yes'"
-            )
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise UserError(
-                f"data.choices.{label}={text!r} has words that the model's tokenizer does not "
-                f"know ({tokenizer.unk_token}); use other words"
-            )
-        choices.append(ids)
-    texts = list(data.choices.values())
-    for i, one in enumerate(choices):
-        for j, other in enumerate(choices):
-            if i != j and other[: len(one)] == one:
-                raise UserError(
-                    f"data.choices: the tokens of {texts[j]!r} begin with those of "
-                    f"{texts[i]!r}, which would always be at least as likely; use "
-                    "choices that differ from the first word on"
-                )
-    return tuple(choices)
+def _pieces(data: DataSettings, chat: Chat | None, id: str, row: Row) -> list[Piece]:
+    """The pieces of a row's prompt, inside the chat template if there is one."""
+    prompt = pieces(data, id, row)
+    return chat.pieces(id, prompt) if chat else prompt
 
 
 def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
@@ -198,17 +185,20 @@ def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> l
 def _tokenize(
     data: DataSettings,
     encoder: Encoder,
+    chat: Chat | None,
     rows: Sequence[tuple[str, Row]],
     parts: Sequence[Sequence[Piece]],
 ) -> tuple[list[tuple[int, ...]], int]:
     prompts = encoder.encode(parts)
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
-        prompts[i] = _cut(data, encoder, *rows[i], len(prompts[i]))
+        prompts[i] = _cut(data, encoder, chat, *rows[i], len(prompts[i]))
     return prompts, len(long)
 
 
-def _cut(data: DataSettings, encoder: Encoder, id: str, row: Row, tokens: int) -> tuple[int, ...]:
+def _cut(
+    data: DataSettings, encoder: Encoder, chat: Chat | None, id: str, row: Row, tokens: int
+) -> tuple[int, ...]:
     """Tokenise a row with as many of the first tokens of its truncatable column as fit."""
     column = data.truncate_column
     limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"
@@ -222,7 +212,8 @@ def _cut(data: DataSettings, encoder: Encoder, id: str, row: Row, tokens: int) -
     fitting, low, high = None, 0, len(ends) - 1
     while low <= high:  # find the most tokens with which the prompt fits
         middle = (low + high) // 2
-        ids = encoder.encode([pieces(data, id, {**row, column: text[: ends[middle]]})])[0]
+        cut = {**row, column: text[: ends[middle]]}
+        ids = encoder.encode([_pieces(data, chat, id, cut)])[0]
         if len(ids) <= data.max_prompt_tokens:
             fitting, low = ids, middle + 1
         else:

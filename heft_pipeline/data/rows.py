@@ -38,6 +38,8 @@ def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]
     train = _limit(_read(data, "train_split", data.train_split), data.max_train_rows)
     if data.dev_split is not None:
         dev = _read(data, "dev_split", data.dev_split)
+    elif not data.has_dev:
+        dev = []
     else:
         train, dev = hold_out(train, data.answer_column, data.dev_size, seed)
     return {"train": train, "dev": dev, "eval": read_eval(data)}

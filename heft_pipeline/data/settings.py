@@ -36,8 +36,8 @@ class DataSettings(Settings):
     dev_size: float = setting(
         0.1,
         "how much is held out for dev, with the same share of each answer: a share below 1, or a "
-        "number of rows",
-        above=0,
+        "number of rows; 0: nothing, with training.selection=last",
+        least=0,
     )
     max_train_rows: int | None = setting(
         None, "use only the first rows of the training split", above=0, example=1000
@@ -49,6 +49,18 @@ class DataSettings(Settings):
         MISSING,
         "the prompt, with {column} for each column's value; white space at its end goes to the "
         "choices",
+    )
+    chat: bool = setting(
+        False, "put the prompt into the tokenizer's chat template, as the user's turn"
+    )
+    system: str | None = setting(
+        None, "with chat=true: the system message", example="Answer with yes or no."
+    )
+    special_tokens: str = setting(
+        "once",
+        "those that the tokenizer puts before a text, such as BOS; once: also if the prompt has "
+        "them; add: always, so that they can be doubled; as_written: only the prompt's own",
+        choices=("once", "add", "as_written"),
     )
     answer_column: str = setting("answer", "the column that holds the label of the right answer")
     # Without types, so that check() and not OmegaConf says what YAML makes of yes, no and numbers.
@@ -84,6 +96,11 @@ class DataSettings(Settings):
                 texts = [str(text) if type(text) is int else text for text in self.choices.values()]
                 named = FrozenDict(dict(zip(names, texts, strict=True)))
                 object.__setattr__(self, "choices", named)
+
+    @property
+    def has_dev(self) -> bool:
+        """Whether there are dev rows."""
+        return self.dev_split is not None or self.dev_size > 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -126,6 +143,11 @@ class DataSettings(Settings):
             raise UserError(
                 f"{key}.truncate_column={self.truncate_column} does not occur in {key}.prompt "
                 f"({self.prompt!r}); name a column of the prompt, or null"
+            )
+        if self.system is not None and not self.chat:
+            raise UserError(
+                f"{key}.system is a part of chat templates; use it with {key}.chat=true, or write "
+                f"it into {key}.prompt"
             )
         if 1 < self.dev_size != int(self.dev_size):
             raise UserError(

@@ -1,6 +1,7 @@
 """Tokenised tasks that are kept in files, each under a key of everything it was made from."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,12 +13,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from heft_pipeline.data.answer_text import PLAIN, AnswerText
 from heft_pipeline.data.prompts import Example, Task, load_task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import identity
 
 #: Increased whenever a change to the code alters what a task is tokenised to.
-_FORMAT = 3
+_FORMAT = 4
 _META = b"heft"
 _SPLITS = ("train", "dev", "eval")
 
@@ -28,6 +30,8 @@ def tokenized_task(
     seed: int,
     tokenizer: Callable[[], Any],
     cache: Path | None,
+    trained: AnswerText = PLAIN,
+    scored: AnswerText = PLAIN,
 ) -> Task:
     """A tokenised task, read from a file if it was tokenised before.
 
@@ -37,6 +41,8 @@ def tokenized_task(
         seed: Decides the dev split.
         tokenizer: Loads the tokenizer; not called if there is a file.
         cache: The folder of the files; None to keep none.
+        trained: How the answers are written that are trained on.
+        scored: How the answers are written that are scored.
 
     Returns:
         See :func:`~heft_pipeline.data.prompts.load_task`.
@@ -44,17 +50,19 @@ def tokenized_task(
     Raises:
         UserError: See there.
     """
-    path = cache / f"{_key(data, model, seed)}.parquet" if cache is not None else None
+    key = _key(data, model, seed, trained, scored)
+    path = cache / f"{key}.parquet" if cache is not None else None
     if path is not None and (task := _read(path)) is not None:
         return task
-    task = load_task(data, tokenizer(), seed)
+    task = load_task(data, tokenizer(), seed, trained, scored)
     if path is not None:
         _write(path, task)
     return task
 
 
-def _key(data: DataSettings, model: str, seed: int) -> str:
-    made_of = [_FORMAT, version("tokenizers"), identity(data), model, seed]
+def _key(data: DataSettings, model: str, seed: int, trained: AnswerText, scored: AnswerText) -> str:
+    answers = [dataclasses.asdict(answer) for answer in (trained, scored)]
+    made_of = [_FORMAT, version("tokenizers"), identity(data), model, seed, answers]
     text = json.dumps(made_of, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -72,10 +80,13 @@ def _read(path: Path) -> Task | None:
     return Task(
         **{name: tuple(examples) for name, examples in splits.items()},
         choices=tuple(tuple(choice) for choice in meta["choices"]),
+        answers=tuple(tuple(answer) for answer in meta["answers"]),
         labels=tuple(meta["labels"]),
+        texts=tuple(meta["texts"]),
         truncated=meta["truncated"],
         overlap=tuple((one, other) for one, other in meta["overlap"]),
         repeated=meta["repeated"],
+        doubled=meta["doubled"],
     )
 
 
@@ -91,10 +102,13 @@ def _write(path: Path, task: Task) -> None:
     )
     meta = {
         "choices": task.choices,
+        "answers": task.answers,
         "labels": task.labels,
+        "texts": task.texts,
         "truncated": task.truncated,
         "overlap": task.overlap,
         "repeated": task.repeated,
+        "doubled": task.doubled,
     }
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
     partial = path.with_name(f".{path.name}.{os.getpid()}")

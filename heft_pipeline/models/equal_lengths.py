@@ -1,11 +1,15 @@
 """The forward pass for models that cannot be padded: each length by itself."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn.functional import pad
 
-from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
+from heft_pipeline.data.batches import Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, Work, accepted_inputs
+from heft_pipeline.models.vocabulary import projected_states
 
 
 class EqualLengths:
@@ -16,6 +20,8 @@ class EqualLengths:
     Args:
         base: The model.
     """
+
+    padding_costs = False
 
     def __init__(self, base: Base) -> None:
         self._base = base
@@ -28,18 +34,32 @@ class EqualLengths:
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]; zeros before shorter answers."""
         wanted = batch.answer_tokens
+        run = lambda inputs: self._base.model(**inputs).logits[:, -wanted:]  # noqa: E731
+        return self._each_length(batch, editing, wanted, run)
+
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """What the projection reads at every position, [B, T, D]; zeros on padding."""
+        run = lambda inputs: projected_states(self._base, inputs)  # noqa: E731
+        return self._each_length(batch, editing, batch.input_ids.shape[1], run)
+
+    def _each_length(
+        self,
+        batch: Batch,
+        editing: Editing,
+        width: int,
+        run: Callable[[dict[str, Any]], torch.Tensor],
+    ) -> torch.Tensor:
+        """Run each length by itself, and put the results together, aligned right."""
         accepted = accepted_inputs(self._base.model)
-        plain = {"logits_to_keep": wanted, "use_cache": False}
+        plain = {"logits_to_keep": batch.answer_tokens, "use_cache": False}
+        wished = {k: v for k, v in plain.items() if k in accepted}
         found, order = [], []
-        for rows in same_length([_tokens(one) for one in batch.sequences]):
+        for rows in same_length([one.read_length for one in batch.sequences]):
             part = collate([batch.sequences[i] for i in rows], self._base.pad_token_id)
             part = part.to(batch.input_ids.device)
             with editing(part):
-                output = self._base.model(
-                    input_ids=part.input_ids, **{k: v for k, v in plain.items() if k in accepted}
-                )
-            own = output.logits[:, -wanted:]
-            found.append(pad(own, (0, 0, wanted - own.shape[1], 0)))
+                own = run({"input_ids": part.input_ids} | wished)
+            found.append(pad(own, (0, 0, width - own.shape[1], 0)))
             order += rows
         back = torch.tensor(order, device=batch.input_ids.device).argsort()
         return torch.cat(found)[back]
@@ -50,7 +70,7 @@ class EqualLengths:
 
     def work(self, batch: Batch) -> Work:
         """Nothing is padded, so that a sequence costs the mean of the batch's lengths."""
-        lengths = [_tokens(one) for one in batch.sequences]
+        lengths = [one.read_length for one in batch.sequences]
         return Work(round(sum(lengths) / len(lengths)))
 
 
@@ -60,7 +80,3 @@ def same_length(lengths: list[int]) -> list[list[int]]:
     for index, length in enumerate(lengths):
         groups[length].append(index)
     return list(groups.values())
-
-
-def _tokens(sequence: AnsweredPrompt) -> int:
-    return len(sequence.prompt) + len(sequence.answer) - 1

@@ -11,6 +11,7 @@ import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
+from heft_pipeline.models.vocabulary import projected_states
 
 #: Applies the adapters' edits to a batch's prompts in the forward passes inside the block.
 Editing = Callable[[Batch], AbstractContextManager[None]]
@@ -47,7 +48,13 @@ class Work:
 
 
 class Forward(Protocol):
-    """A way of running a model; all ways give the same logits."""
+    """A way of running a model; all ways give the same logits.
+
+    Attributes:
+        padding_costs: Whether the longest sequence of a batch makes all others cost as much.
+    """
+
+    padding_costs: bool
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers.
@@ -58,6 +65,17 @@ class Forward(Protocol):
 
         Returns:
             [B, K, V] in the model's dtype.
+        """
+
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """What the vocabulary projection reads at every position.
+
+        Args:
+            batch: B sequences of at most T input tokens, padded on the left.
+            editing: Applies the adapters' edits.
+
+        Returns:
+            [B, T, D] in the model's dtype.
         """
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
@@ -78,6 +96,8 @@ class Forward(Protocol):
 class WholePrompts:
     """Runs the whole model over whole prompts."""
 
+    padding_costs = True
+
     def __init__(self, base: Base) -> None:
         self._base = base
 
@@ -90,6 +110,11 @@ class WholePrompts:
         """See :class:`Forward`."""
         with editing(batch):
             return answer_logits(self._base.model, batch)
+
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """See :class:`Forward`."""
+        with editing(batch):
+            return projected_states(self._base, model_inputs(self._base.model, batch))
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
         """See :class:`Forward`."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings, kinds
+from heft_pipeline.data.answer_text import AnswerText
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import identity
 from heft_pipeline.errors import UserError
@@ -22,7 +23,7 @@ from heft_pipeline.training.settings import TrainingSettings
 
 #: Increased whenever a change to the code alters what a stage with the same settings computes, or
 #: what a fingerprint is made of.
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class StageSpec:
     def rank(self) -> int | None:
         """The rank of the first adapter that has one; None if none has."""
         return next((a.low_rank for a in self.adapters if a.low_rank is not None), None)
+
+    @property
+    def trained_answers(self) -> AnswerText:
+        """How the answers are written that it is trained on; as scored if nothing is trained."""
+        return self.adapters[0].answer_text if self.adapters else self.scored_answers
+
+    @property
+    def scored_answers(self) -> AnswerText:
+        """How the answers are written that are scored."""
+        return AnswerText(self.evaluation.answer)
 
     @property
     def merges_parents(self) -> bool:

@@ -95,7 +95,7 @@ def _curves(settings: Sequence[Setting]) -> pd.DataFrame:
                         "fingerprint": stage.fingerprint,
                         "epoch": line["epoch"],
                         "train_loss": line["train_loss"],
-                        "dev_accuracy": line["dev_accuracy"],
+                        "dev_accuracy": line.get("dev_accuracy"),
                     }
                     for line in read_metrics(file)
                     if line.get("event") == "epoch"

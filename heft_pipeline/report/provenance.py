@@ -93,7 +93,7 @@ def _model(stage: StageSpec) -> str:
 
 def _data(stage: StageSpec) -> str:
     data = stage.data
-    dev = data.dev_split or f"{data.dev_size:g} of train"
+    dev = data.dev_split or (f"{data.dev_size:g} of train" if data.has_dev else "none")
     return (
         f"{data.name} ({_content(data.content)}): train {data.train_split}, dev {dev}, "
         f"reported {data.eval_split}"
@@ -117,6 +117,7 @@ def _examples(result: dict[str, Any]) -> str:
     for key, said in (
         ("truncated_prompts", "prompts that were cut"),
         ("short_prompts", "prompts too short for all edited positions"),
+        ("unmatched_rows", "reported rows whose generated text names no choice"),
         ("repeated_rows", "training rows that repeat an earlier one"),
         ("overlapping_rows", "reported rows that are also training or dev rows"),
     ):

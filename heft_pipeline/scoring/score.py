@@ -7,17 +7,16 @@ import torch
 from torch.nn.functional import log_softmax
 
 from heft_pipeline.adapters.adapted import AdaptedModel
-from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate
+from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate, far_longer
 from heft_pipeline.data.prompts import Example
 from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.forward import ReadPrompts, cache_name
+from heft_pipeline.scoring.generate import Decoding, generated
 
 Choices = tuple[tuple[int, ...], ...]
 Prompt = tuple[int, ...]
-#: Once a batch has _FEW rows, a prompt over _LONGER times its shortest one starts a new batch.
-_FEW, _LONGER = 8, 1.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Scores:
             exactly as likely as each other and the correct one is among them, it is 1/n, which is
             what choosing among them at random would give.
         tied: How many examples have several likeliest choices; 0 where text is generated.
+        unmatched: How many generated texts name no choice.
     """
 
     log_probabilities: torch.Tensor
@@ -40,6 +40,7 @@ class Scores:
     gold: torch.Tensor
     credit: torch.Tensor
     tied: int
+    unmatched: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -58,7 +59,7 @@ def score(
     choices: Choices,
     *,
     batch_size: int,
-    mode: str = "logprob",
+    decoding: Decoding | None = None,
     advance: Callable[[int], None] = lambda _: None,
     ranks: Ranks | None = None,
     may_be_nan: bool = False,
@@ -70,9 +71,9 @@ def score(
         examples: N examples.
         choices: Token ids of the C choices.
         batch_size: Prompts per forward pass; it changes only the speed.
-        mode: ``logprob``: the choice with the highest log-probability; none if several have it.
-            ``generate``: greedy decoding, as in the LoReFT paper; log-probabilities are
-            computed as well.
+        decoding: How text is generated, for predictions that are read from it; log-probabilities
+            are computed as well. None: the prediction is the choice with the highest
+            log-probability; none if several have it.
         advance: Called with the number of examples that this process has just scored.
         ranks: The processes that score together. Each scores its part; all get the whole result.
         may_be_nan: Whether to return log-probabilities that are NaN.
@@ -93,16 +94,18 @@ def score(
         )
     predictions = (
         likeliest(table)
-        if mode == "logprob"
-        else generated(model, own, choices, batch_size=batch_size)
+        if decoding is None
+        else generated(model, own, _batches([len(e.prompt) for e in own], batch_size), decoding)
     )
     if ranks and ranks.world > 1:
         parts = ranks.gather((table.tolist(), predictions.tolist()))
         table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))
         predictions = torch.tensor(ranks.unshare([chosen for _, chosen in parts]))
-    right = credit(table, gold) if mode == "logprob" else (predictions == gold).double()
-    tied = int((predictions < 0).sum()) if mode == "logprob" else 0
-    return Scores(table, predictions, gold, right, tied)
+    none = int((predictions < 0).sum())
+    if decoding is None:
+        return Scores(table, predictions, gold, credit(table, gold), tied=none)
+    right = (predictions == gold).double()
+    return Scores(table, predictions, gold, right, tied=0, unmatched=none)
 
 
 def likeliest(table: torch.Tensor) -> torch.Tensor:
@@ -157,7 +160,7 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         batch = batches[-1] if batches else []
-        padded = batch and lengths[index] > _LONGER * lengths[batch[0]] and len(batch) >= _FEW
+        padded = batch and far_longer(lengths[index], lengths[batch[0]], len(batch))
         if not batch or len(batch) >= batch_size or padded:
             batches.append([])
         batches[-1].append(index)
@@ -231,54 +234,3 @@ def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wanted = labels[:, :, None]
     picked = log_probs.gather(2, wanted.clamp(min=0)).masked_fill(wanted < 0, 0.0)
     return picked.sum(dim=(1, 2))
-
-
-@torch.no_grad()
-def generated(
-    model: AdaptedModel, examples: Sequence[Example], choices: Choices, *, batch_size: int
-) -> torch.Tensor:
-    """Decode greedily, and look up which choice the text begins with.
-
-    Args:
-        model: The model.
-        examples: N examples.
-        choices: Token ids of the choices.
-        batch_size: Prompts per forward pass.
-
-    Returns:
-        [N] int64 indices of choices; -1 if the text begins with none of them.
-    """
-    predictions = torch.full((len(examples),), -1)
-    longest = max(map(len, choices))
-    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
-        texts = _continued(model, [examples[i].prompt for i in chosen], longest)
-        for i, text in zip(chosen, texts, strict=True):
-            for c, choice in enumerate(choices):
-                if tuple(text[: len(choice)]) == choice:
-                    predictions[i] = c
-    return predictions
-
-
-def _continued(model: AdaptedModel, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token."""
-    base = model.base
-    answers: list[tuple[int, ...]] = [(0,)] * len(prompts)
-    if base.no_padding or base.no_cache:
-        # transformers would pad, count positions its own way, or continue from a cache.
-        for _ in range(tokens):
-            pairs = zip(prompts, answers, strict=True)
-            batch = collate([AnsweredPrompt(p, a) for p, a in pairs], base.pad_token_id)
-            chosen = model.logits(batch.to(base.device))[:, -1].argmax(dim=-1).tolist()
-            answers = [(*a[:-1], one, 0) for a, one in zip(answers, chosen, strict=True)]
-        return [list(answer[:-1]) for answer in answers]
-    batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], base.pad_token_id).to(base.device)
-    with model.editing(batch):
-        output = base.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=base.pad_token_id,
-        )
-    texts: list[list[int]] = output[:, batch.input_ids.shape[1] :].tolist()
-    return texts

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from heft_pipeline.data.answer_text import CHOICE, check_template
 from heft_pipeline.declare_settings import Settings, setting
+from heft_pipeline.errors import UserError
+
+_ONLY_GENERATED = ("max_new_tokens", "match", "temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
@@ -11,10 +15,55 @@ class EvaluationSettings(Settings):
 
     mode: str = setting(
         "logprob",
-        "logprob compares the choices' log-probabilities; generate decodes greedily, as the "
-        "LoReFT paper does",
+        "logprob compares the choices' log-probabilities; generate decodes text and looks for a "
+        "choice in it",
         choices=("logprob", "generate"),
+    )
+    answer: str = setting(
+        CHOICE,
+        "the text whose log-probability is computed, with {choice} for the choice's text",
+        rule=check_template,
+    )
+    max_new_tokens: int | None = setting(
+        None,
+        "with generate: the most tokens; null: as many as the longest choice has",
+        above=0,
+        example=5,
+    )
+    match: str = setting(
+        "begins",
+        "with generate: the text begins with the choice, or contains it, where the first of "
+        "data.choices that it contains counts",
+        choices=("begins", "contains"),
+    )
+    temperature: float = setting(
+        0.0,
+        "with generate: 0 decodes greedily; above it, tokens are sampled, with the run's seed",
+        least=0,
+    )
+    top_p: float = setting(
+        1.0,
+        "with a temperature: sample from the likeliest tokens that together have this probability",
+        above=0,
+        most=1,
+    )
+    top_k: int | None = setting(
+        None, "with a temperature: sample from so many likeliest tokens", above=0, example=50
     )
     batch_size: int = setting(
         64, "prompts per forward pass; changes only the speed", above=0, identity=False
     )
+
+    def check(self, key: str) -> None:
+        """Refuse settings that would have no effect."""
+        defaults = EvaluationSettings()
+        for name in _ONLY_GENERATED if self.mode == "logprob" else ():
+            if getattr(self, name) != getattr(defaults, name):
+                raise UserError(
+                    f"{key}.{name} has no effect with {key}.mode=logprob; use {key}.mode=generate"
+                )
+        for name in ("top_p", "top_k") if not self.temperature else ():
+            if getattr(self, name) != getattr(defaults, name):
+                raise UserError(
+                    f"{key}.{name} has no effect on greedy decoding; give {key}.temperature"
+                )

@@ -95,9 +95,14 @@ class SharedSettings(Settings):
     )
 
     def check(self, key: str) -> None:
-        """Refuse adapters that do not support the evaluation mode."""
+        """Refuse adapters that do not support the evaluation mode, and choosing without rows."""
         for name in kinds():
             self.adapter(name).check_mode(self.evaluation.mode)
+        if not self.data.has_dev and self.training.selection == "best":
+            raise UserError(
+                "data.dev_size=0 leaves no rows to choose the best epoch on; keep the last one "
+                "with training.selection=last, or hold rows out"
+            )
 
     def adapter(self, kind: str) -> AdapterSettings:
         """The section of a kind of adapter."""

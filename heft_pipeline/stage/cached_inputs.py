@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.data.answer_text import CHOICE, AnswerText
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.tokenized import tokenized_task
@@ -17,22 +18,31 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.probe import probe_adapters, probe_base
 
 
-@functools.lru_cache(maxsize=8)
-def cached_task(
-    data: DataSettings, model: ModelSettings, seed: int, cache: Path | None = None
-) -> Task:
-    """A tokenised task, kept in memory for later stages of the same process.
+def cached_task(stage: StageSpec, cache: Path | None = None) -> Task:
+    """A stage's tokenised task, kept in memory for later stages of the same process.
 
     Args:
-        data: The task.
-        model: The model whose tokenizer is used.
-        seed: Decides the dev split.
+        stage: The stage; its model's tokenizer is used, and its seed decides the dev split.
         cache: The folder of tokenised tasks; None for no such folder.
 
     Returns:
         See :func:`~heft_pipeline.data.prompts.load_task`.
     """
-    return tokenized_task(data, str(model.content), seed, lambda: load_tokenizer(model), cache)
+    answers = stage.trained_answers, stage.scored_answers
+    return _task(stage.data, stage.model, stage.seed, cache, *answers)
+
+
+@functools.lru_cache(maxsize=8)
+def _task(
+    data: DataSettings,
+    model: ModelSettings,
+    seed: int,
+    cache: Path | None,
+    trained: AnswerText,
+    scored: AnswerText,
+) -> Task:
+    load = lambda: load_tokenizer(model)  # noqa: E731
+    return tokenized_task(data, str(model.content), seed, load, cache, trained, scored)
 
 
 @functools.lru_cache(maxsize=1)
@@ -50,8 +60,9 @@ def cached_probe(stage: StageSpec, device: torch.device) -> tuple[str, ...]:
 
     See :func:`~heft_pipeline.stage.probe.probe_adapters`.
     """
-    # How long and how fast they are trained does not matter here.
+    # How long, how fast and on what they are trained does not matter here.
     same: dict[str, Any] = {"epochs": 1, "batch_size": 1, "warmup_ratio": 0.0, "learning_rate": 1.0}
+    same |= {"loss": "answer", "answer": CHOICE, "end_token": False}
     chain = tuple(
         tuple(dataclasses.replace(adapter, **same) for adapter in part.adapters)
         for part in stage.chain

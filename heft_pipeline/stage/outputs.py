@@ -51,11 +51,12 @@ def write_edit_sizes(folder: Path, model: AdaptedModel, task: Task, batch_size: 
     Args:
         folder: The stage's folder.
         model: The model, with its adapters trained.
-        task: The task, whose dev examples are read.
+        task: The task, whose dev examples are read, or training examples if it has none.
         batch_size: Sequences per forward pass.
     """
     answer = task.choices[0][:1]  # an edit of the prompt does not see the answer
-    sequences = [AnsweredPrompt(e.prompt, answer) for e in task.dev[:_EDIT_EXAMPLES]]
+    examples = (task.dev or task.train)[:_EDIT_EXAMPLES]
+    sequences = [AnsweredPrompt(e.prompt, answer) for e in examples]
     for kind, table in edit_sizes(model, sequences, batch_size).items():
         table.to_csv(folder / f"{kind}_edits.csv", index=False)
 

@@ -38,11 +38,11 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
             check_model(stage.model, device)
             checked.add((stage.model, device))
         _check_merging(stage)
-        key = (stage.model, stage.data, stage.seed, stage.adapters)
+        key = (stage.model, stage.data, stage.seed, stage.adapters, stage.evaluation)
         if key in checked:
             continue
         checked.add(key)
-        task = cached_task(stage.data, stage.model, stage.seed, tokenized)
+        task = cached_task(stage, tokenized)
         _check_overlap(stage.data, task)
         _check_length(stage.model, stage.data, task)
         _check_ids(stage.model, task)
@@ -93,7 +93,7 @@ def _check_ids(model: ModelSettings, task: Task) -> None:
                 f"{example.id}, and the model has embeddings for tokens 0 to {size - 1} only; use "
                 "the tokenizer that belongs to the model, or resize its embeddings"
             )
-    beyond = max(max(choice) for choice in task.choices)
+    beyond = max(max(answer) for answer in (*task.choices, *task.answers))
     if beyond >= size:
         raise UserError(
             f"model.id={model.id}: its tokenizer makes the token {beyond} of an answer choice, "
@@ -103,7 +103,7 @@ def _check_ids(model: ModelSettings, task: Task) -> None:
 
 def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
     limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
-    answer = max(map(len, task.choices))
+    answer = max(map(len, (*task.choices, *task.answers)))
     longest = max(task.prompt_lengths)
     if limit is not None and 0 < limit < longest + answer:  # XLNet's -1 is no limit
         raise UserError(

@@ -19,7 +19,7 @@ from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.scoring.score import Choices, score
-from heft_pipeline.training.accumulate import answer_loss
+from heft_pipeline.training.loss import answer_loss
 
 #: The lengths of the two prompts; they differ, so that one is padded.
 _LENGTHS = (24, 10)

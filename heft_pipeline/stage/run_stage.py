@@ -23,6 +23,7 @@ from heft_pipeline.devices.processes import start_ranks
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.scoring.generate import decoding
 from heft_pipeline.scoring.score import Scores, score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_probe, cached_task
 from heft_pipeline.stage.machine_record import machine
@@ -108,7 +109,7 @@ def _train_and_evaluate(
     started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
-    task = cached_task(stage.data, stage.model, stage.seed, store.tokenized)
+    task = cached_task(stage, store.tokenized)
     base = cached_base(stage.model, device)
     notes = [cached_probe(one, device) for one in (stage, *upcoming)]
     flops = FlopCounter(base.model, base.layers)
@@ -153,7 +154,8 @@ def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, 
 def _prepared(stage: StageSpec, model: AdaptedModel, task: Task) -> Iterator[float | None]:
     """Merge the parents inside the block if the stage asks for it, and yield the error."""
     if stage.merges_parents:
-        probe = [AnsweredPrompt(e.prompt, task.choices[0][:1]) for e in task.dev[:8]]
+        answer = task.choices[0][:1]
+        probe = [AnsweredPrompt(e.prompt, answer) for e in (task.dev or task.train)[:8]]
         with merged_parents(model, probe) as error:
             yield error
     else:
@@ -202,7 +204,7 @@ def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Contro
         task.eval,
         task.choices,
         batch_size=stage.evaluation.batch_size,
-        mode=stage.evaluation.mode,
+        decoding=decoding(task, stage.evaluation, stage.seed),
         advance=advance,
         ranks=control.ranks,
     )
@@ -224,6 +226,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "truncated_prompts": task.truncated,
         "short_prompts": sum(length < needed for length in task.prompt_lengths),
         "tied_rows": scores.tied,
+        "unmatched_rows": scores.unmatched,
         "overlapping_rows": len(task.overlap),
         "repeated_rows": task.repeated,
         "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),

@@ -4,19 +4,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from heft_pipeline.adapters.adapted import AdaptedModel
-from heft_pipeline.data.batches import (
-    IGNORED_LABEL,
-    AnsweredPrompt,
-    Batch,
-    collate,
-    split_by_tokens,
-)
+from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate, split_by_tokens
 from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.devices.random_state import load_random, random_tensors
 from heft_pipeline.errors import UserError
+from heft_pipeline.training.loss import Loss, backward
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +18,12 @@ log = logging.getLogger(__name__)
 def accumulate(
     model: AdaptedModel,
     sequences: Sequence[AnsweredPrompt],
-    answer_tokens: int,
+    loss: Loss,
     most_tokens: int,
     parameters: Iterable[torch.nn.Parameter],
     count: Callable[[Batch], None],
+    *,
+    by_length: bool = False,
 ) -> tuple[torch.Tensor, int]:
     """Add up a batch's gradients; if memory runs out, try again in smaller parts.
 
@@ -36,10 +32,11 @@ def accumulate(
     Args:
         model: The model, in training mode, without gradients.
         sequences: The batch, or this process's part of it.
-        answer_tokens: The divisor of the summed loss.
+        loss: The step's loss.
         most_tokens: The most padded tokens in a part; 0 for the whole batch at once.
         parameters: The trained parameters.
         count: Called with each part after all are done.
+        by_length: Whether a batch of any lengths is run in parts of similar lengths.
 
     Returns:
         The loss, a scalar in nats; and ``most_tokens``, halved as often as memory ran out.
@@ -48,14 +45,17 @@ def accumulate(
         UserError: Even a single sequence does not fit into memory.
     """
     trained = list(parameters)
-    lengths = [len(s.prompt) + len(s.answer) - 1 for s in sequences]
+    if by_length:
+        sequences = sorted(sequences, key=lambda sequence: sequence.read_length)
+    lengths = [sequence.read_length for sequence in sequences]
     device = model.base.device
     while True:
         before = random_tensors(device)
-        parts = split_by_tokens(lengths, most_tokens or sum(lengths) * len(lengths))
+        limit = most_tokens or sum(lengths) * len(lengths)
+        parts = split_by_tokens(lengths, limit, similar=by_length and model.forward.padding_costs)
         failure = ""
         try:
-            loss, batches = _passes(model, sequences, parts, answer_tokens)
+            total, batches = _passes(model, sequences, parts, loss)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -63,7 +63,7 @@ def accumulate(
         if not failure:
             for batch in batches:
                 count(batch)
-            return loss, most_tokens
+            return total, most_tokens
         # Outside of the handler, because the exception keeps the failed pass's tensors alive.
         for parameter in trained:
             parameter.grad = None
@@ -79,7 +79,7 @@ def _passes(
     model: AdaptedModel,
     sequences: Sequence[AnsweredPrompt],
     parts: Sequence[slice],
-    answer_tokens: int,
+    loss: Loss,
 ) -> tuple[torch.Tensor, list[Batch]]:
     device = model.base.device
     total = torch.zeros((), device=device)
@@ -87,9 +87,7 @@ def _passes(
     with model.between_steps():
         for part in parts:
             batch = collate(sequences[part], model.base.pad_token_id).to(device)
-            loss = answer_loss(model.logits(batch), batch) / answer_tokens
-            loss.backward()
-            total += loss.detach()
+            total += backward(model, batch, loss)
             batches.append(batch)
     return total, batches
 
@@ -103,21 +101,3 @@ def _halved(lengths: Sequence[int], parts: Sequence[slice], failure: str) -> int
             "model.dtype=bfloat16, a smaller data.max_prompt_tokens, or another device"
         )
     return max(1, max(held) * len(held) // 2)
-
-
-def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The summed cross-entropy of a batch's answer tokens.
-
-    Args:
-        logits: [B, K, V].
-        batch: The batch, with labels [B, K].
-
-    Returns:
-        A scalar in nats, computed in float32.
-    """
-    return cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.labels.flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="sum",
-    )

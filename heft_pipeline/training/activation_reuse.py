@@ -6,8 +6,9 @@ from pathlib import Path
 from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt
-from heft_pipeline.models.reuse.frozen_prompts import OnPass
-from heft_pipeline.models.reuse.start_reuse import Choice, start_reuse
+from heft_pipeline.models.reuse.estimate import Choice
+from heft_pipeline.models.reuse.kept_activations import OnPass
+from heft_pipeline.models.reuse.start_reuse import start_reuse
 from heft_pipeline.training.settings import TrainingSettings
 
 #: Skipping less than this share of all layers saves too little for the memory that it takes.
@@ -42,15 +43,20 @@ def reusable(
     reaches = [adapter.reach() for adapter in trained]
     where = ", ".join(reach.what for reach in reaches)
     suffixes = [reach.last_positions for reach in reaches]
-    if not training.gradient_checkpointing and None not in suffixes:
-        last = max(last for last in suffixes if last is not None)
-        return Choice(last, 0, f"{where} edits only the last {last} tokens")
     first = min(reach.first_layer for reach in reaches)
+    unchanged = f"nothing is trained in the first {first} of {num_layers} layers"
+    layers = first if first / num_layers >= _SHARE_OF_LAYERS else 0
+    whole = training.gradient_checkpointing or trained[0].loss == "sequence"
+    if not whole and None not in suffixes:
+        last = max(last for last in suffixes if last is not None)
+        tokens = f"the last {last} tokens" if last > 1 else "the last token"
+        why = f"{where} edits only {tokens}" + (f", and {unchanged}" if layers else "")
+        return Choice(last, layers, why)
     if not first:
         return Choice(0, 0, f"{where} edits every position from the first layer on")
-    if first / num_layers < _SHARE_OF_LAYERS:
+    if not layers:
         return Choice(0, 0, f"{where} leaves {first} of {num_layers} layers unchanged")
-    return Choice(0, first, f"nothing is trained in the first {first} of {num_layers} layers")
+    return Choice(0, layers, unchanged)
 
 
 def reuse_activations(

@@ -16,12 +16,14 @@ from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.devices.memory import peak_mb
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
+from heft_pipeline.scoring.generate import decoding
 from heft_pipeline.scoring.score import Scores, score
 from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.accumulate import accumulate
 from heft_pipeline.training.activation_reuse import reuse_activations
 from heft_pipeline.training.checkpoint import Checkpoints
 from heft_pipeline.training.flops import FlopCounter
+from heft_pipeline.training.loss import step_loss
 from heft_pipeline.training.metrics import MetricsLog
 from heft_pipeline.training.settings import TrainingSettings
 from heft_pipeline.training.state import Counters, TrainingState
@@ -134,9 +136,10 @@ class Trainer:
         """Train to the end, starting from the last checkpoint if there is one.
 
         The optimiser is AdamW, with a linear warm-up and the configured decay. The loss of a batch
-        is the mean cross-entropy of its answer tokens, however it is split into micro-batches.
-        After each epoch the dev split is scored; with ``selection=best`` the model ends with the
-        adapters of the best epoch (the first of equals).
+        is the mean cross-entropy of its answer tokens, or of all tokens but each sequence's first,
+        however it is split into micro-batches. After each epoch the dev split is scored, if there
+        is one; with ``selection=best`` the model ends with the adapters of the best epoch (the
+        first of equals).
 
         Returns:
             What was done and what it cost.
@@ -155,7 +158,7 @@ class Trainer:
                 if self._checkpoint_is_due():
                     self._save()
             dev = self._score_dev()
-            if dev.accuracy > counters.best_accuracy:
+            if dev is not None and dev.accuracy > counters.best_accuracy:
                 counters.best_accuracy, counters.best_epoch = dev.accuracy, counters.epoch
                 if best:
                     self._checkpoints.save_best()
@@ -179,7 +182,7 @@ class Trainer:
                 counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
         started = time.perf_counter()
-        trained = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in self._task.train]
+        trained = [AnsweredPrompt(e.prompt, self._task.answered(e)) for e in self._task.train]
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]  # no answer is read
         self.reuse = reuse_activations(
             self._model,
@@ -199,14 +202,15 @@ class Trainer:
         """Do one optimiser step: gradients, clipping, update and logging."""
         started, state = time.perf_counter(), self._state
         self._model.training(True)
-        answered = [AnsweredPrompt(e.prompt, self._task.choices[e.gold]) for e in examples]
+        answered = [AnsweredPrompt(e.prompt, self._task.answered(e)) for e in examples]
         loss, state.counters.micro_batch_tokens = accumulate(
             self._model,
             self._ranks.share(answered),
-            sum(len(one.answer) for one in answered),
+            step_loss(self._recipe.schedule.loss, answered),
             state.counters.micro_batch_tokens,
             state.parameters.values(),
             self._count,
+            by_length=not self._recipe.training.group_by_length,
         )
         self._sum_over_ranks(loss)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -252,10 +256,13 @@ class Trainer:
             )
         self._progress("train", counters.step, self._total_steps, note)
 
-    def _score_dev(self) -> Scores:
-        """Score the dev split at the end of an epoch."""
+    def _score_dev(self) -> Scores | None:
+        """Score the dev split at the end of an epoch; None if there is none."""
         self._check_health()
         counters, evaluation = self._state.counters, self._recipe.evaluation
+        if not self._task.dev:
+            counters.epoch += 1
+            return None
         started = time.perf_counter()
         self._model.training(False)
         self._scoring = True
@@ -265,7 +272,7 @@ class Trainer:
                 self._task.dev,
                 self._task.choices,
                 batch_size=evaluation.batch_size,
-                mode=evaluation.mode,
+                decoding=decoding(self._task, evaluation, self._recipe.seed),
                 ranks=self._ranks,
             )
         self._scoring = False
@@ -273,7 +280,7 @@ class Trainer:
         counters.epoch += 1
         return dev
 
-    def _end_epoch(self, dev: Scores) -> None:
+    def _end_epoch(self, dev: Scores | None) -> None:
         """Log an epoch and write a checkpoint."""
         state, counters = self._state, self._state.counters
         if self._ranks.first:
@@ -282,15 +289,15 @@ class Trainer:
                 counters.step,
                 counters.epoch,
                 train_loss=state.epoch_loss.item() / max(1, counters.epoch_examples),
-                dev_accuracy=dev.accuracy,
-                dev_loss=dev.loss,
+                **({"dev_accuracy": dev.accuracy, "dev_loss": dev.loss} if dev else {}),
                 train_seconds=counters.train_seconds,
                 peak_memory_mb=peak_mb(self._device),
             )
         state.epoch_loss.zero_()
         counters.epoch_examples = 0
         self._save()
-        self._progress("train", counters.step, self._total_steps, f"dev {dev.accuracy:.1%}")
+        note = f"dev {dev.accuracy:.1%}" if dev else f"epoch {counters.epoch} done"
+        self._progress("train", counters.step, self._total_steps, note)
 
     def _stop_if_asked(self) -> None:
         if self._stop or (self._ranks.world == 1 and self._should_stop()):
@@ -329,15 +336,22 @@ class Trainer:
 
     def _batches(self, epoch: int) -> list[list[int]]:
         recipe = self._recipe
-        return epoch_batches(self._task.train, recipe.schedule.batch_size, recipe.seed, epoch)
+        return epoch_batches(
+            self._task.train,
+            recipe.schedule.batch_size,
+            recipe.seed,
+            epoch,
+            recipe.training.group_by_length,
+        )
 
     def _count(self, batch: Batch) -> None:
         """Count the operations of one forward and backward pass."""
         work = self._model.forward.work(batch)
+        answers = self._recipe.schedule.loss == "answer"
         self._state.counters.train_flop += self._flops.training(
             batch.input_ids.shape[0],
             work.tokens,
-            batch.answer_tokens,
+            batch.answer_tokens if answers else work.tokens,
             self._lowest_layer,
             reused=work.reused,
             skipped=work.skipped_layers,

@@ -17,6 +17,9 @@ class TrainingSettings(Settings):
         choices=("linear", "cosine", "constant"),
     )
     max_grad_norm: float = setting(1.0, "the norm that gradients are clipped to", above=0)
+    group_by_length: bool = setting(
+        True, "put examples of similar length into the same batches; false: at random"
+    )
     selection: str = setting(
         "best",
         "the epoch that is kept: the one with the best dev accuracy, or the last",

@@ -70,7 +70,7 @@ def test_a_saved_adapter_gives_the_logits_it_was_trained_to_give(
     ).last
     result = run_stage(stage, store).result
     base = cached_base(stage.model, torch.device("cpu"))
-    task = cached_task(stage.data, stage.model, stage.seed)
+    task = cached_task(stage)
     sequences = [AnsweredPrompt(e.prompt, (3,)) for e in task.eval]
     batch = collate(sequences, base.pad_token_id)
     folder = store.adapter(stage)

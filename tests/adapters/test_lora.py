@@ -36,7 +36,7 @@ def test_a_variant_trains_as_plain_peft_does(
                       "lora.batch_size=8", "training.lr_scheduler=constant",
                       "lora.warmup_ratio=0")  # fmt: skip
     run_stage(run.last, store)
-    task = cached_task(run.last.data, run.last.model, 0)
+    task = cached_task(run.last)
     plain = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM",

@@ -61,7 +61,7 @@ def test_a_trained_red_is_the_feed_forward_output_times_a_scale_plus_a_bias(
     for number, layer in enumerate(plain.model.layers):
         place = f"model.layers.{number}.mlp.down_proj"
         layer.mlp.down_proj = Edited(layer.mlp.down_proj, place)
-    task = cached_task(stage.data, stage.model, stage.seed)
+    task = cached_task(stage)
     table = pd.read_parquet(store.folder(stage.fingerprint) / "predictions.parquet")
     for row, example in zip(table.itertuples(), task.eval, strict=True):
         with torch.no_grad():

@@ -18,7 +18,7 @@ from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.training.accumulate import answer_loss
+from heft_pipeline.training.loss import answer_loss
 from tests.conftest import composed_run
 
 ComposeRun = Callable[..., Run]

@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from heft_pipeline.data.answer_text import PLAIN
+from heft_pipeline.data.answers import answer_tokens
 from heft_pipeline.data.encode import Encoder, Piece, pieces, render
-from heft_pipeline.data.prompts import _cut, choice_tokens
+from heft_pipeline.data.prompts import _cut
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
@@ -133,14 +135,14 @@ def test_a_blank_at_the_prompts_end_moves_to_every_choice(
     row = {"x": "the sky"}
     one, other = (pieces(task, "train/0", row) for task in (ends, moved))
     assert encoder.encode([one]) == encoder.encode([other])
-    assert choice_tokens(ends, encoder, one) == choice_tokens(moved, encoder, other)
+    assert answer_tokens(ends, encoder, one, PLAIN) == answer_tokens(moved, encoder, other, PLAIN)
 
 
 def test_all_choices_have_one_boundary(data: DataSettings) -> None:
     """If one choice merges with the prompt, all are tokenised by themselves."""
     encoder = Encoder(trained_tokenizer(metaspace=True))
     asked = dataclasses.replace(data, prompt="{x}", choices={"true": "ab", "false": "?"})
-    found = choice_tokens(asked, encoder, pieces(asked, "train/0", {"x": "w"}))
+    found = answer_tokens(asked, encoder, pieces(asked, "train/0", {"x": "w"}), PLAIN)
     assert found == (encoder.alone("ab"), encoder.alone("?"))
 
 
@@ -152,7 +154,7 @@ def test_a_text_of_any_script_is_cut_at_its_tokens(data: DataSettings, x: str) -
         data, prompt="{x} Answer:", truncate_column="x", max_prompt_tokens=limit
     )
     (whole,) = encoder.encode([pieces(asked, "train/0", {"x": x})])
-    ids = _cut(asked, encoder, "train/0", {"x": x}, len(whole))
+    ids = _cut(asked, encoder, None, "train/0", {"x": x}, len(whole))
     kept = tokenizer.decode(ids[1:]).removesuffix(" Answer:")
     assert x.startswith(kept)
     # As much is kept as fits: a character has up to three tokens here.

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from heft_pipeline.data.answer_text import PLAIN
+from heft_pipeline.data.answers import answer_tokens
 from heft_pipeline.data.dev_split import hold_out
 from heft_pipeline.data.encode import Encoder, pieces
-from heft_pipeline.data.prompts import Task, _golds, choice_tokens, load_task
+from heft_pipeline.data.prompts import Task, _golds, load_task
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -138,7 +140,7 @@ def test_choices_are_tokenised_as_they_stand_after_the_prompt(
     assert [tokenizer.decode(c) for c in task.choices] == ["yes w3 w4", "no"]
     assert task.labels == ("true", "false")
     prompt = pieces(data, "train/0", {"passage": "w1 w2", "question": "w1"})
-    assert choice_tokens(data, Encoder(tokenizer), prompt) == task.choices
+    assert answer_tokens(data, Encoder(tokenizer), prompt, PLAIN) == task.choices
 
 
 def test_a_merging_tokenizer_gets_its_choices_by_themselves(
@@ -147,7 +149,7 @@ def test_a_merging_tokenizer_gets_its_choices_by_themselves(
     """Where prompt and choice merge into one token, the choice still has tokens of its own."""
     _, data, tokenizer = loaded(compose_run, *small)
     glued = dataclasses.replace(data, choices={"true": "yes", "false": "no"})
-    assert choice_tokens(glued, Encoder(tokenizer), [("w1 w2", False)]) == ((3,), (4,))
+    assert answer_tokens(glued, Encoder(tokenizer), [("w1 w2", False)], PLAIN) == ((3,), (4,))
 
 
 def test_other_labels_than_booleans(

@@ -20,8 +20,8 @@ from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.training.accumulate import answer_loss
 from heft_pipeline.training.activation_reuse import reusable, reuse_activations
+from heft_pipeline.training.loss import answer_loss
 from heft_pipeline.training.metrics import read_metrics
 
 ComposeRun = Callable[..., Run]
@@ -130,7 +130,7 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     def frozen(budget: float, folder: Path | None = None, ram: float = 1e9) -> FrozenPrompts:
         kept = Kept(base.device, budget, folder, operations=1.0)
         kept._ram_left = ram
-        made = FrozenPrompts(base, 3, kept)
+        made = FrozenPrompts(base, 3, 0, kept)
         assert kept.fill(map(made.key, sequences), 64, made.compute, _nothing) == 10
         return made
 
@@ -146,10 +146,11 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     assert again.kept._file.fileno() != filed.kept._file.fileno()
     nowhere = frozen(1e9, ram=0)
     assert len(nowhere.kept) == 0
-    expected, mask = everything.cache(prompts[::-1])
+    backwards = [everything.key(sequence) for sequence in sequences[::-1]]
+    expected, mask = everything.cache(backwards)
     assert mask.sum(dim=1).tolist() == [len(p) - 3 for p in prompts[::-1]]
     for other in (some, filed, nowhere):
-        cache, found = other.cache(prompts[::-1])
+        cache, found = other.cache(backwards)
         assert torch.equal(found, mask)
         for one, two in zip(cache.layers, expected.layers, strict=True):
             assert torch.allclose(one.keys, two.keys, atol=1e-5)
@@ -203,6 +204,9 @@ def test_where_nothing_can_be_reused_the_reason_is_said(
     [
         (["reft=suffix"], 32, (7, 0)),
         (["reft=suffix", "training.gradient_checkpointing=true"], 4, (0, 1)),
+        (["reft=suffix"], 4, (7, 1)),
+        (["reft=suffix", "reft.loss=sequence"], 4, (0, 1)),
+        (["reft=suffix", "reft.layers=[15]", "reft.positions=l1"], 32, (1, 16)),
         ([], 30, (0, 0)),
         ([], 4, (0, 1)),
         (["reft.layers=[9,5]"], 30, (0, 6)),

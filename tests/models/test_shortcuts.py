@@ -16,7 +16,7 @@ from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.training.accumulate import answer_loss
+from heft_pipeline.training.loss import answer_loss
 from heft_pipeline.training.metrics import read_metrics
 from tests.adapters.test_reft_against_pyreft import some_batch
 
@@ -93,7 +93,7 @@ def test_a_models_logits_do_not_depend_on_the_attention(
         base = load_base(stage.model, CPU)
         assert base.model.config._attn_implementation == name
         with adapted(base, []) as model, torch.no_grad():
-            batch = some_batch(cached_task(stage.data, stage.model, 0), "left")
+            batch = some_batch(cached_task(stage), "left")
             logits.append(model.logits(batch).float())
     close = 1e-4 if dtype == "float32" else 0.1
     torch.testing.assert_close(logits[0], logits[1], atol=close, rtol=close)
@@ -105,7 +105,7 @@ def test_the_lean_lora_forward_is_pefts(
 ) -> None:
     stage = compose_run(*small, "method=lora", f"model.dtype={dtype}", "lora.dropout=0").last
     base = load_base(stage.model, CPU)
-    batch = some_batch(cached_task(stage.data, stage.model, 0), "left")
+    batch = some_batch(cached_task(stage), "left")
     found = []
     for own in (True, False):
         with adapted(base, []) as model:

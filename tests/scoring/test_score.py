@@ -11,11 +11,12 @@ from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import load_task
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import load_base
+from heft_pipeline.models.base_model import Base, load_base
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
-from heft_pipeline.scoring.score import _batches, credit, likeliest, score
+from heft_pipeline.scoring.generate import Decoding
+from heft_pipeline.scoring.score import Scores, _batches, credit, likeliest, score
 from heft_pipeline.training.activation_reuse import reuse_activations
 
 ComposeRun = Callable[..., Run]
@@ -99,14 +100,29 @@ def test_generation_agrees_with_transformers_generate(
         ids = torch.tensor([example.prompt])
         output = plain.generate(ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
         texts.append(output[0, -1].item())
-    common = max(set(texts), key=texts.count)
-    choices = ((common,), (next(i for i in range(68) if i != common),))
+    ordinary = [text for text in texts if text not in base.tokenizer.all_special_ids]
+    common = max(set(ordinary), key=ordinary.count)
+    choices = ((common,), (next(i for i in range(8, 68) if i != common),))
     with adapted(base, []) as model:
-        scores = score(model, task.eval, choices, batch_size=8, mode="generate")
+        texts_of = tuple(map(base.tokenizer.decode, choices))
+        scores = score(model, task.eval, choices, batch_size=8, decoding=Decoding(texts_of, 1))
     other = choices[1][0]
     expected = [0 if text == common else 1 if text == other else -1 for text in texts]
     assert scores.predictions.tolist() == expected
     assert {0, -1} <= set(expected)
+
+
+def every_token(base: Base) -> tuple[tuple[tuple[int, ...], ...], Decoding]:
+    """Each token of the vocabulary as a choice."""
+    names = base.tokenizer.convert_ids_to_tokens(list(range(68)))
+    return tuple((i,) for i in range(68)), Decoding(tuple(names), 1)
+
+
+def likeliest_words(scores: Scores, base: Base) -> list[int]:
+    """The likeliest token of each row; -1 for a special one, which is no text."""
+    special = set(base.tokenizer.all_special_ids)
+    ids = scores.log_probabilities.argmax(dim=1).tolist()
+    return [-1 if id in special else id for id in ids]
 
 
 def test_generation_is_edited_at_the_prompt(
@@ -119,11 +135,11 @@ def test_generation_is_edited_at_the_prompt(
     with adapted(base, []) as model:
         torch.manual_seed(1)
         model.add(stage.adapters)
-        vocabulary = tuple((i,) for i in range(68))
-        scores = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
-        assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
+        vocabulary, decoding = every_token(base)
+        scores = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
+        assert scores.predictions.tolist() == likeliest_words(scores, base)
     with adapted(base, []) as model:
-        plain = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
+        plain = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
     assert plain.predictions.tolist() != scores.predictions.tolist()
 
 
@@ -190,9 +206,9 @@ def test_generation_is_greedy_whatever_the_models_generation_config_says(
         base = load_base(stage.model, torch.device("cpu"))
         task = load_task(stage.data, base.tokenizer, 0)
         with adapted(base, []) as model:
-            vocabulary = tuple((i,) for i in range(68))
-            scores = score(model, task.eval, vocabulary, batch_size=8, mode="generate")
-            assert scores.predictions.tolist() == scores.log_probabilities.argmax(dim=1).tolist()
+            vocabulary, decoding = every_token(base)
+            scores = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
+            assert scores.predictions.tolist() == likeliest_words(scores, base)
             found.append(scores.predictions.tolist())
     assert found[0] == found[1]
 

@@ -15,6 +15,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, load_base
 from heft_pipeline.models.forward import cache_name
 from heft_pipeline.plan.graph import Run
+from heft_pipeline.scoring.generate import Decoding, named
 from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.probe import probe_adapters, probe_base
@@ -86,6 +87,13 @@ def greedy(folder: Path, prompt: tuple[int, ...]) -> tuple[int, ...]:
     return text[len(prompt) :]
 
 
+def words(base: Base, ids: tuple[int, ...]) -> str:
+    """A continuation as text, up to the end token."""
+    end = base.tokenizer.eos_token_id
+    own = ids[: ids.index(end)] if end in ids else ids
+    return str(base.tokenizer.decode(own, skip_special_tokens=True))
+
+
 @pytest.mark.parametrize(
     ("name", "more", "padded"),
     [
@@ -111,9 +119,11 @@ def test_scores_are_the_models_own_whether_it_can_be_padded_or_not(
         found = score(model, examples, CHOICES, batch_size=3)
         # The choices are what the model writes after the first two prompts.
         choices = (texts[0], texts[1])
-        generated = score(model, examples, choices, batch_size=3, mode="generate")
+        written = tuple(words(base, choice) for choice in choices)
+        decoding = Decoding(written, max(map(len, choices)))
+        generated = score(model, examples, choices, batch_size=3, decoding=decoding)
     torch.testing.assert_close(found.log_probabilities, alone(folder), rtol=1e-4, atol=1e-4)
-    expected = [max((c for c in (0, 1) if choices[c] == text), default=-1) for text in texts]
+    expected = [named(words(base, text), written, "begins") for text in texts]
     assert generated.predictions.tolist() == expected
 
 
@@ -133,7 +143,7 @@ def test_batches_of_equal_length_have_the_gradients_of_each_sequence(
 ) -> None:
     import dataclasses
 
-    from heft_pipeline.training.accumulate import answer_loss
+    from heft_pipeline.training.loss import answer_loss
 
     run = compose_run(*small, "method=reft")
     base = cached_base(run.last.model, CPU)

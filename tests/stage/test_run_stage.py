@@ -79,10 +79,10 @@ def test_an_interrupted_stage_ends_bitwise_as_an_undisturbed_one(
 def test_a_nan_loss_stops_the_stage_and_keeps_the_last_good_checkpoint(
     compose_run: ComposeRun, small: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heft_pipeline.training import accumulate
+    from heft_pipeline.training import loss as module
 
     stage = compose_run(*small, "method=lora", "epochs=3", "lora.batch_size=16").last
-    real, calls = accumulate.answer_loss, 0
+    real, calls = module.answer_loss, 0
 
     def sometimes_nan(*arguments: Any) -> Any:
         nonlocal calls
@@ -90,7 +90,7 @@ def test_a_nan_loss_stops_the_stage_and_keeps_the_last_good_checkpoint(
         loss = real(*arguments)
         return loss * float("nan") if calls == 10 else loss
 
-    monkeypatch.setattr(accumulate, "answer_loss", sometimes_nan)
+    monkeypatch.setattr(module, "answer_loss", sometimes_nan)
     with pytest.raises(NonFiniteLoss, match=r"step 10 .*lower lora\.learning_rate"):
         run_stage(stage, store)
     from heft_pipeline.training.checkpoint import read

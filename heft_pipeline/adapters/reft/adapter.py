@@ -105,6 +105,11 @@ class ReftAdapter(Adapter):
                 "reft.engine=pyreft computes its edits in the base model's dtype, but its weights "
                 "are float32; use model.dtype=float32, or reft.engine=hooks"
             )
+        if settings.own_engine and settings.loss == "sequence":
+            raise UserError(
+                "reft.engine=pyreft is for comparing answers; use it with loss=answer, or "
+                "reft.engine=hooks"
+            )
         check_start(settings, hidden, layers)
 
     @classmethod

@@ -21,6 +21,8 @@ class PyreftEngine:
         interventions: Its interventions; shared with pyreft's model, not copied.
     """
 
+    padding_costs = True
+
     def __init__(self, base: Base, interventions: Interventions) -> None:
         if base.no_padding:
             raise UserError(
@@ -50,6 +52,10 @@ class PyreftEngine:
             _, output = self._model(inputs, unit_locations=where)
         logits: torch.Tensor = output.logits[:, -batch.answer_tokens :]
         return logits
+
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """Not offered: ``reft.engine=pyreft`` with ``loss=sequence`` is refused."""
+        raise NotImplementedError("pyreft's engine computes no hidden states")
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
         """Return None, because pyreft's model keeps no keys and values."""

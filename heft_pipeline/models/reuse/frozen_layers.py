@@ -4,8 +4,7 @@ The output of the layers below the first edit is the same in every epoch, so tra
 from it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch.nn.functional import pad
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, WholePrompts, Work, model_inputs
-from heft_pipeline.models.reuse.frozen_prompts import OnPass
-from heft_pipeline.models.reuse.kept_activations import Kept, Tokens
+from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
+from heft_pipeline.models.reuse.lower_layers import LowerLayers
+from heft_pipeline.models.vocabulary import projected_states
 
 
 class FrozenLayers:
@@ -27,8 +27,10 @@ class FrozenLayers:
         base: The model, with its frozen parents on it.
         layers: How many of the first layers are skipped; the last of them may be edited.
         kept: Where the output is kept.
-        on_pass: Called with the rows, padded tokens and layers of each pass that computes it.
+        on_pass: See :data:`OnPass`.
     """
+
+    padding_costs = True
 
     def __init__(
         self,
@@ -39,20 +41,20 @@ class FrozenLayers:
     ) -> None:
         self.layers, self.kept = layers, kept
         self._base, self._on_pass = base, on_pass
-        self._whole = WholePrompts(base)
-        self._in_tuple, self._others = False, 0
+        self._whole, self._lower = WholePrompts(base), LowerLayers(base, layers)
 
-    def key(self, sequence: AnsweredPrompt) -> Tokens:
-        """The token ids of a sequence that the model reads: all but the answer's last token."""
-        return sequence.prompt + sequence.answer[:-1]
+    def key(self, sequence: AnsweredPrompt) -> AnsweredPrompt:
+        """What a sequence's output is kept under: the tokens that the model reads."""
+        return AnsweredPrompt(sequence.prompt + sequence.answer[:-1], (0,))
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
-        inputs = model_inputs(self._base.model, batch) | {"inputs_embeds": self.hidden(batch)}
-        del inputs["input_ids"]
-        with editing(batch), self.skipped():
-            logits: torch.Tensor = self._base.model(**inputs).logits[:, -batch.answer_tokens :]
-        return logits
+        answers = lambda inputs: self._base.model(**inputs).logits  # noqa: E731
+        return self._run(batch, editing, answers)[:, -batch.answer_tokens :]
+
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """What the vocabulary projection reads at every position, [B, T, D]."""
+        return self._run(batch, editing, lambda inputs: projected_states(self._base, inputs))
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
         """Read prompts once; all layers are run, because their keys and values are needed."""
@@ -62,59 +64,42 @@ class FrozenLayers:
         """All tokens are computed, in the layers that are not skipped."""
         return Work(batch.input_ids.shape[1], skipped_layers=self.layers)
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """The kept hidden states of a batch, [B, T, hidden], which are 0 on padding."""
+    def _run(
+        self, batch: Batch, editing: Editing, run: Callable[[dict[str, Any]], torch.Tensor]
+    ) -> torch.Tensor:
         states = self.kept.get([self.key(s) for s in batch.sequences], self.compute)
-        width = batch.input_ids.shape[1]
-        return torch.stack([pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
-
-    @contextmanager
-    def skipped(self) -> Iterator[None]:
-        """Make the first layers return their input, in the forward passes inside the block."""
-
-        def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            # Beside the hidden states, a layer may return what nothing needs here.
-            return (hidden_states, *[None] * self._others) if self._in_tuple else hidden_states
-
-        layers = self._base.layers[: self.layers]
-        before = [vars(layer).get("forward") for layer in layers]
-        for layer in layers:
-            layer.forward = passed_on
-        try:
-            yield
-        finally:
-            for layer, forward in zip(layers, before, strict=True):
-                vars(layer).pop("forward")
-                if forward is not None:
-                    layer.forward = forward
+        hidden = padded_left([one for (one,) in states], batch.input_ids.shape[1])
+        with editing(batch), self._lower.replaced(hidden):
+            return run(model_inputs(self._base.model, batch))
 
     @torch.no_grad()
-    def compute(self, keys: Sequence[Tokens]) -> list[torch.Tensor]:
-        """The hidden states of each input of T tokens, [T, hidden]."""
-        batch = collate([AnsweredPrompt(key, (0,)) for key in keys], self._base.pad_token_id)
-        batch = batch.to(self._base.device)
-        rows, tokens = batch.input_ids.shape
-        self._on_pass(rows, tokens, self.layers)
-
-        def stop(_module: Any, _args: Any, output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple | list)
-            self._others = len(output) - 1 if self._in_tuple else 0
-            raise _Reached(output[0] if self._in_tuple else output)
-
-        handle = self._base.layers[self.layers - 1].register_forward_hook(stop)
-        try:
-            self._base.model(**model_inputs(self._base.model, batch))
-        except _Reached as reached:
-            hidden = reached.hidden
-        finally:
-            handle.remove()
-        width = hidden.shape[1]
-        return [hidden[row, width - len(key) :].clone() for row, key in enumerate(keys)]
+    def compute(self, keys: Sequence[AnsweredPrompt]) -> list[tuple[torch.Tensor]]:
+        """The output for each input of T tokens, [T, D]."""
+        return lower_output(self._base, self._lower, keys, self._on_pass)
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the layer whose output is needed."""
+@torch.no_grad()
+def lower_output(
+    base: Base, lower: LowerLayers, keys: Sequence[AnsweredPrompt], on_pass: OnPass
+) -> list[tuple[torch.Tensor]]:
+    """Run the first layers over sequences.
 
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    Args:
+        base: The model.
+        lower: Its first layers.
+        keys: Sequences; all but the last token of their answers are read.
+        on_pass: See :data:`OnPass`.
+
+    Returns:
+        For each sequence of T read tokens, [T, D] without padding.
+    """
+    batch = collate(keys, base.pad_token_id).to(base.device)
+    rows, tokens = batch.input_ids.shape
+    on_pass(rows, tokens, lower.count)
+    hidden = lower.output(model_inputs(base.model, batch))
+    return [(hidden[row, tokens - key.read_length :].clone(),) for row, key in enumerate(keys)]
+
+
+def padded_left(states: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """Hidden states of several lengths [T, D] as one tensor [B, width, D], 0 on padding."""
+    return torch.stack([pad(state, (0, 0, width - state.shape[0], 0)) for state in states])

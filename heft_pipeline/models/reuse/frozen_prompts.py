@@ -1,10 +1,12 @@
-"""The keys and values of all but the last tokens of prompts, computed once.
+"""All but the last tokens of prompts, computed once.
 
 If only the last positions of a prompt are edited, the activations of all earlier positions are the
-same in every epoch, and training needs to run only the last positions and the answer.
+same in every epoch, and so are those of all positions in the layers below the first edit. Training
+then runs only the last positions and the answer, through the layers above, and no gradient is
+computed at any other place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,48 +17,74 @@ from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import (
     Editing,
     ReadPrompts,
+    WholePrompts,
     Work,
     cache_name,
     kept_cache,
     model_inputs,
 )
-from heft_pipeline.models.reuse.kept_activations import Kept, Tokens
+from heft_pipeline.models.reuse.frozen_layers import lower_output, padded_left
+from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
+from heft_pipeline.models.reuse.lower_layers import LowerLayers
 
-#: Called with the rows, padded tokens and layers of each pass that computes kept activations.
-OnPass = Callable[[int, int, int], None]
+#: The keys and values of a batch's earlier positions in the layers above the skipped ones, [layers,
+#: 2, B, heads, P, size], padded on the left.
+KeysValues = torch.Tensor
 
 
 class FrozenPrompts:
-    """A forward pass that reuses the keys and values of all but the last tokens of prompts.
+    """A forward pass that computes only the last tokens of prompts, and the answers.
+
+    What is kept of each prompt is either the keys and values of its earlier positions, or the
+    output of the first layers for all positions; then the keys and values are computed from it at
+    each use, without gradients.
 
     Args:
         base: The model, with its frozen parents on it.
         suffix: How many of each prompt's last tokens are computed every time.
-        kept: Where the keys and values are kept.
+        layers: How many of the first layers are skipped there too; the last of them may be edited.
+        kept: Where the activations are kept.
         on_pass: See :data:`OnPass`.
+        keys_values: Whether keys and values are kept; needed if no layer is skipped.
     """
+
+    padding_costs = False
 
     def __init__(
         self,
         base: Base,
         suffix: int,
+        layers: int,
         kept: Kept,
         on_pass: OnPass = lambda _rows, _tokens, _layers: None,
+        *,
+        keys_values: bool = True,
     ) -> None:
-        self.suffix, self.kept = suffix, kept
+        self.suffix, self.layers, self.kept, self.keys_values = suffix, layers, kept, keys_values
         self._base, self._on_pass = base, on_pass
+        self._whole, self._lower = WholePrompts(base), LowerLayers(base, layers)
 
-    def key(self, sequence: AnsweredPrompt) -> Tokens:
-        """The key that a sequence's keys and values are kept under: its prompt."""
-        return sequence.prompt
+    def key(self, sequence: AnsweredPrompt) -> AnsweredPrompt:
+        """What a sequence's activations are kept under.
+
+        The skipped layers' output covers the answer's read tokens too; keys and values do not.
+        """
+        answer = sequence.answer[:-1] if self.layers else ()
+        return AnsweredPrompt(sequence.prompt, (*answer, 0))
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
         logits: torch.Tensor = self.output(batch, editing)[0].logits[:, -batch.answer_tokens :]
         return logits
 
+    def hidden(self, batch: Batch, editing: Editing) -> torch.Tensor:
+        """What the vocabulary projection reads at every position; nothing is reused for that."""
+        return self._whole.hidden(batch, editing)
+
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
         """Read prompts once; see :class:`~heft_pipeline.models.forward.Forward`."""
+        if self.layers:  # what continues from the cache needs it in all layers
+            return self._whole.read(batch, editing)
         output, mask = self.output(batch, editing)
         return ReadPrompts(output.logits[:, -1], kept_cache(output), mask)
 
@@ -64,7 +92,7 @@ class FrozenPrompts:
         """The last prompt tokens and the answer are computed."""
         whole = batch.input_ids.shape[1]
         computed = min(whole, self.suffix + batch.answer_tokens - 1)
-        return Work(computed, reused=whole - computed)
+        return Work(computed, reused=whole - computed, skipped_layers=self.layers)
 
     def output(self, batch: Batch, editing: Editing) -> tuple[Any, torch.Tensor]:
         """The model's output on the last prompt tokens and the answer.
@@ -74,57 +102,126 @@ class FrozenPrompts:
             editing: Applies the adapters' edits to a batch's prompts.
 
         Returns:
-            transformers' output with the whole cache, and the mask [B, T] of the cache's positions.
+            transformers' output, and the mask [B, T] of the positions that it attends to.
         """
         short = suffix_batch(batch, self.suffix, self._base.pad_token_id)
-        cache, mask = self.cache([s.prompt for s in batch.sequences])
+        keys_values, last, mask = self._kept([self.key(s) for s in batch.sequences])
         whole = torch.cat([mask, short.attention_mask], dim=1)
         inputs = model_inputs(self._base.model, short) | {
             "attention_mask": whole,
             "position_ids": short.position_ids + mask.sum(dim=1, keepdim=True),
-            cache_name(self._base.model): cache,
+            cache_name(self._base.model): self._cache(keys_values),
             "use_cache": True,
         }
-        with editing(short):
+        if not self.layers:
+            with editing(short):
+                return self._base.model(**inputs), whole
+        hidden = padded_left(last, short.input_ids.shape[1])
+        with editing(short), self._lower.replaced(hidden):
             return self._base.model(**inputs), whole
 
-    def cache(self, prompts: Sequence[Tokens]) -> tuple[Any, torch.Tensor]:
-        """The kept keys and values of a batch.
+    def cache(self, keys: Sequence[AnsweredPrompt]) -> tuple[Any, torch.Tensor]:
+        """The cache of a batch's earlier positions.
 
         Args:
-            prompts: B prompts; those that are not kept are computed now.
+            keys: B sequences from :meth:`key`; those that are not kept are computed now.
 
         Returns:
-            A transformers cache of T positions, padded on the left, and its mask [B, T] int64.
+            A transformers cache of P positions, padded on the left, and its mask [B, P] int64.
         """
-        from transformers.cache_utils import DynamicCache
+        keys_values, _, mask = self._kept(keys)
+        return self._cache(keys_values), mask
 
-        states = self.kept.get(prompts, self.compute)
-        width = max(s.shape[3] for s in states)
-        # [layers, 2, B, heads, T, size]
-        together = torch.stack([pad(s, (0, 0, width - s.shape[3], 0)) for s in states], dim=2)
-        device = together.device
-        lengths = torch.tensor([s.shape[3] for s in states], device=device)
-        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        return DynamicCache([(layer[0], layer[1]) for layer in together]), mask
+    def _kept(
+        self, keys: Sequence[AnsweredPrompt]
+    ) -> tuple[KeysValues, list[torch.Tensor], torch.Tensor]:
+        """Keys and values of earlier positions, the skipped layers' output after, and the mask."""
+        states = self.kept.get(keys, self.compute)
+        lengths = [self._earlier(key) for key in keys]
+        width = max(lengths)
+        columns = torch.arange(width, device=self._base.device)
+        mask = (columns >= width - torch.tensor(lengths, device=columns.device)[:, None]).long()
+        if self.keys_values:
+            each = [state[0] for state in states]
+            together = torch.stack([pad(s, (0, 0, width - s.shape[3], 0)) for s in each], dim=2)
+            return together, [state[1] for state in states] if self.layers else [], mask
+        whole = [state[0] for state in states]
+        earlier = [one[:length] for one, length in zip(whole, lengths, strict=True)]
+        last = [one[length:] for one, length in zip(whole, lengths, strict=True)]
+        return self._above(keys, padded_left(earlier, width)), last, mask
 
     @torch.no_grad()
-    def compute(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
-        """The keys and values of each prompt's first T tokens, [layers, 2, heads, T, size]."""
-        # A prompt that is all suffix keeps nothing; one token is read for the shapes.
-        heads = [AnsweredPrompt(prompt[: -self.suffix] or prompt[:1], (0,)) for prompt in prompts]
-        lengths = [max(0, len(prompt) - self.suffix) for prompt in prompts]
-        batch = collate(heads, self._base.pad_token_id).to(self._base.device)
+    def _above(self, keys: Sequence[AnsweredPrompt], hidden: torch.Tensor) -> KeysValues:
+        """The keys and values of earlier positions, from the skipped layers' output for them."""
+        batch = self._heads(keys)
+        rows, tokens = batch.input_ids.shape
+        self._on_pass(rows, tokens, len(self._base.layers) - self.layers)
+        width = hidden.shape[1]
+        with self._lower.replaced(pad(hidden, (0, 0, tokens - width, 0))):
+            return self._read(batch)[..., tokens - width :, :]
+
+    def _heads(self, keys: Sequence[AnsweredPrompt]) -> Batch:
+        """The earlier positions of prompts; one token for those that have none."""
+        heads = [key.prompt[: max(1, self._earlier(key))] for key in keys]
+        batch = collate([AnsweredPrompt(head, (0,)) for head in heads], self._base.pad_token_id)
+        return batch.to(self._base.device)
+
+    @torch.no_grad()
+    def compute(self, keys: Sequence[AnsweredPrompt]) -> list[tuple[torch.Tensor, ...]]:
+        """What is kept of each sequence.
+
+        Returns:
+            Keys and values [layers, 2, heads, P, size] and, if layers are skipped, their output
+            [T - P, D] for the later positions; or only their output [T, D] for all positions.
+        """
+        if not self.keys_values:
+            return list(lower_output(self._base, self._lower, keys, self._on_pass))
+        lengths = [self._earlier(key) for key in keys]
+        if not self.layers:
+            together = self._counted(self._heads(keys))
+            width = together.shape[4]
+            starts = [width - length for length in lengths]
+            return [
+                (together[:, :, row, :, start:].contiguous(),) for row, start in enumerate(starts)
+            ]
+        with self._lower.seen() as found:
+            whole = collate(keys, self._base.pad_token_id).to(self._base.device)
+            together = self._counted(whole)
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for row, (key, length) in enumerate(zip(keys, lengths, strict=True)):
+            start = together.shape[4] - key.read_length
+            earlier = together[:, :, row, :, start : start + length].contiguous()
+            parts.append((earlier, found[0][row, start + length :].clone()))
+        return parts
+
+    def _counted(self, batch: Batch) -> KeysValues:
         rows, tokens = batch.input_ids.shape
         self._on_pass(rows, tokens, len(self._base.layers))
+        return self._read(batch)
+
+    def _earlier(self, key: AnsweredPrompt) -> int:
+        """P, how many of a prompt's tokens are computed only once."""
+        return max(0, len(key.prompt) - self.suffix)
+
+    def _read(self, batch: Batch) -> KeysValues:
+        """Run the model over a batch, and return the keys and values of the layers above."""
         output = self._base.model(**model_inputs(self._base.model, batch) | {"use_cache": True})
-        layers = [torch.stack([layer.keys, layer.values]) for layer in kept_cache(output).layers]
-        together = torch.stack(layers)
-        width = together.shape[4]
-        return [
-            together[:, :, row, :, width - length :].contiguous()
-            for row, length in enumerate(lengths)
-        ]
+        above = kept_cache(output).layers[self.layers :]
+        return torch.stack([torch.stack([layer.keys, layer.values]) for layer in above])
+
+    def _cache(self, keys_values: KeysValues) -> Any:
+        """A transformers cache; in the skipped layers it only says how long it is."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        layers = []
+        for keys, values in [keys_values[0]] * self.layers + list(keys_values):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            layers.append(layer)
+        cache = DynamicCache()
+        cache.layers = layers
+        return cache
 
 
 def suffix_batch(batch: Batch, suffix: int, pad_token_id: int) -> Batch:

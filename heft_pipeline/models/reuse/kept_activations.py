@@ -1,6 +1,7 @@
 """Keeping activations within a budget: in GPU memory, then in RAM, then in a file."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,22 +9,31 @@ from typing import Any
 
 import torch
 
-#: The key of a kept tensor: the token ids that it was computed from.
-Tokens = tuple[int, ...]
-#: The shares of free GPU memory and of free RAM that kept activations may take.
-_OF_GPU, _OF_RAM = 0.5, 0.5
+from heft_pipeline.data.batches import AnsweredPrompt
+
+#: Called with the rows, padded tokens and layers of each pass that computes activations.
+OnPass = Callable[[int, int, int], None]
+#: What is kept of one sequence.
+Tensors = tuple[torch.Tensor, ...]
+Compute = Callable[[list[AnsweredPrompt]], Sequence[Tensors]]
+#: The shares of free GPU memory, of free RAM and of free disk that kept activations may take.
+_OF_GPU, _OF_RAM, _OF_DISK = 0.5, 0.5, 0.5
 #: Assumed speeds: a file is read at 2 GB/s, and a GPU does 2e14 operations per second.
 _FILE_BYTES_A_SECOND, _GPU_OPERATIONS_A_SECOND = 2e9, 2e14
 
 
 class Kept:
-    """Tensors by key, as many as the budget allows.
+    """Tensors by the sequence that they were computed from, as many as the budget allows.
 
     Args:
         device: Where the tensors are computed and used.
         budget: The most bytes to keep.
         folder: Where to put a file when memory is short; None for no file.
         operations: The floating-point operations that recomputing one byte takes.
+
+    Attributes:
+        bytes: How many bytes are kept.
+        places: The same by place: GPU memory, memory, a file.
     """
 
     def __init__(
@@ -31,22 +41,32 @@ class Kept:
     ) -> None:
         self._device, self._budget, self._folder = device, budget, folder
         self._operations = operations
-        self._tensors: dict[Tokens, torch.Tensor] = {}
-        #: The offset in the file, the shape and the dtype of each tensor.
-        self._in_file: dict[Tokens, tuple[int, torch.Size, torch.dtype]] = {}
+        self._tensors: dict[AnsweredPrompt, Tensors] = {}
+        #: For each tensor of a sequence, its offset in the file, its shape and its dtype.
+        self._in_file: dict[AnsweredPrompt, list[tuple[int, torch.Size, torch.dtype]]] = {}
         self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
         self.bytes = 0
+        self.places: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """How many tensors are kept."""
+        """How many sequences' tensors are kept."""
         return len(self._tensors) + len(self._in_file)
+
+    @property
+    def room(self) -> float:
+        """How many bytes more could be kept."""
+        disk = 0.0
+        if self._folder is not None and self._file_pays():
+            found = next(p for p in (self._folder, *self._folder.parents) if p.is_dir())
+            disk = _OF_DISK * shutil.disk_usage(found).free
+        return min(self._budget - self.bytes, self._gpu_left + self._ram_left + disk)
 
     def fill(
         self,
-        wanted: Iterable[Tokens],
+        wanted: Iterable[AnsweredPrompt],
         tokens: int,
-        compute: Callable[[list[Tokens]], list[torch.Tensor]],
+        compute: Compute,
         advance: Callable[[int, int], None],
     ) -> int:
         """Compute and keep tensors, in an order and in groups that depend only on the keys.
@@ -60,24 +80,23 @@ class Kept:
         Returns:
             The number of distinct keys.
         """
-        keys = sorted(set(wanted), key=lambda key: (len(key), key))
+        keys = sorted(set(wanted), key=lambda key: (key.read_length, key.prompt, key.answer))
         start = 0
         while start < len(keys) and self.bytes < self._budget:
             stop = start + 1
-            while stop < len(keys) and len(keys[stop]) * (stop + 1 - start) <= tokens:
+            while stop < len(keys) and keys[stop].read_length * (stop + 1 - start) <= tokens:
                 stop += 1
             group = keys[start:stop]
-            for key, tensor in zip(group, compute(group), strict=True):
-                if self.bytes + tensor.nbytes > self._budget or not self._keep(key, tensor):
+            for key, tensors in zip(group, compute(group), strict=True):
+                size = sum(tensor.nbytes for tensor in tensors)
+                if self.bytes + size > self._budget or not self._keep(key, tensors, size):
                     return len(keys)
             start = stop
             advance(start, len(keys))
         return len(keys)
 
-    def get(
-        self, keys: Sequence[Tokens], compute: Callable[[list[Tokens]], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """Tensors on the device, one per key; those that are not kept are computed now.
+    def get(self, keys: Sequence[AnsweredPrompt], compute: Compute) -> list[Tensors]:
+        """Tensors on the device, for each key; those that are not kept are computed now.
 
         Args:
             keys: The keys.
@@ -86,36 +105,40 @@ class Kept:
         found = {key: kept for key in keys if (kept := self._kept(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         found |= dict(zip(missing, compute(missing), strict=True)) if missing else {}
-        return [found[key].to(self._device, non_blocking=True) for key in keys]
+        return [
+            tuple(one.to(self._device, non_blocking=True) for one in found[key]) for key in keys
+        ]
 
-    def _kept(self, key: Tokens) -> torch.Tensor | None:
+    def _kept(self, key: AnsweredPrompt) -> Tensors | None:
         if key in self._tensors:
             return self._tensors[key]
         if key not in self._in_file:
             return None
-        start, shape, dtype = self._in_file[key]
-        self._file.seek(start)
-        raw = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        return torch.frombuffer(raw, dtype=dtype).view(shape)
+        found = []
+        for start, shape, dtype in self._in_file[key]:
+            self._file.seek(start)
+            raw = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+            empty = torch.empty(shape, dtype=dtype)
+            found.append(torch.frombuffer(raw, dtype=dtype).view(shape) if raw else empty)
+        return tuple(found)
 
-    def _keep(self, key: Tokens, tensor: torch.Tensor) -> bool:
-        size = tensor.nbytes
+    def _keep(self, key: AnsweredPrompt, tensors: Tensors, size: int) -> bool:
         if self._device.type == "cuda" and size <= self._gpu_left:
             self._gpu_left -= size
+            self._tensors[key], place = tensors, "GPU memory"
         elif size <= self._ram_left:
             self._ram_left -= size
-            tensor = tensor.cpu()
+            self._tensors[key], place = tuple(tensor.cpu() for tensor in tensors), "memory"
         elif self._folder is not None and self._file_pays():
             try:
-                self._in_file[key] = self._to_file(tensor, self._folder)
+                self._in_file[key] = [self._to_file(tensor, self._folder) for tensor in tensors]
             except OSError:  # a full disk
                 return False
-            self.bytes += size
-            return True
+            place = "a file"
         else:
             return False
-        self._tensors[key] = tensor
         self.bytes += size
+        self.places[place] = self.places.get(place, 0) + size
         return True
 
     def _file_pays(self) -> bool:

@@ -1,7 +1,6 @@
-"""Starting to reuse activations: keys and values of prompts, or the output of the first layers."""
+"""Starting to reuse activations: of the first layers, of earlier positions, or of both."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,29 +10,14 @@ from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Editing, Forward, WholePrompts
+from heft_pipeline.models.reuse.estimate import Choice, Sizes, in_gib, sizes
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
-from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts, OnPass
-from heft_pipeline.models.reuse.kept_activations import Kept
+from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
+from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 
 #: How much log-probabilities with reuse may differ from those without it: nats, a mean over the
 #: vocabulary.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a stage reuses.
-
-    Attributes:
-        suffix: How many of a prompt's last tokens are computed while the earlier ones are reused;
-            0 if all are computed.
-        layers: How many decoder layers are skipped because their output is reused.
-        why: The reason, for people.
-    """
-
-    suffix: int
-    layers: int
-    why: str
 
 
 def start_reuse(
@@ -51,7 +35,8 @@ def start_reuse(
 ) -> tuple[Forward | None, str]:
     """Compute once what no trained parameter can change.
 
-    Reuse is first tried on two sequences, to see whether the model gives the same logits.
+    Reuse is first tried on two sequences, to see whether the model gives the same logits. If it
+    does not, reuse of the first layers alone is tried where they are unchanged.
 
     Args:
         base: The model with the stage's adapters on it.
@@ -74,21 +59,60 @@ def start_reuse(
         return None, nothing + choice.why
     if base.no_padding:
         return None, nothing + base.no_padding
-    if choice.suffix and whole.no_cache:
-        return None, nothing + whole.no_cache
     probe = sorted(set(sequences), key=lambda s: len(s.prompt))[-2:]
     batch = collate(probe, base.pad_token_id).to(base.device)
-    kept = Kept(base.device, budget, folder, _operations_a_byte(base, choice))
-    found: FrozenPrompts | FrozenLayers = (
-        FrozenPrompts(base, choice.suffix, kept, on_pass)
-        if choice.suffix
-        else FrozenLayers(base, choice.layers, kept, on_pass)
-    )
-    if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
-        return None, nothing + obstacle
-    different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
-    size = kept.bytes / 2**30
-    return found, f"{len(kept)} of {different} prompts kept in {size:.2f} GiB: {choice.why}"
+    obstacle = whole.no_cache if choice.suffix else ""
+    for part in _ways(choice, obstacle):
+        kept = Kept(base.device, budget, folder, _operations_a_byte(base, part))
+        needed = _needed(base, part, sequences)
+        found = _forward(base, part, kept, needed, on_pass)
+        if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
+            continue
+        different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
+        return found, _said(found, part, needed, kept, different, budget)
+    return None, nothing + obstacle
+
+
+def _ways(choice: Choice, no_cache: str) -> Iterator[Choice]:
+    """What to try, the most first."""
+    if not no_cache:
+        yield choice
+    if choice.suffix and choice.layers:
+        yield Choice(0, choice.layers, choice.why)
+
+
+def _forward(
+    base: Base, choice: Choice, kept: Kept, needed: Sizes, on_pass: OnPass
+) -> FrozenPrompts | FrozenLayers:
+    if not choice.suffix:
+        return FrozenLayers(base, choice.layers, kept, on_pass)
+    keys_values = needed.keeps_keys_values(kept.room, len(base.layers), choice.layers)
+    return FrozenPrompts(base, choice.suffix, choice.layers, kept, on_pass, keys_values=keys_values)
+
+
+def _needed(base: Base, choice: Choice, sequences: Sequence[AnsweredPrompt]) -> Sizes:
+    itemsize = base.model.dtype.itemsize
+    return sizes(base.model.config, len(base.layers), itemsize, choice, sequences)
+
+
+def _said(
+    found: FrozenPrompts | FrozenLayers,
+    choice: Choice,
+    needed: Sizes,
+    kept: Kept,
+    different: int,
+    budget: float,
+) -> str:
+    """What is reused, for people."""
+    places = " and ".join(f"{in_gib(size)} of {place}" for place, size in kept.places.items())
+    text = f"{len(kept)} of {different} prompts kept in {places or '0 GiB'}: {choice.why}"
+    if isinstance(found, FrozenPrompts) and not found.keys_values:
+        text += (
+            f"; kept is the output of layer {choice.layers - 1}, and keys and values are computed "
+            f"from it at each use, because they would take {in_gib(needed.keys_values)} of at most "
+            f"{in_gib(budget)}"
+        )
+    return text
 
 
 @torch.no_grad()
@@ -110,15 +134,11 @@ def _obstacle(
 
 def _operations_a_byte(base: Base, choice: Choice) -> float:
     """The operations per byte of recomputing kept activations, from the weights of their layers."""
-    config = base.model.config.get_text_config()
-    layers = base.layers[: choice.layers or None]
+    one = AnsweredPrompt((0,) * 100, (0,))
+    needed = _needed(base, choice, [one])
+    layers = base.layers if choice.suffix else base.layers[: choice.layers]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    width = config.hidden_size
-    if choice.suffix:
-        heads = config.num_attention_heads
-        keys = getattr(config, "num_key_value_heads", None) or heads
-        width = 2 * len(layers) * keys * (getattr(config, "head_dim", None) or width // heads)
-    return 2.0 * weights / (width * base.model.dtype.itemsize)
+    return 2.0 * weights * one.read_length / max(1.0, needed.outputs or needed.keys_values)
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:
