@@ -53,6 +53,12 @@ def reusable(
     return Choice(0, first, f"nothing is trained in the first {first} of {num_layers} layers")
 
 
+def pass_tokens(training: TrainingSettings) -> int:
+    """The most padded tokens in a pass that computes reused activations."""
+    asked = training.micro_batch_tokens
+    return _TOKENS if isinstance(asked, str) else int(asked)
+
+
 def reuse_activations(
     model: AdaptedModel,
     training: TrainingSettings,
@@ -77,7 +83,6 @@ def reuse_activations(
     """
     trained = [adapter.settings for adapter in model.trained]
     parents = [adapter.settings for adapter in model.parents]
-    asked = training.micro_batch_tokens
     forward, said = start_reuse(
         model.base,
         model.whole,
@@ -86,7 +91,7 @@ def reuse_activations(
         sequences,
         budget=min((a.reuse_bytes for a in trained if a.reuse_bytes is not None), default=0.0),
         folder=folder,
-        tokens=_TOKENS if isinstance(asked, str) else asked,
+        tokens=pass_tokens(training),
         advance=advance,
         on_pass=on_pass,
     )

@@ -86,6 +86,11 @@ def test_a_complete_sweep_is_reused_without_importing_torch(
     assert done.returncode == 0, done.stderr
     assert "NO TORCH" in done.stdout
     assert done.stdout.count("reused") >= 2
+    dry = [sys.executable, "-c", code, "-m", *arguments, "hydra.launcher.dry_run=true"]
+    for more in ([], ["epochs=2", "hydra.launcher.dry_run_gpu=none"]):
+        done = subprocess.run([*dry, *more], capture_output=True, text=True, check=False)
+        assert "NO TORCH" in done.stdout, done.stderr
+        assert "cost on" not in done.stdout
     table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "second" / "results.csv")
     assert table.stages_reused.tolist() == [1, 2]
 

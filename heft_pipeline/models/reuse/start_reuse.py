@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,15 +111,27 @@ def _obstacle(
 
 def _operations_a_byte(base: Base, choice: Choice) -> float:
     """The operations per byte of recomputing kept activations, from the weights of their layers."""
-    config = base.model.config.get_text_config()
     layers = base.layers[: choice.layers or None]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    width = config.hidden_size
-    if choice.suffix:
-        heads = config.num_attention_heads
-        keys = getattr(config, "num_key_value_heads", None) or heads
-        width = 2 * len(layers) * keys * (getattr(config, "head_dim", None) or width // heads)
+    width = kept_width(base.model.config, choice, len(base.layers))
     return 2.0 * weights / (width * base.model.dtype.itemsize)
+
+
+def kept_width(config: Any, choice: Choice, num_layers: int) -> int:
+    """How many values are kept of each token.
+
+    Args:
+        config: The model's transformers config.
+        choice: What is reused.
+        num_layers: How many decoder layers the model has.
+    """
+    config = config.get_text_config()
+    width = int(config.hidden_size)
+    if not choice.suffix:
+        return width
+    heads = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * num_layers * keys * (getattr(config, "head_dim", None) or width // heads)
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:
