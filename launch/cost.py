@@ -85,7 +85,7 @@ def _show_table(
             escape(f"{group[0].fingerprint[:8]} {_label(group)}"),
             f"x {len(group)}" if len(group) > 1 else "",
             *(_short(flop / 1e12) for flop in (one.train_flop, one.score_flop)),
-            _short((one.train_flop + one.score_flop) * hours),
+            _short((one.train_flop + one.score_flop) * hours, digits=2),
             _short(one.memory_bytes / 2**30, digits=2),
             _short(one.kept_bytes / 2**30, digits=2) if one.kept_bytes else "",
         )
@@ -102,7 +102,7 @@ def _show_table(
         f"x {total}",
         _short(train / 1e12),
         _short(score / 1e12),
-        _short((train + score) * hours),
+        _short((train + score) * hours, digits=2),
     )
     console.print(table, highlight=False)
 
@@ -155,6 +155,6 @@ def _short(number: float, digits: int = 3) -> str:
     """A number with its first digits."""
     if number == 0:
         return "0"
-    if number < 0.01:
-        return "<0.01"
+    if number < 0.001:
+        return "<0.001"
     return f"{number:,.0f}" if number >= 10**digits / 10 else f"{number:.{digits}g}"

@@ -41,7 +41,7 @@ def test_more_epochs_cost_more_and_another_gpu_takes_longer(cli: Cli, small: lis
         (line,) = [line for line in out.splitlines() if "all together" in line]
         return float(line.split()[-1].replace(",", ""))
 
-    asked = ["lora.epochs=100", "hydra.launcher.dry_run_utilisation=1e-9"]
+    asked = ["lora.epochs=100", "hydra.launcher.dry_run_utilisation=1e-11"]
     once = hours(*asked)
     assert hours(*asked, "hydra.launcher.dry_run_gpu=v100-32g") == pytest.approx(
         once * 989 / 125, rel=0.02
