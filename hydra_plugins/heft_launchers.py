@@ -4,11 +4,13 @@ Hydra imports this file whenever it starts, so it imports nothing heavy; ``launc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -51,20 +53,46 @@ class SlurmLauncher(LocalLauncher):
 
 
 class Sweeper(BasicSweeper):
-    """Hydra's basic sweeper, which otherwise composes each job once more to see that it can be.
+    """Hydra's basic sweeper, which can also sweep over particular points.
 
-    The launchers compose and check all jobs before they execute the first.
+    Args:
+        max_batch_size: As for Hydra's sweeper.
+        params: As for Hydra's sweeper.
+        points: See :func:`launch.points.jobs_at`; empty for the full product only.
     """
 
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        points: Sequence[str] = (),
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self._points = points
+
+    def split_arguments(  # type: ignore[override]  # the original is a static method
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The jobs of a sweep, in batches."""
+        if not self._points:
+            return BasicSweeper.split_arguments(overrides, max_batch_size)
+        from launch.points import jobs_at
+
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs = jobs_at(self._points, overrides, parser, self.params)
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Leave it to the launcher."""
+        """Leave it to the launchers, which compose and check all jobs before the first runs."""
 
 
 @dataclass
 class SweeperConf(BasicSweeperConf):
-    """The keys of ``hydra/sweeper=heft``: those of Hydra's basic sweeper."""
+    """The keys of ``hydra/sweeper=heft``: those of Hydra's basic sweeper, and ``points``."""
 
     _target_: str = "hydra_plugins.heft_launchers.Sweeper"
+    points: list[str] = field(default_factory=list)
 
 
 def _schema(launcher: type[LocalLauncher]) -> DictConfig:

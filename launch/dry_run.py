@@ -7,6 +7,7 @@ from rich.tree import Tree
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
+from launch.cost import show_cost
 from launch.local.settings import LocalSettings
 from launch.progress import other_versions
 from launch.slurm.settings import SlurmSettings
@@ -17,7 +18,7 @@ _MOST_LINES = 40
 def show_plan(
     plan: Plan, store: Store, launcher: LocalSettings | SlurmSettings, console: Console
 ) -> None:
-    """Print the runs, the unique stages with their states, and what would be submitted.
+    """Print the runs, the unique stages with their states, what would be submitted, and the cost.
 
     Args:
         plan: The plan.
@@ -37,6 +38,7 @@ def show_plan(
     console.print(tree, highlight=False)
     if unused := other_versions(store):
         console.print(escape(unused), soft_wrap=True, highlight=False)
+    show_cost(unfinished, store, launcher, console)
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:

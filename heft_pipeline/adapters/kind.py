@@ -112,6 +112,18 @@ class AdapterSettings(Schedule):
         """The part of the forward pass that training this adapter can change."""
         return Reach(0, None, f"{self.title} changes every position's activations")
 
+    def parameters_on(self, hidden_size: int, num_layers: int) -> int | None:
+        """How many parameters it trains on a model.
+
+        Args:
+            hidden_size: The width of the residual stream.
+            num_layers: How many decoder layers there are.
+
+        Returns:
+            The number; None if it takes the model's modules to know.
+        """
+        return None
+
     @property
     def merges_parents(self) -> bool:
         """Whether the parents' weight-space adapters are added to the frozen weights."""

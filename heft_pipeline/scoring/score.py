@@ -95,7 +95,9 @@ def score(
     predictions = (
         likeliest(table)
         if decoding is None
-        else generated(model, own, _batches([len(e.prompt) for e in own], batch_size), decoding)
+        else generated(
+            model, own, scoring_batches([len(e.prompt) for e in own], batch_size), decoding
+        )
     )
     if ranks and ranks.world > 1:
         parts = ranks.gather((table.tolist(), predictions.tolist()))
@@ -149,14 +151,22 @@ def _log_probabilities(
 ) -> torch.Tensor:
     """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
     table = torch.empty(len(examples), len(choices))
-    for chosen in _batches([len(e.prompt) for e in examples], batch_size):
+    for chosen in scoring_batches([len(e.prompt) for e in examples], batch_size):
         table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
         advance(len(chosen))
     return table
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, to keep padding low."""
+def scoring_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of similar length, to keep padding low.
+
+    Args:
+        lengths: The prompts' lengths in tokens.
+        batch_size: The most prompts in a batch.
+
+    Returns:
+        Lists of indices into ``lengths``.
+    """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         batch = batches[-1] if batches else []

@@ -24,6 +24,10 @@ run without any override; choosing a file in `conf/`, such as `data=boolq` or `r
 other values, and the file says where they come from. `${...}` is the value of another setting, and
 `${tiny_or:${model.id},A,B}` is A for the shipped tiny model and B for any other model.
 
+`hydra.sweeper.points` is a list of rows that are not a full product, each written as on the command
+line: `"hydra.sweeper.points=['method=reft epochs=20','method=lora,heft epochs=3,6']"`. Every row is
+combined with whatever else is swept over, e.g. `seed=0,1,2`.
+
 A setting that *can change a result* is part of a stage's fingerprint: if you change it, a new
 stage is trained. If you change any other setting, the finished stage is reused. Models, data sets
 and adapters to start from are identified by their content, so their names and locations do not

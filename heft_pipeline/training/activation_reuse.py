@@ -59,6 +59,12 @@ def reusable(
     return Choice(0, layers, unchanged)
 
 
+def pass_tokens(training: TrainingSettings) -> int:
+    """The most padded tokens in a pass that computes reused activations."""
+    asked = training.micro_batch_tokens
+    return _TOKENS if isinstance(asked, str) else int(asked)
+
+
 def reuse_activations(
     model: AdaptedModel,
     training: TrainingSettings,
@@ -83,7 +89,6 @@ def reuse_activations(
     """
     trained = [adapter.settings for adapter in model.trained]
     parents = [adapter.settings for adapter in model.parents]
-    asked = training.micro_batch_tokens
     forward, said = start_reuse(
         model.base,
         model.whole,
@@ -92,7 +97,7 @@ def reuse_activations(
         sequences,
         budget=min((a.reuse_bytes for a in trained if a.reuse_bytes is not None), default=0.0),
         folder=folder,
-        tokens=_TOKENS if isinstance(asked, str) else asked,
+        tokens=pass_tokens(training),
         advance=advance,
         on_pass=on_pass,
     )

@@ -29,16 +29,20 @@ class FlopCounter:
         self._layers = layer_operations(model, layers)
         self._head = config.vocab_size * config.hidden_size
 
-    def forward(self, rows: int, tokens: int, answer_tokens: int) -> float:
+    def forward(
+        self, rows: int, tokens: int, answer_tokens: int, *, reused: int = 0, skipped: int = 0
+    ) -> float:
         """The floating-point operations of one forward pass.
 
         Args:
             rows: B, the number of sequences.
             tokens: T, the padded tokens of each sequence.
             answer_tokens: K, the projected positions of each sequence.
+            reused: See :meth:`training`.
+            skipped: See :meth:`training`.
         """
         head = rows * 2.0 * answer_tokens * self._head
-        return sum(self._body(rows, tokens, tokens)) + head
+        return sum(self._body(rows, tokens, tokens + reused)[skipped:]) + head
 
     def training(
         self,

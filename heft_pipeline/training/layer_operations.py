@@ -1,7 +1,7 @@
 """What one decoder layer multiplies for each token, read off its modules."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,13 @@ class LayerOperations:
     Attributes:
         weights: The weights that a token is multiplied with.
         attention: The width of the heads, which each pair of tokens is multiplied over twice.
+        activations: The values that a token's products with weights read and write.
         scans: Its scans over a state.
     """
 
     weights: float
     attention: float
+    activations: float
     scans: tuple[Scan, ...] = ()
 
     def mixing(self, tokens: int, keys: int) -> float:
@@ -90,6 +92,9 @@ def layer_operations(model: Any, layers: nn.ModuleList) -> list[LayerOperations]
                     count * _share(part, config) for part in parts if (count := _weights(part[2]))
                 ),
                 attention=0.0 if linear else _attention(parts, config),
+                activations=sum(
+                    count * _share(part, config) for part in parts if (count := _widths(part[2]))
+                ),
                 scans=tuple(_scan(module) for _, _, module in parts if hasattr(module, "A_log")),
             )
         )
@@ -114,18 +119,28 @@ def _parts(
 
 
 def _weights(module: nn.Module) -> int:
-    """The number of weights in a module's own matrices.
+    """The number of weights in a module's own matrices."""
+    return sum(math.prod(shape) for shape in _matrices(module))
+
+
+def _widths(module: nn.Module) -> int:
+    """The sum of what a module's own matrices read and write."""
+    return sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in _matrices(module))
+
+
+def _matrices(module: nn.Module) -> list[Sequence[int]]:
+    """The shapes of a module's own matrices.
 
     A 4-bit parameter is packed; its shape is in the state that bitsandbytes keeps beside it.
     """
     if isinstance(module, nn.Embedding):
-        return 0
+        return []
     shapes = (
         getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape)
         for name, parameter in module.named_parameters(recurse=False)
         if not name.endswith("bias") and name != "A_log"  # the bias of several experts is a matrix
     )
-    return sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    return [shape for shape in shapes if len(shape) > 1]
 
 
 def _share(part: Part, config: Any) -> float:

@@ -76,7 +76,7 @@ def _sequence_backward(model: AdaptedModel, batch: Batch, divisor: int) -> torch
     hidden, labels = model.hidden(batch)[predicting], labels[predicting]
     # The gradients of the hidden states are added up chunk by chunk, and then sent on at once.
     leaf = hidden.detach().requires_grad_()
-    positions = max(1, _LOGITS // model.base.model.config.get_text_config().vocab_size)
+    positions = chunk_positions(model.base.model.config.get_text_config().vocab_size)
     total = torch.zeros((), device=hidden.device)
     for states, wanted in zip(leaf.split(positions), labels.split(positions), strict=True):
         logits = model.vocabulary.logits(states).float()
@@ -86,6 +86,11 @@ def _sequence_backward(model: AdaptedModel, batch: Batch, divisor: int) -> torch
     if hidden.requires_grad:
         hidden.backward(leaf.grad)
     return total
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """How many positions' logits are computed at once with ``loss=sequence``."""
+    return max(1, _LOGITS // vocabulary)
 
 
 def sequence_labels(batch: Batch) -> torch.Tensor:

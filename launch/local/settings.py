@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
+from launch.gpus import gpu_setting, utilisation_setting
 
 
 def _check_gpus(key: str, value: Any) -> None:
@@ -40,3 +41,5 @@ class LocalSettings(Settings):
         identity=False,
     )
     dry_run: bool = setting(False, "show what would be trained, and train nothing", identity=False)
+    dry_run_gpu: str = gpu_setting()
+    dry_run_utilisation: float = utilisation_setting()

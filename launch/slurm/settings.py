@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
+from launch.gpus import gpu_setting, utilisation_setting
 
 
 def limit_seconds(limit: str, key: str = "hydra.launcher.time") -> float:
@@ -113,3 +114,5 @@ class SlurmSettings(Settings):
     dry_run: bool = setting(
         False, "show what would be submitted, and submit nothing", identity=False
     )
+    dry_run_gpu: str = gpu_setting()
+    dry_run_utilisation: float = utilisation_setting()

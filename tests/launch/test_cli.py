@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,11 @@ def test_a_complete_sweep_is_reused_without_importing_torch(
     assert done.returncode == 0, done.stderr
     assert "NO TORCH" in done.stdout
     assert done.stdout.count("reused") >= 2
+    dry = [sys.executable, "-c", code, "-m", *arguments, "hydra.launcher.dry_run=true"]
+    for more in ([], ["epochs=2", "hydra.launcher.dry_run_gpu=none"]):
+        done = subprocess.run([*dry, *more], capture_output=True, text=True, check=False)
+        assert "NO TORCH" in done.stdout, done.stderr
+        assert "cost on" not in done.stdout
     table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "second" / "results.csv")
     assert table.stages_reused.tolist() == [1, 2]
 
@@ -113,6 +119,47 @@ def test_hydras_basic_launcher_gives_the_same_results(
     theirs = pd.read_csv(tmp_path / "b" / "sweeps" / "s" / "results.csv")
     assert theirs.accuracy.tolist() == ours.accuracy.tolist()
     assert theirs.stages.tolist() == ours.stages.tolist()
+
+
+def test_points_are_particular_rows_of_a_sweep(cli: Cli, tmp_path: Path) -> None:
+    points = [
+        "'method=lora,heft epochs=3,6'",
+        "'method.stages=[reft,lora] lora.epochs=2'",
+        "'method=reft epochs=20'",
+    ]
+    asked = ["-m", "seed=4,5", "hydra.launcher.dry_run=true"]
+    status, out, err = cli(*asked, f"hydra.sweeper.points=[{','.join(points)}]")
+    assert status == 0, err
+    named = [line.split()[-1] for line in re.sub(r": [0-9a-f]{8}.*", "", out).splitlines()]
+    assert [name for name in named if re.match(r"\d+-", name)] == [
+        f"{2 * number + seed - 4}-{run}-r8-s{seed}"
+        for number, run in enumerate(
+            ["lora-e3", "lora-e6", "heft-e3", "heft-e6", "reft+lora-e3", "reft-e20"]
+        )
+        for seed in (4, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("point", "more", "said"),
+    [
+        ("method=reft epochs=20", ["epochs=3"], "epochs is set by the point 'method=reft epochs"),
+        ("epochs=20", ["epochs=3"], "by the command line as well; leave it out there"),
+        ("rank=2", ["+experiment=rank_sweep"], "with ~hydra.sweeper.params.rank, or"),
+        ("method=reft epoch", [], "'epoch' in 'method=reft epoch' sets nothing; write KEY=VALUE"),
+        ("method=reft epoch=3", [], "Could not override 'epoch'"),
+        ("epochs=3 epochs=6", [], "sets epochs twice; give both values as epochs=A,B"),
+        ("epochs=[3", [], "'epochs=[3' in 'epochs=[3' cannot be read"),
+        ("hydra.launcher.workers=2", [], "holds for a whole sweep"),
+        ("", [], "hydra.sweeper.points has an empty point"),
+    ],
+)
+def test_a_bad_point_is_one_message(cli: Cli, point: str, more: list[str], said: str) -> None:
+    asked = ["-m", "hydra.launcher.dry_run=true", f"hydra.sweeper.points=['{point}']"]
+    status, _, err = cli(*asked, *more)
+    assert status == 1
+    assert said in err
+    assert err.count("Error:") == 1
 
 
 def test_a_failed_stage_fails_only_the_runs_that_stand_on_it(

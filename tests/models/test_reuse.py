@@ -13,9 +13,10 @@ from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
+from heft_pipeline.models.reuse.estimate import Choice, kept_key
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.models.reuse.kept_activations import Kept
-from heft_pipeline.models.reuse.start_reuse import Choice, differs
+from heft_pipeline.models.reuse.start_reuse import differs
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base
 from heft_pipeline.stage.run_stage import run_stage
@@ -127,11 +128,14 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     prompts = [tuple(range(8, 8 + n)) for n in range(4, 14)]
     sequences = [AnsweredPrompt(prompt, (3,)) for prompt in prompts]
 
+    choice = Choice(3, 0, "")
+    keys = [kept_key(sequence, choice) for sequence in sequences]
+
     def frozen(budget: float, folder: Path | None = None, ram: float = 1e9) -> FrozenPrompts:
         kept = Kept(base.device, budget, folder, operations=1.0)
         kept._ram_left = ram
-        made = FrozenPrompts(base, 3, 0, kept)
-        assert kept.fill(map(made.key, sequences), 64, made.compute, _nothing) == 10
+        made = FrozenPrompts(base, choice, kept)
+        assert kept.fill(keys, 64, made.compute, _nothing) == 10
         return made
 
     everything = frozen(1e9)
@@ -146,7 +150,7 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     assert again.kept._file.fileno() != filed.kept._file.fileno()
     nowhere = frozen(1e9, ram=0)
     assert len(nowhere.kept) == 0
-    backwards = [everything.key(sequence) for sequence in sequences[::-1]]
+    backwards = keys[::-1]
     expected, mask = everything.cache(backwards)
     assert mask.sum(dim=1).tolist() == [len(p) - 3 for p in prompts[::-1]]
     for other in (some, filed, nowhere):

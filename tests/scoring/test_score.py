@@ -16,7 +16,7 @@ from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.generate import Decoding
-from heft_pipeline.scoring.score import Scores, _batches, credit, likeliest, score
+from heft_pipeline.scoring.score import Scores, credit, likeliest, score, scoring_batches
 from heft_pipeline.training.activation_reuse import reuse_activations
 
 ComposeRun = Callable[..., Run]
@@ -66,12 +66,12 @@ def test_scores_equal_transformers_alone(
 
 def test_batches_hold_prompts_of_similar_length() -> None:
     lengths = [200 - 7 * (i % 26) for i in range(60)]
-    batches = _batches(lengths, batch_size=16)
+    batches = scoring_batches(lengths, batch_size=16)
     assert sorted(index for batch in batches for index in batch) == list(range(60))
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     assert padded < 1.2 * sum(lengths)
     assert max(map(len, batches)) <= 16
-    assert max(map(len, _batches([9] * 100, batch_size=64))) == 64
+    assert max(map(len, scoring_batches([9] * 100, batch_size=64))) == 64
 
 
 @pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL_TOKENS])
@@ -165,7 +165,7 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
         model.add(stage.adapters)
         handle = base.model.register_forward_hook(count)
         shared = score(model, task.eval, task.choices, batch_size=50)
-        batches = len(_batches([len(e.prompt) for e in task.eval], 50))
+        batches = len(scoring_batches([len(e.prompt) for e in task.eval], 50))
         # One over the prompts and one over the choices; one more to find out how.
         assert passes <= 2 * batches + 1
         handle.remove()

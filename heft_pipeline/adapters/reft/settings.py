@@ -85,6 +85,15 @@ class ReftSettings(EditSettings):
         lowest = 0 if isinstance(self.layers, str) else min(self.layers)
         return Reach(lowest + 1, None if first else last, self.positions)
 
+    def parameters_on(self, hidden_size: int, num_layers: int) -> int:
+        """See :meth:`AdapterSettings.parameters_on`; R of rank r and width d counts as d x r."""
+        first, last = parse_positions(self.positions)
+        ends = 2 if first and last and not self.share_weights else 1
+        places = ends * (num_layers if isinstance(self.layers, str) else len(self.layers))
+        source = 1 if self.intervention in ("consreft", "lobireft") else hidden_size + 1
+        bias = self.add_bias and self.intervention in ("noreft", "nodireft")
+        return places * self.rank * (hidden_size + bias + source)
+
     @property
     def tokens_needed(self) -> int:
         """How many tokens a prompt needs to be edited at all positions."""

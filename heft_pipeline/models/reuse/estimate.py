@@ -1,6 +1,6 @@
 """What reused activations take, in bytes and in repeated work, estimated from a model's shape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,63 +24,107 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The bytes of what could be kept of sequences, and how much of it there is room for.
+class KeptSizes:
+    """The bytes of what can be kept of a prompt.
 
     Attributes:
-        keys_values: Keys and values of the earlier positions in the layers above, with the skipped
-            layers' output for the later positions.
-        outputs: The skipped layers' output for all positions; 0 if no layer is skipped.
+        choice: What is reused.
+        layers: How many decoder layers the model has.
+        pairs: The bytes of a token's keys and values in the layers above the skipped ones.
+        states: The bytes of a layer's output for a token.
     """
 
-    keys_values: float
-    outputs: float
+    choice: Choice
+    layers: int
+    pairs: int
+    states: int
 
-    def keeps_keys_values(self, room: float, layers: int, skipped: int) -> bool:
+    def bytes(self, sequence: AnsweredPrompt, keys_values: bool) -> int:
+        """What is kept of a sequence.
+
+        Args:
+            sequence: The sequence.
+            keys_values: Whether keys and values are kept, with the skipped layers' output for
+                the later positions, instead of their output for all positions.
+        """
+        read = sequence.read_length
+        if not (keys_values and self.choice.suffix):
+            return read * self.states
+        earlier = earlier_tokens(sequence, self.choice.suffix)
+        later = (read - earlier) * self.states if self.choice.layers else 0
+        return earlier * self.pairs + later
+
+    def keeps_keys_values(self, sequences: Iterable[AnsweredPrompt], room: float) -> bool:
         """Whether keeping keys and values leaves less to compute in an epoch.
 
         What is not kept is computed at each use, through all layers; from kept output, keys and
         values are computed through the layers above.
 
         Args:
+            sequences: The sequences; equal ones are kept once.
             room: The bytes that there is room for.
-            layers: How many decoder layers the model has.
-            skipped: How many of them are skipped.
         """
-        if not self.outputs:
-            return True
-        kept = min(1.0, room / self.keys_values) if self.keys_values else 1.0
-        other = min(1.0, room / self.outputs)
-        return (1 - kept) * layers <= other * (layers - skipped) + (1 - other) * layers
+        if not self.choice.suffix or not self.choice.layers:
+            return bool(self.choice.suffix)
+        different = set(sequences)
+        with_pairs, with_states = (
+            min(1.0, room / max(1, sum(self.bytes(one, keep) for one in different)))
+            for keep in (True, False)
+        )
+        above = self.layers - self.choice.layers
+        recomputed = (1 - with_states) * self.layers + with_states * above
+        return (1 - with_pairs) * self.layers <= recomputed
 
 
-def sizes(
-    config: Any, layers: int, itemsize: int, choice: Choice, sequences: Sequence[AnsweredPrompt]
-) -> Sizes:
-    """Estimate what the activations of sequences take.
+def kept_sizes(config: Any, layers: int, itemsize: int, choice: Choice) -> KeptSizes:
+    """The sizes for a model.
 
     Args:
         config: The model's transformers config.
         layers: How many decoder layers it has.
         itemsize: The bytes of a number in the model's dtype.
         choice: What is reused.
-        sequences: The sequences; equal ones are kept once.
     """
     text = config.get_text_config()
-    width = text.hidden_size
-    heads = text.num_attention_heads
+    width, heads = int(text.hidden_size), text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or width // heads
-    different = set(sequences)
-    read = sum(one.read_length for one in different)
-    earlier = sum(max(0, len(one.prompt) - choice.suffix) for one in different)
-    states = width * itemsize
     pairs = 2 * groups * size * itemsize * (layers - choice.layers)
-    if not choice.layers:
-        return Sizes(earlier * pairs, 0)
-    return Sizes(earlier * pairs + (read - earlier) * states, read * states)
+    return KeptSizes(choice, layers, pairs, width * itemsize)
+
+
+def earlier_tokens(sequence: AnsweredPrompt, suffix: int) -> int:
+    """How many of a prompt's tokens come before the last ones that are computed every time."""
+    return max(0, len(sequence.prompt) - suffix)
+
+
+def kept_key(sequence: AnsweredPrompt, choice: Choice) -> AnsweredPrompt:
+    """What a sequence's activations are kept under: the part of it that they depend on.
+
+    The skipped layers' output covers the answer's read tokens too; keys and values do not.
+    """
+    if not choice.suffix:
+        return AnsweredPrompt(sequence.prompt + sequence.answer[:-1], (0,))
+    answer = sequence.answer[:-1] if choice.layers else ()
+    return AnsweredPrompt(sequence.prompt, (*answer, 0))
 
 
 def in_gib(size: float) -> str:
     """A number of bytes for people, e.g. ``11.9 GiB``."""
     return f"{size / 2**30:.3g} GiB"
+
+
+def why_outputs(sizes: KeptSizes, sequences: Iterable[AnsweredPrompt], budget: float) -> str:
+    """Why the output of the skipped layers is kept and not keys and values, for people.
+
+    Args:
+        sizes: The sizes for the model.
+        sequences: The sequences; equal ones are kept once.
+        budget: The most bytes to keep.
+    """
+    needed = sum(sizes.bytes(one, True) for one in set(sequences))
+    return (
+        f"kept is the output of layer {sizes.choice.layers - 1} for all tokens, from which the "
+        f"layers above compute keys and values at each use, because these would take "
+        f"{in_gib(needed)}, and at most {in_gib(budget)} are kept"
+    )

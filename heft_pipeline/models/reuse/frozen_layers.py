@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, WholePrompts, Work, model_inputs
+from heft_pipeline.models.reuse.estimate import Choice, kept_key
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 from heft_pipeline.models.reuse.lower_layers import LowerLayers
 from heft_pipeline.models.vocabulary import projected_states
@@ -25,7 +26,7 @@ class FrozenLayers:
 
     Args:
         base: The model, with its frozen parents on it.
-        layers: How many of the first layers are skipped; the last of them may be edited.
+        choice: How many of the first layers are skipped; the last of them may be edited.
         kept: Where the output is kept.
         on_pass: See :data:`OnPass`.
     """
@@ -35,17 +36,13 @@ class FrozenLayers:
     def __init__(
         self,
         base: Base,
-        layers: int,
+        choice: Choice,
         kept: Kept,
         on_pass: OnPass = lambda _rows, _tokens, _layers: None,
     ) -> None:
-        self.layers, self.kept = layers, kept
+        self.choice, self.kept = choice, kept
         self._base, self._on_pass = base, on_pass
-        self._whole, self._lower = WholePrompts(base), LowerLayers(base, layers)
-
-    def key(self, sequence: AnsweredPrompt) -> AnsweredPrompt:
-        """What a sequence's output is kept under: the tokens that the model reads."""
-        return AnsweredPrompt(sequence.prompt + sequence.answer[:-1], (0,))
+        self._whole, self._lower = WholePrompts(base), LowerLayers(base, choice.layers)
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
@@ -62,12 +59,12 @@ class FrozenLayers:
 
     def work(self, batch: Batch) -> Work:
         """All tokens are computed, in the layers that are not skipped."""
-        return Work(batch.input_ids.shape[1], skipped_layers=self.layers)
+        return Work(batch.input_ids.shape[1], skipped_layers=self.choice.layers)
 
     def _run(
         self, batch: Batch, editing: Editing, run: Callable[[dict[str, Any]], torch.Tensor]
     ) -> torch.Tensor:
-        states = self.kept.get([self.key(s) for s in batch.sequences], self.compute)
+        states = self.kept.get([kept_key(s, self.choice) for s in batch.sequences], self.compute)
         hidden = padded_left([one for (one,) in states], batch.input_ids.shape[1])
         with editing(batch), self._lower.replaced(hidden):
             return run(model_inputs(self._base.model, batch))

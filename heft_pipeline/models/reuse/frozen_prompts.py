@@ -23,6 +23,7 @@ from heft_pipeline.models.forward import (
     kept_cache,
     model_inputs,
 )
+from heft_pipeline.models.reuse.estimate import Choice, earlier_tokens, kept_key
 from heft_pipeline.models.reuse.frozen_layers import lower_output, padded_left
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 from heft_pipeline.models.reuse.lower_layers import LowerLayers
@@ -41,8 +42,8 @@ class FrozenPrompts:
 
     Args:
         base: The model, with its frozen parents on it.
-        suffix: How many of each prompt's last tokens are computed every time.
-        layers: How many of the first layers are skipped there too; the last of them may be edited.
+        choice: How many of each prompt's last tokens are computed every time, and how many of the
+            first layers are skipped there too; the last of them may be edited.
         kept: Where the activations are kept.
         on_pass: See :data:`OnPass`.
         keys_values: Whether keys and values are kept; needed if no layer is skipped.
@@ -53,24 +54,16 @@ class FrozenPrompts:
     def __init__(
         self,
         base: Base,
-        suffix: int,
-        layers: int,
+        choice: Choice,
         kept: Kept,
         on_pass: OnPass = lambda _rows, _tokens, _layers: None,
         *,
         keys_values: bool = True,
     ) -> None:
-        self.suffix, self.layers, self.kept, self.keys_values = suffix, layers, kept, keys_values
+        self.choice, self.kept, self.keys_values = choice, kept, keys_values
+        self._suffix, self._layers = choice.suffix, choice.layers
         self._base, self._on_pass = base, on_pass
-        self._whole, self._lower = WholePrompts(base), LowerLayers(base, layers)
-
-    def key(self, sequence: AnsweredPrompt) -> AnsweredPrompt:
-        """What a sequence's activations are kept under.
-
-        The skipped layers' output covers the answer's read tokens too; keys and values do not.
-        """
-        answer = sequence.answer[:-1] if self.layers else ()
-        return AnsweredPrompt(sequence.prompt, (*answer, 0))
+        self._whole, self._lower = WholePrompts(base), LowerLayers(base, choice.layers)
 
     def logits(self, batch: Batch, editing: Editing) -> torch.Tensor:
         """The logits that predict a batch's answers, [B, K, V]."""
@@ -83,7 +76,7 @@ class FrozenPrompts:
 
     def read(self, batch: Batch, editing: Editing) -> ReadPrompts | None:
         """Read prompts once; see :class:`~heft_pipeline.models.forward.Forward`."""
-        if self.layers:  # what continues from the cache needs it in all layers
+        if self._layers:  # what continues from the cache needs it in all layers
             return self._whole.read(batch, editing)
         output, mask = self.output(batch, editing)
         return ReadPrompts(output.logits[:, -1], kept_cache(output), mask)
@@ -91,8 +84,8 @@ class FrozenPrompts:
     def work(self, batch: Batch) -> Work:
         """The last prompt tokens and the answer are computed."""
         whole = batch.input_ids.shape[1]
-        computed = min(whole, self.suffix + batch.answer_tokens - 1)
-        return Work(computed, reused=whole - computed, skipped_layers=self.layers)
+        computed = min(whole, self._suffix + batch.answer_tokens - 1)
+        return Work(computed, reused=whole - computed, skipped_layers=self._layers)
 
     def output(self, batch: Batch, editing: Editing) -> tuple[Any, torch.Tensor]:
         """The model's output on the last prompt tokens and the answer.
@@ -104,8 +97,8 @@ class FrozenPrompts:
         Returns:
             transformers' output, and the mask [B, T] of the positions that it attends to.
         """
-        short = suffix_batch(batch, self.suffix, self._base.pad_token_id)
-        keys_values, last, mask = self._kept([self.key(s) for s in batch.sequences])
+        short = suffix_batch(batch, self._suffix, self._base.pad_token_id)
+        keys_values, last, mask = self._kept([kept_key(s, self.choice) for s in batch.sequences])
         whole = torch.cat([mask, short.attention_mask], dim=1)
         inputs = model_inputs(self._base.model, short) | {
             "attention_mask": whole,
@@ -113,7 +106,7 @@ class FrozenPrompts:
             cache_name(self._base.model): self._cache(keys_values),
             "use_cache": True,
         }
-        if not self.layers:
+        if not self._layers:
             with editing(short):
                 return self._base.model(**inputs), whole
         hidden = padded_left(last, short.input_ids.shape[1])
@@ -124,7 +117,7 @@ class FrozenPrompts:
         """The cache of a batch's earlier positions.
 
         Args:
-            keys: B sequences from :meth:`key`; those that are not kept are computed now.
+            keys: B sequences from :func:`kept_key`; those that are not kept are computed now.
 
         Returns:
             A transformers cache of P positions, padded on the left, and its mask [B, P] int64.
@@ -137,14 +130,14 @@ class FrozenPrompts:
     ) -> tuple[KeysValues, list[torch.Tensor], torch.Tensor]:
         """Keys and values of earlier positions, the skipped layers' output after, and the mask."""
         states = self.kept.get(keys, self.compute)
-        lengths = [self._earlier(key) for key in keys]
+        lengths = [earlier_tokens(key, self._suffix) for key in keys]
         width = max(lengths)
         columns = torch.arange(width, device=self._base.device)
         mask = (columns >= width - torch.tensor(lengths, device=columns.device)[:, None]).long()
         if self.keys_values:
             each = [state[0] for state in states]
             together = torch.stack([pad(s, (0, 0, width - s.shape[3], 0)) for s in each], dim=2)
-            return together, [state[1] for state in states] if self.layers else [], mask
+            return together, [state[1] for state in states] if self._layers else [], mask
         whole = [state[0] for state in states]
         earlier = [one[:length] for one, length in zip(whole, lengths, strict=True)]
         last = [one[length:] for one, length in zip(whole, lengths, strict=True)]
@@ -155,14 +148,14 @@ class FrozenPrompts:
         """The keys and values of earlier positions, from the skipped layers' output for them."""
         batch = self._heads(keys)
         rows, tokens = batch.input_ids.shape
-        self._on_pass(rows, tokens, len(self._base.layers) - self.layers)
+        self._on_pass(rows, tokens, len(self._base.layers) - self._layers)
         width = hidden.shape[1]
         with self._lower.replaced(pad(hidden, (0, 0, tokens - width, 0))):
             return self._read(batch)[..., tokens - width :, :]
 
     def _heads(self, keys: Sequence[AnsweredPrompt]) -> Batch:
         """The earlier positions of prompts; one token for those that have none."""
-        heads = [key.prompt[: max(1, self._earlier(key))] for key in keys]
+        heads = [key.prompt[: max(1, earlier_tokens(key, self._suffix))] for key in keys]
         batch = collate([AnsweredPrompt(head, (0,)) for head in heads], self._base.pad_token_id)
         return batch.to(self._base.device)
 
@@ -176,8 +169,8 @@ class FrozenPrompts:
         """
         if not self.keys_values:
             return list(lower_output(self._base, self._lower, keys, self._on_pass))
-        lengths = [self._earlier(key) for key in keys]
-        if not self.layers:
+        lengths = [earlier_tokens(key, self._suffix) for key in keys]
+        if not self._layers:
             together = self._counted(self._heads(keys))
             width = together.shape[4]
             starts = [width - length for length in lengths]
@@ -199,14 +192,10 @@ class FrozenPrompts:
         self._on_pass(rows, tokens, len(self._base.layers))
         return self._read(batch)
 
-    def _earlier(self, key: AnsweredPrompt) -> int:
-        """P, how many of a prompt's tokens are computed only once."""
-        return max(0, len(key.prompt) - self.suffix)
-
     def _read(self, batch: Batch) -> KeysValues:
         """Run the model over a batch, and return the keys and values of the layers above."""
         output = self._base.model(**model_inputs(self._base.model, batch) | {"use_cache": True})
-        above = kept_cache(output).layers[self.layers :]
+        above = kept_cache(output).layers[self._layers :]
         return torch.stack([torch.stack([layer.keys, layer.values]) for layer in above])
 
     def _cache(self, keys_values: KeysValues) -> Any:
@@ -214,7 +203,7 @@ class FrozenPrompts:
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         layers = []
-        for keys, values in [keys_values[0]] * self.layers + list(keys_values):
+        for keys, values in [keys_values[0]] * self._layers + list(keys_values):
             layer = DynamicLayer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
@@ -236,7 +225,7 @@ def suffix_batch(batch: Batch, suffix: int, pad_token_id: int) -> Batch:
         The batch of the last prompt tokens with their answers, on the same device.
     """
     short = [
-        AnsweredPrompt(s.prompt[-suffix:], s.answer, before=max(0, len(s.prompt) - suffix))
+        AnsweredPrompt(s.prompt[-suffix:], s.answer, before=earlier_tokens(s, suffix))
         for s in batch.sequences
     ]
     return collate(short, pad_token_id).to(batch.input_ids.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.models.reuse.estimate import in_gib
 
 #: Called with the rows, padded tokens and layers of each pass that computes activations.
 OnPass = Callable[[int, int, int], None]
@@ -52,6 +53,12 @@ class Kept:
     def __len__(self) -> int:
         """How many sequences' tensors are kept."""
         return len(self._tensors) + len(self._in_file)
+
+    @property
+    def where(self) -> str:
+        """How much is kept and where, for people."""
+        each = [f"{in_gib(size)} of {place}" for place, size in self.places.items()]
+        return " and ".join(each) or "no memory at all"
 
     @property
     def room(self) -> float:

@@ -10,7 +10,13 @@ from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.equal_lengths import EqualLengths
 from heft_pipeline.models.forward import Editing, Forward, WholePrompts
-from heft_pipeline.models.reuse.estimate import Choice, Sizes, in_gib, sizes
+from heft_pipeline.models.reuse.estimate import (
+    Choice,
+    KeptSizes,
+    kept_key,
+    kept_sizes,
+    why_outputs,
+)
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
@@ -64,12 +70,20 @@ def start_reuse(
     obstacle = whole.no_cache if choice.suffix else ""
     for part in _ways(choice, obstacle):
         kept = Kept(base.device, budget, folder, _operations_a_byte(base, part))
-        needed = _needed(base, part, sequences)
-        found = _forward(base, part, kept, needed, on_pass)
+        sizes = _sizes(base, part)
+        keys = {kept_key(sequence, part) for sequence in sequences}
+        keys_values = sizes.keeps_keys_values(keys, kept.room)
+        found: FrozenPrompts | FrozenLayers = (
+            FrozenPrompts(base, part, kept, on_pass, keys_values=keys_values)
+            if part.suffix
+            else FrozenLayers(base, part, kept, on_pass)
+        )
         if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
             continue
-        different = kept.fill(map(found.key, sequences), tokens, found.compute, advance)
-        return found, _said(found, part, needed, kept, different, budget)
+        kept.fill(keys, tokens, found.compute, advance)
+        instead = part.suffix and not keys_values
+        more = f"; {why_outputs(sizes, keys, budget)}" if instead else ""
+        return found, f"{len(kept)} of {len(keys)} prompts kept in {kept.where}: {part.why}{more}"
     return None, nothing + obstacle
 
 
@@ -81,38 +95,8 @@ def _ways(choice: Choice, no_cache: str) -> Iterator[Choice]:
         yield Choice(0, choice.layers, choice.why)
 
 
-def _forward(
-    base: Base, choice: Choice, kept: Kept, needed: Sizes, on_pass: OnPass
-) -> FrozenPrompts | FrozenLayers:
-    if not choice.suffix:
-        return FrozenLayers(base, choice.layers, kept, on_pass)
-    keys_values = needed.keeps_keys_values(kept.room, len(base.layers), choice.layers)
-    return FrozenPrompts(base, choice.suffix, choice.layers, kept, on_pass, keys_values=keys_values)
-
-
-def _needed(base: Base, choice: Choice, sequences: Sequence[AnsweredPrompt]) -> Sizes:
-    itemsize = base.model.dtype.itemsize
-    return sizes(base.model.config, len(base.layers), itemsize, choice, sequences)
-
-
-def _said(
-    found: FrozenPrompts | FrozenLayers,
-    choice: Choice,
-    needed: Sizes,
-    kept: Kept,
-    different: int,
-    budget: float,
-) -> str:
-    """What is reused, for people."""
-    places = " and ".join(f"{in_gib(size)} of {place}" for place, size in kept.places.items())
-    text = f"{len(kept)} of {different} prompts kept in {places or '0 GiB'}: {choice.why}"
-    if isinstance(found, FrozenPrompts) and not found.keys_values:
-        text += (
-            f"; kept is the output of layer {choice.layers - 1}, and keys and values are computed "
-            f"from it at each use, because they would take {in_gib(needed.keys_values)} of at most "
-            f"{in_gib(budget)}"
-        )
-    return text
+def _sizes(base: Base, choice: Choice) -> KeptSizes:
+    return kept_sizes(base.model.config, len(base.layers), base.model.dtype.itemsize, choice)
 
 
 @torch.no_grad()
@@ -134,11 +118,10 @@ def _obstacle(
 
 def _operations_a_byte(base: Base, choice: Choice) -> float:
     """The operations per byte of recomputing kept activations, from the weights of their layers."""
-    one = AnsweredPrompt((0,) * 100, (0,))
-    needed = _needed(base, choice, [one])
-    layers = base.layers if choice.suffix else base.layers[: choice.layers]
+    sizes = _sizes(base, choice)
+    layers = base.layers[: len(base.layers) if choice.suffix else choice.layers]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    return 2.0 * weights * one.read_length / max(1.0, needed.outputs or needed.keys_values)
+    return 2.0 * weights / (sizes.pairs if choice.suffix else sizes.states)
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:

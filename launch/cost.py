@@ -1,0 +1,165 @@
+"""What a dry run says about the cost of the stages that are still to be trained."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from heft_pipeline.errors import UserError
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+from launch.execute_plan import LauncherSettings
+from launch.gpus import GPUS, NONE, Gpu
+
+if TYPE_CHECKING:
+    from heft_pipeline.stage.forecast import Forecast
+
+_MOST_LINES = 40
+_MEANING = (
+    "GiB: frozen weights, adapters with gradients and AdamW's moments, and roughly the activations "
+    "of the largest training pass. Not counted: what CUDA itself takes, fragments, and attention "
+    "scores where a kernel keeps them."
+)
+_MEANING_OF_KEPT = (
+    "Kept: activations that are computed once and reused, in up to half of the free GPU memory, "
+    "then in RAM, then in a file."
+)
+
+
+def show_cost(
+    stages: Sequence[StageSpec], store: Store, launcher: LauncherSettings, console: Console
+) -> None:
+    """Print what stages will cost: operations, hours on a GPU, and memory.
+
+    Args:
+        stages: The unique stages that are not complete; if there are none, torch is not imported.
+        store: Where tokenised data is kept.
+        launcher: The launcher's settings, which name the GPU.
+        console: Where to print.
+    """
+    if not stages or launcher.dry_run_gpu == NONE:
+        return
+    with console.status("reading models and data to say what this costs"):
+        from heft_pipeline.stage.forecast import Forecast, forecasts  # imports torch
+
+        found = list(forecasts(stages, store.tokenized))
+    known = [(group, one) for group, one in found if isinstance(one, Forecast)]
+    if known:
+        gpu = GPUS[launcher.dry_run_gpu]
+        _show_table(known, gpu, launcher, console)
+        _show_notes(known, gpu, launcher, console)
+    for group, error in found:
+        if isinstance(error, Exception):
+            reason = _reason(error)
+            console.print(
+                f"[yellow]![/] no estimate for {_stages(len(group))} ({escape(group[0].label)}): "
+                f"{escape(reason)}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+def _show_table(
+    known: "Sequence[tuple[list[StageSpec], Forecast]]",
+    gpu: Gpu,
+    launcher: LauncherSettings,
+    console: Console,
+) -> None:
+    share = launcher.dry_run_utilisation
+    hours = 1 / (3600 * 1e12 * gpu.tflops * share)
+    table = Table(
+        title=f"cost on {launcher.dry_run_gpu} at {share:.0%} of {gpu.tflops:g} TFLOP/s",
+        title_justify="left",
+        title_style="",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("stages to do", no_wrap=True)
+    for heading in ("", "train\nTFLOP", "eval\nTFLOP", "GPU\nhours", "GiB", "kept\nGiB"):
+        table.add_column(heading, justify="right")
+    for group, one in known[:_MOST_LINES]:
+        table.add_row(
+            escape(f"{group[0].fingerprint[:8]} {_label(group)}"),
+            f"x {len(group)}" if len(group) > 1 else "",
+            *(_short(flop / 1e12) for flop in (one.train_flop, one.score_flop)),
+            _short((one.train_flop + one.score_flop) * hours, digits=2),
+            _short(one.memory_bytes / 2**30, digits=2),
+            _short(one.kept_bytes / 2**30, digits=2) if one.kept_bytes else "",
+        )
+    if len(known) > _MOST_LINES:
+        table.add_row(f"... and {len(known) - _MOST_LINES:,} more rows")
+    table.add_section()
+    train, score = (
+        sum(len(group) * getattr(one, name) for group, one in known)
+        for name in ("train_flop", "score_flop")
+    )
+    total = sum(len(group) for group, _ in known)
+    table.add_row(
+        "all together",
+        f"x {total}",
+        _short(train / 1e12),
+        _short(score / 1e12),
+        _short((train + score) * hours, digits=2),
+    )
+    console.print(table, highlight=False)
+
+
+def _show_notes(
+    known: "Sequence[tuple[list[StageSpec], Forecast]]",
+    gpu: Gpu,
+    launcher: LauncherSettings,
+    console: Console,
+) -> None:
+    keeps = any(one.kept_bytes for _, one in known)
+    meaning = f"{_MEANING} {_MEANING_OF_KEPT}" if keeps else _MEANING
+    console.print(meaning, style="dim", highlight=False)
+    for group, one in known:
+        if one.kept_instead:
+            console.print(
+                f"{escape(_label(group))}: {escape(one.kept_instead)}", style="dim", highlight=False
+            )
+    exact = sum(len(group) for group, one in known if one.dtype.itemsize == 4)
+    if exact:
+        console.print(
+            f"[yellow]![/] {_stages(exact)} will compute in float32, which takes several times the "
+            "hours shown; model.dtype=bfloat16 avoids it",
+            highlight=False,
+        )
+    large = [(group, one) for group, one in known if one.memory_bytes > gpu.memory_gib * 2**30]
+    if large:
+        group, one = max(large, key=lambda pair: pair[1].memory_bytes)
+        console.print(
+            f"[yellow]![/] {_stages(sum(len(own) for own, _ in large))} may not fit into the "
+            f"{gpu.memory_gib} GiB of {launcher.dry_run_gpu}: {escape(_label(group))} needs about "
+            f"{one.memory_bytes / 2**30:.0f}. Passes are halved when memory runs out; "
+            "training.micro_batch_tokens, training.gradient_checkpointing=true or "
+            "model.quantization=nf4 make them smaller",
+            highlight=False,
+        )
+
+
+def _label(group: Sequence[StageSpec]) -> str:
+    """What a group trains; the seed only where there is only one stage."""
+    label = group[0].label
+    return label if len(group) == 1 else label.removesuffix(f" s{group[0].seed}")
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error).strip() or "no message").splitlines()[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _stages(count: int) -> str:
+    return f"{count:,} stage" + ("s" if count != 1 else "")
+
+
+def _short(number: float, digits: int = 3) -> str:
+    """A number with its first digits."""
+    if number == 0:
+        return "0"
+    if number < 0.001:
+        return "<0.001"
+    return f"{number:,.0f}" if number >= 10**digits / 10 else f"{number:.{digits}g}"
