@@ -107,7 +107,7 @@ def evaluate(piece: Piece) -> Measured:
         scores = score(model, task.eval, task.choices, batch_size=size, decoding=how)
         seconds = time.perf_counter() - started
     return Measured(
-        dtype=str(base.model.dtype).removeprefix("torch."),
+        dtype=base.dtype,
         epoch_seconds=[seconds],
         examples=len(task.eval),
         tokens=sum(len(e.prompt) for e in task.eval),

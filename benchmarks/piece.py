@@ -20,8 +20,8 @@ class Piece:
         model: A model folder; for ``random_model``, where to save it.
         data: A folder with train, dev and validation files.
         workdir: A folder for temporary files.
-        dtype: The base model's dtype: ``float32``, ``bfloat16``, or ``auto`` for this project's
-            choice.
+        dtype: The base model's dtype: ``float32``, ``bfloat16``, or empty for what this project
+            chooses.
         positions: ReFT's positions.
         epochs: The number of epochs, of which the first is warm-up.
         batch_size: Examples per step.
@@ -117,7 +117,6 @@ def composed(piece: Piece) -> Run:
         "sweep=benchmark",
         f"method={method}",
         f"model.id='{piece.model}'",
-        f"model.dtype={piece.dtype}",
         "data=boolq",
         f"data.path='{piece.data}'",
         "data.name=benchmark",
@@ -131,6 +130,8 @@ def composed(piece: Piece) -> Run:
         f"reft.batch_size={piece.batch_size}",
         f"reft.positions={piece.positions}",
     ]
+    if piece.dtype:
+        overrides.append(f"model.dtype={piece.dtype}")
     if piece.work == "reft_on_lora":
         overrides.append("lora.epochs=1")
     if piece.losses:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from benchmarks.inputs import LARGE, SHAPES, write_rows
 from benchmarks.piece import Measured, Piece, composed
-from benchmarks.summary import GRID, PARTS, POSITIONS, Results, summary
+from benchmarks.summary import DTYPES, GRID, PARTS, POSITIONS, Results, summary
 from benchmarks.table import show
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.errors import UserError
@@ -32,7 +33,8 @@ class Asked:
 
     Attributes:
         part: The comparison that it belongs to.
-        name: ``peer``, ``own``, or the name of a further piece.
+        name: ``peer_DTYPE``, ``own`` (in the dtype that this project chooses), or the name of a
+            further piece.
         piece: What to run.
         unless_own: Skip the piece if ``own`` has already run in this dtype.
     """
@@ -58,12 +60,14 @@ def main() -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             return 1
-        _measure(_timed(parts, piece), options, results)
+        _measure(_timed(parts, piece, options.dtypes), options, results)
         _compare_losses(parts, replace(piece, data=str(work / "checked")), options, results)
         found = summary(results)
-    show(found)
+    where = _machine(options.threads)
+    show(found, where)
     if options.json:
-        Path(options.json).write_text(json.dumps(_document(options, results, found), indent=2))
+        document = {"machine": where, **_document(options, results, found)}
+        Path(options.json).write_text(json.dumps(document, indent=2))
         print(f"written: {options.json}")
     for name, ratio in found.ratios.items():
         print(f"{name}={'n/a' if ratio is None else format(ratio, '.3g')}")
@@ -89,8 +93,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--peer-dtype",
-        choices=["float32", "bfloat16"],
-        help="dtype of the peers' base model; default: float32, but bfloat16 for "
+        choices=DTYPES,
+        help="run the peers in this dtype only; default: in each, but only in bfloat16 for "
         + ", ".join(LARGE),
     )
     options = parser.parse_args()
@@ -99,8 +103,8 @@ def _options() -> argparse.Namespace:
     shape = options.model.removeprefix("random:")
     if shape != options.model and shape not in SHAPES:
         parser.error(f"--model random:{shape}: known shapes are {', '.join(SHAPES)}")
-    if options.peer_dtype is None:
-        options.peer_dtype = "bfloat16" if shape in LARGE else "float32"
+    given = [options.peer_dtype] if options.peer_dtype else None
+    options.dtypes = given or (["bfloat16"] if shape in LARGE else list(DTYPES))
     return options
 
 
@@ -122,16 +126,15 @@ def _inputs(options: argparse.Namespace, work: Path) -> Piece:
         model=model,
         data=str(work / "data"),
         workdir=str(work),
-        dtype=options.peer_dtype,
+        dtype=options.dtypes[0],
         epochs=options.epochs,
         seed=options.seed,
     )
 
 
-def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
+def _timed(parts: tuple[str, ...], common: Piece, dtypes: list[str]) -> list[Asked]:
     """The timed pieces, with peers and this project taking turns."""
-    own = replace(peer, side="own", dtype="auto")
-    same = replace(peer, side="own")
+    own = replace(common, side="own", dtype="")
     asked = [Asked("machine", "peak_before", Piece("own", "peak"))]
     for part in parts:
         if part == GRID:
@@ -139,26 +142,41 @@ def _timed(parts: tuple[str, ...], peer: Piece) -> list[Asked]:
                 piece = replace(own, work="reft_on_lora", positions=positions)
                 asked.append(Asked(GRID, name, piece))
         elif part == "eval":
-            score, generate = replace(own, work="score"), replace(peer, work="generate")
-            asked += [
-                Asked(part, "peer", replace(generate, max_new_tokens=_PYREFT_NEW_TOKENS)),
-                Asked(part, "own", score),
-                Asked(part, "peer_short", generate),
-                Asked(part, "own_same", replace(same, work="score"), unless_own=peer.dtype),
-                Asked(part, "own_generate", replace(same, work="generate")),
-            ]
+            asked += _of_both(part, replace(common, work="score"), dtypes)
+            for dtype in dtypes:
+                asked.append(Asked(part, f"short_{dtype}", _generation(common, dtype)))
+            # In a dtype in which a peer generates, so that what they generate can be compared.
+            asked.append(Asked(part, "own_generate", replace(_generation(common), side="own")))
         else:
-            work = "lora" if part == "coarse" else "reft"
-            change: dict[str, Any] = {"work": work, "positions": POSITIONS.get(part, "f7+l7")}
-            asked += [
-                Asked(part, "peer", replace(peer, **change)),
-                Asked(part, "own", replace(own, **change)),
-                Asked(part, "own_same", replace(same, **change), unless_own=peer.dtype),
-            ]
+            change: dict[str, Any] = {
+                "work": "lora" if part == "coarse" else "reft",
+                "positions": POSITIONS.get(part, "f7+l7"),
+            }
+            asked += _of_both(part, replace(common, **change), dtypes)
             if part == "fine_suffix" and _can_reuse():
                 off = replace(own, **change, overrides=("reft.reuse=off",))
                 asked.append(Asked(part, "own_no_reuse", off))
     return [*asked, Asked("machine", "peak_after", Piece("own", "peak"))]
+
+
+def _of_both(part: str, piece: Piece, dtypes: list[str]) -> list[Asked]:
+    """A piece by the peer in each dtype, and by this project as it chooses and in the others."""
+    own = replace(piece, side="own", dtype="")
+    asked = [Asked(part, f"peer_{dtypes[0]}", _by_peer(piece, dtypes[0])), Asked(part, "own", own)]
+    asked += [Asked(part, f"peer_{dtype}", _by_peer(piece, dtype)) for dtype in dtypes[1:]]
+    return asked + [
+        Asked(part, f"own_{dtype}", replace(own, dtype=dtype), unless_own=dtype) for dtype in dtypes
+    ]
+
+
+def _by_peer(piece: Piece, dtype: str) -> Piece:
+    if piece.work != "score":
+        return replace(piece, dtype=dtype)
+    return replace(_generation(piece, dtype), max_new_tokens=_PYREFT_NEW_TOKENS)
+
+
+def _generation(piece: Piece, dtype: str = "") -> Piece:
+    return replace(piece, work="generate", dtype=dtype or piece.dtype)
 
 
 def _can_reuse() -> bool:
@@ -206,7 +224,7 @@ def _compare_losses(
 ) -> None:
     """Train both sides on the same batches in the same order, from the same initial weights."""
     for part in parts:
-        if part in ("eval", GRID) or (part, "peer") in results.failures:
+        if part in ("eval", GRID) or (part, f"peer_{peer.dtype}") in results.failures:
             continue
         piece = replace(
             peer,
@@ -254,13 +272,19 @@ def _run(piece: Piece, threads: int | None) -> Measured:
         return Measured(**json.loads(answer.read_text()))
 
 
-def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
+def _machine(threads: int | None) -> dict[str, Any]:
+    """Where this was measured, with the CPU and what it has for products of matrices."""
+    from heft_pipeline.devices.fast_dtype import cpu_features, cpu_model
     from heft_pipeline.devices.resolve import resolve_device
     from heft_pipeline.stage.machine_record import machine
 
+    cpu = {"cpu": cpu_model() or platform.machine(), "cpu_features": list(cpu_features())}
+    return machine(resolve_device("auto")) | cpu | ({"threads": threads} if threads else {})
+
+
+def _document(options: argparse.Namespace, results: Results, found: Any) -> dict[str, Any]:
     return {
         "settings": vars(options),
-        "machine": machine(resolve_device("auto")),
         "measured": {"/".join(key): asdict(m) for key, m in results.measured.items()},
         "losses": {p: {"peer": a, "own": b} for p, (a, b) in results.losses.items()},
         "failures": {"/".join(key): text for key, text in results.failures.items()},

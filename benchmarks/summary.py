@@ -10,6 +10,8 @@ PARTS = ("fine_f7l7", "fine_suffix", "coarse", "eval")
 GRID = "grid"
 #: ReFT's positions in each part.
 POSITIONS = {"fine_f7l7": "f7+l7", "fine_suffix": "l7"}
+#: The dtypes of the peers' base model.
+DTYPES = ("float32", "bfloat16")
 #: The epochs of the sweep's runs.
 GRID_EPOCHS = (3, 20)
 _MOST_EPOCHS = 10_000
@@ -48,7 +50,7 @@ class Row:
         peak_percent: The percentage of the measured matrix-product peak in this dtype, over all
             epochs; None if operations are not counted.
         one_off_seconds: How much longer the first epoch took than later ones; None for evaluation.
-        ratio: The speed relative to the part's peer, in examples per second.
+        ratio: The speed relative to the part's faster peer, in examples per second.
     """
 
     part: str
@@ -89,8 +91,9 @@ class Summary:
             begins with any choice.
         grids: The computed sweep for each choice of positions.
         training_rows: The number of training rows that the sweep's seconds are for.
-        ratios: How many times as fast as the peers this project is; these end the output.
-        others: More ratios.
+        ratios: How many times as fast this project is as the peers, each in the dtype in which it
+            is faster; these end the output.
+        others: More ratios: to a peer ``against`` one dtype, or with both sides ``in`` one dtype.
         failed: What failed.
     """
 
@@ -130,27 +133,20 @@ def summary(results: Results) -> Summary:
         differences = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
         found.loss_differences[part] = (differences[0], max(differences), len(differences))
     for part in PARTS:
-        found.ratios[f"{part}_ratio"] = _ratio(results, part, "own", "peer")
-        same = _ratio(results, part, "own_same", "peer")
-        if same is not None:
-            found.others[f"{part}_ratio_{measured[part, 'peer'].dtype}"] = same
+        own, peer = measured.get((part, "own")), _faster(results, part)
+        found.ratios[f"{part}_ratio"] = _ratio(own, peer)
+        for dtype in DTYPES:
+            peer, same = (measured.get((part, f"{side}_{dtype}")) for side in ("peer", "own"))
+            ratios = {"against": _ratio(own, peer), "in": _ratio(same, peer)}
+            found.others |= {f"{part}_ratio_{how}_{dtype}": r for how, r in ratios.items() if r}
         off = measured.get((part, "own_no_reuse"))
         if off and (part, "own") in measured:
             found.paid_off[part] = paid_off(measured[part, "own"], off)
-    if (short := _ratio(results, "eval", "own", "peer_short")) is not None:
-        tokens = measured["eval", "peer_short"].new_tokens
-        found.others[f"eval_ratio_at_{tokens}_new_tokens"] = short
+    short = _faster(results, "eval", "short")
+    if short and (ratio := _ratio(measured.get(("eval", "own")), short)):
+        found.others[f"eval_ratio_at_{short.new_tokens}_new_tokens"] = ratio
     found.same_predictions = _agreement(results)
-    for part, positions in POSITIONS.items():
-        if grid := _grid(results, part):
-            found.grids[positions] = grid
-    for positions, grid in found.grids.items():
-        ratio = sum(run.peers for run in grid) / sum(run.own for run in grid)
-        if positions == POSITIONS["fine_f7l7"]:
-            found.ratios["grid_ratio"] = ratio
-        else:
-            found.others[f"grid_ratio_{positions}"] = ratio
-    found.ratios.setdefault("grid_ratio", None)
+    _add_grids(found, results)
     found.failed = ["/".join(key) for key in results.failures]
     return found
 
@@ -179,8 +175,7 @@ def training_seconds(piece: Measured, epochs: int) -> float:
 def _row(results: Results, part: str, name: str, piece: Measured, gflops: dict[str, float]) -> Row:
     evaluation = part == "eval"
     peak = gflops.get(piece.dtype)
-    peer = "fine_f7l7" if name == "fine_f7l7" else "fine_suffix" if part == GRID else part
-    against = results.measured.get((peer, "peer"))
+    against = _faster(results, name if part == GRID else part)
     return Row(
         part=part,
         who=_who(part, name, piece),
@@ -190,14 +185,14 @@ def _row(results: Results, part: str, name: str, piece: Measured, gflops: dict[s
         peak_memory_mb=piece.peak_memory_mb,
         peak_percent=piece.flop_per_second / peak / 1e7 if peak and piece.flop else None,
         one_off_seconds=None if evaluation else piece.one_off_seconds,
-        ratio=piece.examples_per_second / against.examples_per_second if against else None,
+        ratio=_ratio(piece, against),
     )
 
 
 def _who(part: str, name: str, piece: Measured) -> str:
     if part == GRID:
         return f"own on LoRA, {POSITIONS[name]}"
-    if name.startswith("peer"):
+    if name.startswith(("peer", "short")):
         if part == "eval":
             return f"pyreft generate {piece.new_tokens}"
         return "PEFT + Trainer" if part == "coarse" else "pyreft trainer"
@@ -206,16 +201,21 @@ def _who(part: str, name: str, piece: Measured) -> str:
     return "own, reuse off" if name == "own_no_reuse" else "own stage"
 
 
-def _ratio(results: Results, part: str, own: str, peer: str) -> float | None:
-    ours, theirs = results.measured.get((part, own)), results.measured.get((part, peer))
+def _faster(results: Results, part: str, name: str = "peer") -> Measured | None:
+    """The measurement of a peer in the dtype in which it is faster; None if there is none."""
+    known = (results.measured.get((part, f"{name}_{dtype}")) for dtype in DTYPES)
+    return max(filter(None, known), key=lambda peer: peer.examples_per_second, default=None)
+
+
+def _ratio(ours: Measured | None, theirs: Measured | None) -> float | None:
     if ours is None or theirs is None:
         return None
     return ours.examples_per_second / theirs.examples_per_second
 
 
 def _agreement(results: Results) -> tuple[float, float] | None:
-    theirs = results.measured.get(("eval", "peer"))
     ours = results.measured.get(("eval", "own_generate"))
+    theirs = results.measured.get(("eval", f"peer_{ours.dtype}")) if ours else None
     if theirs is None or ours is None:
         return None
     count = len(ours.predictions)
@@ -224,12 +224,37 @@ def _agreement(results: Results) -> tuple[float, float] | None:
     return same / count, any_choice / count
 
 
-def _grid(results: Results, part: str) -> list[GridRun] | None:
-    """Six runs. A peer trains each run by itself; here, HEFT reuses the trained LoRA stage."""
-    keys = [(part, "peer"), (part, "own"), ("coarse", "peer"), ("coarse", "own"), (GRID, part)]
-    if any(key not in results.measured for key in keys):
+def _add_grids(found: Summary, results: Results) -> None:
+    found.ratios["grid_ratio"] = None
+    for part, positions in POSITIONS.items():
+        for dtype in ("", *DTYPES):
+            grid = _grid(results, part, dtype)
+            if not grid:
+                continue
+            ratio = sum(run.peers for run in grid) / sum(run.own for run in grid)
+            name = "grid_ratio" + ("" if part == "fine_f7l7" else f"_{positions}")
+            if dtype:
+                found.others[f"{name}_against_{dtype}"] = ratio
+                continue
+            found.grids[positions] = grid
+            (found.ratios if part == "fine_f7l7" else found.others)[name] = ratio
+
+
+def _grid(results: Results, part: str, dtype: str) -> list[GridRun] | None:
+    """Six runs. A peer trains each run by itself; here, HEFT reuses the trained LoRA stage.
+
+    Args:
+        results: The measurements.
+        part: The part with the positions of ReFT.
+        dtype: The peers' dtype; empty for the one in which each of them is faster.
+    """
+    get = results.measured.get
+    pyreft, peft = (
+        get((one, f"peer_{dtype}")) if dtype else _faster(results, one) for one in (part, "coarse")
+    )
+    reft, lora, reft_on_lora = get((part, "own")), get(("coarse", "own")), get((GRID, part))
+    if not (pyreft and peft and reft and lora and reft_on_lora):
         return None
-    pyreft, reft, peft, lora, reft_on_lora = (results.measured[key] for key in keys)
     runs = []
     for epochs in GRID_EPOCHS:
         coarse, fine = training_seconds(peft, epochs), training_seconds(pyreft, epochs)

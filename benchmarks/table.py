@@ -1,5 +1,8 @@
 """Printing what was measured."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,9 +11,20 @@ from benchmarks.summary import Summary
 _WIDTH = 100
 
 
-def show(found: Summary) -> None:
-    """Print the tables, at most 100 columns wide."""
+def show(found: Summary, machine: Mapping[str, Any]) -> None:
+    """Print the tables, at most 100 columns wide.
+
+    Args:
+        found: What was measured.
+        machine: Where: its host, device, threads, CPU and the CPU's features.
+    """
     console = Console(width=_WIDTH, highlight=False)
+    features = ", ".join(machine["cpu_features"]) or "no AVX-512"
+    device = "" if machine["device"] == "cpu" else f", {machine['device']}"
+    console.print(
+        f"Machine: {machine['host']}, {machine['cpu']} ({features}), "
+        f"threads: {machine['threads']}{device}"
+    )
     for when, gflops in found.peaks.items():
         peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in gflops.items())
         console.print(f"Matrix-product peak of this machine, measured {when}: {peaks}")

@@ -24,6 +24,14 @@ WORDS = [f"w{i}" for i in range(60)]
 CliResult = tuple[int, str, str]
 
 
+@pytest.fixture(autouse=True)
+def no_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compute in float32 whatever this machine's hardware, unless they ask for another."""
+    from heft_pipeline.devices import fast_dtype
+
+    monkeypatch.setattr(fast_dtype, "has_fast_bfloat16", lambda device: False)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random three-layer Llama with grouped-query attention and a word-level tokenizer."""
@@ -96,6 +104,7 @@ def small(small_model: Path, small_data: Path) -> list[str]:
     """The overrides that choose the small model and task."""
     return [
         f"model.id={small_model}",
+        "model.dtype=float32",  # also in a process of its own, on any CPU
         "data=boolq",
         f"data.path={small_data}",
         "data.name=small",

@@ -26,6 +26,7 @@ from heft_pipeline.store.stage_folders import Store
 #: Three steps with large learning rates, so that the adapters' effect is seen.
 _OVERRIDES = (
     "sweep=architectures",
+    "model.dtype=float32",
     "data=boolq",
     "data.name=architectures",
     "data.dev_size=6",

@@ -16,7 +16,7 @@ from heft_pipeline.adapters.edit_sizes import Observe
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import Base, base_dtype, load_config, skeleton
+from heft_pipeline.models.base_model import Base, load_config, skeleton
 from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
 from heft_pipeline.models.settings import ModelSettings
@@ -60,11 +60,6 @@ class Target:
     def num_layers(self) -> int:
         """How many decoder layers the model has."""
         return _layer_count(self.model)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the frozen weights."""
-        return base_dtype(self.model, self.config)
 
     def skeleton(self) -> Any:
         """The model's modules without weights, built anew at each call."""

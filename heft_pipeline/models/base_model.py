@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from heft_pipeline.devices.fast_dtype import fast_dtype
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation, check_attention
@@ -60,6 +61,11 @@ class Base:
         """Where the model is."""
         device = self.model.device
         return device if isinstance(device, torch.device) else torch.device(device)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its weights, e.g. ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def hidden_size(self) -> int:
@@ -177,23 +183,19 @@ def check_model(settings: ModelSettings, device: torch.device) -> None:
     check_attention(settings.attn_implementation, model, device)
 
 
-def base_dtype(settings: ModelSettings, config: Any) -> torch.dtype:
-    """The dtype of the frozen weights.
+def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen weights, however the checkpoint is stored.
 
     Args:
         settings: The model; its dtype may be ``auto``.
-        config: Its transformers config.
+        device: Where the model will be.
 
     Returns:
-        float32 or bfloat16. ``auto`` is the checkpoint's own dtype, except that float16 becomes
-        bfloat16: float16's range is too small to train without loss scaling.
+        float32 or bfloat16; float16's range is too small to train without loss scaling. For
+        ``auto``, see :func:`~heft_pipeline.devices.fast_dtype.fast_dtype`.
     """
-    if settings.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-    stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
-    if isinstance(stored, str):
-        stored = getattr(torch, stored)
-    return torch.bfloat16 if stored in (torch.float16, torch.bfloat16) else torch.float32
+    asked = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype)
+    return asked if asked is not None else fast_dtype(device)
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> Base:
@@ -207,7 +209,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     config = load_config(settings)
     check_quantization(settings, config, device)
     tokenizer = load_tokenizer(settings)
-    dtype = base_dtype(settings, config)
+    dtype = base_dtype(settings, device)
     placed = quantized(settings, config, device, dtype)
     attention = attention_implementation(
         settings.attn_implementation, config.get_text_config().model_type, device, dtype

@@ -20,7 +20,9 @@ class ModelSettings(Settings):
     )
     dtype: str = setting(
         "auto",
-        "the dtype of the frozen weights; auto: as the checkpoint is stored",
+        "the dtype of the frozen weights; auto: bfloat16 where the device that trains a stage has "
+        "instructions for it (CUDA from capability 8.0, CPUs with AMX or AVX512-BF16), otherwise "
+        "float32",
         choices=("auto", "float32", "bfloat16"),
     )
     quantization: str = setting(

@@ -12,6 +12,7 @@ from heft_pipeline.evidence.claims import Claim, parse_claim
 from heft_pipeline.report import words
 from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.disagreement import Disagreement, disagreement
+from heft_pipeline.report.dtypes import different_dtypes
 from heft_pipeline.report.edit_figure import edit_figure
 from heft_pipeline.report.figures import (
     Figure,
@@ -65,6 +66,7 @@ class SectionContent:
         effects: The figure of the claims' effects; None where no claim could be tested.
         figures: The other figures.
         disagreement: Where two of the settings disagree; None without two to compare.
+        dtypes: Which runs were computed in which dtype; empty where all were in the same.
     """
 
     section: Section
@@ -74,6 +76,7 @@ class SectionContent:
     effects: Figure | None
     figures: tuple[Figure, ...]
     disagreement: Disagreement | None
+    dtypes: str
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ def _content(
 ) -> SectionContent:
     columns, rows = _table(section)
     text = (section, tuple(verdicts), tuple(columns), tuple(rows))
+    dtypes = different_dtypes(section)
     if folder is None:
-        return SectionContent(*text, effects=None, figures=(), disagreement=None)
+        return SectionContent(*text, effects=None, figures=(), disagreement=None, dtypes=dtypes)
     draws: dict[str, Callable[[Section, Path], Figure | None]] = {
         "accuracy_over_epochs": accuracy_over_epochs,
         "accuracy_over_rank": accuracy_over_rank,
@@ -181,6 +185,7 @@ def _content(
         effects=effects(verdicts, folder / f"effects{suffix}"),
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
+        dtypes=dtypes,
     )
 
 

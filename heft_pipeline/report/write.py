@@ -92,6 +92,8 @@ def terminal(report: Report) -> Group:
         shown.append(_terminal_table(report.title, section))
         if section.apart:
             shown.append(Text(f"kept apart: {section.apart}", style="yellow"))
+        if content.dtypes:
+            shown.append(Text(content.dtypes, style="yellow"))
         shown += [_terminal_verdict(verdict) for verdict in content.verdicts]
     if report.state:
         shown.append(Text(report.state, style="yellow"))

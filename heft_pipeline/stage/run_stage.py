@@ -137,7 +137,7 @@ def _train_and_evaluate(
         **seconds,
         "peak_memory_mb": peak_mb(device),
         "processes": ranks.world,
-        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "dtype": ", then ".join(trained.counters.dtypes) or base.dtype,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(device),
     }

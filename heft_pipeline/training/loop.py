@@ -126,6 +126,7 @@ class Trainer:
         self.reuse = ""
         self._scoring = self._stop = False
         self._checkpoints.resume()
+        self._state.counters.computes_in(model.base.dtype)
         if self._ranks.first:
             self._metrics = MetricsLog(
                 folder / "metrics.jsonl", keep_steps=self._state.counters.step

@@ -1,6 +1,6 @@
 """The state of training: its counters, and everything that changes from step to step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Counters:
         reuse_seconds: The part of ``train_seconds`` that computing reused activations took.
         micro_batch_tokens: The most padded tokens in a pass, halved whenever memory runs out; 0
             for whole batches.
+        dtypes: The dtypes of the frozen weights, in order; several if training was resumed on a
+            device that computes in another one.
     """
 
     step: int = 0
@@ -43,6 +45,12 @@ class Counters:
     resumes: int = 0
     reuse_seconds: float = 0.0
     micro_batch_tokens: int = 0
+    dtypes: list[str] = field(default_factory=list)
+
+    def computes_in(self, dtype: str) -> None:
+        """Note the dtype of the frozen weights from here on."""
+        if self.dtypes[-1:] != [dtype]:
+            self.dtypes.append(dtype)
 
 
 class TrainingState:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import stages, work
 from benchmarks.piece import Measured, Piece
-from benchmarks.summary import PARTS, Results, paid_off, summary
+from benchmarks.summary import DTYPES, GRID, PARTS, Results, paid_off, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = ["fine_f7l7_ratio", "fine_suffix_ratio", "coarse_ratio", "eval_ratio", "grid_ratio"]
@@ -39,6 +39,19 @@ def test_the_command_prints_the_five_ratios(tmp_path: Path) -> None:
     assert list(found["ratios"]) == RATIOS
     assert found["ratios"]["fine_suffix_ratio"] > 0
     assert found["ratios"]["coarse_ratio"] is None, "it was not asked for"
+    speeds = {
+        dtype: found["measured"][f"fine_suffix/peer_{dtype}"]["epoch_seconds"][-1]
+        for dtype in DTYPES
+    }
+    faster = min(speeds, key=lambda dtype: speeds[dtype])
+    others = found["summary"]["others"]
+    headline = found["ratios"]["fine_suffix_ratio"]
+    assert headline == others[f"fine_suffix_ratio_against_{faster}"]
+    assert headline <= min(others[f"fine_suffix_ratio_against_{dtype}"] for dtype in DTYPES)
+    machine = found["machine"]
+    assert f"Machine: {machine['host']}, {machine['cpu']} (" in lines[0]
+    assert machine["threads"] == 1
+    assert set(machine["cpu_features"]) <= {"AMX", "AVX512-BF16", "AVX-512"}
 
 
 def test_both_sides_compute_the_same(
@@ -59,7 +72,14 @@ def test_both_sides_compute_the_same(
         assert losses["own"] == pytest.approx(losses["peer"], abs=1e-4)
         assert len(set(losses["own"])) > 1
     evaluated = found["measured"]
-    assert evaluated["eval/peer"]["predictions"] == evaluated["eval/own_generate"]["predictions"]
+    peers, ours = evaluated["eval/peer_float32"], evaluated["eval/own_generate"]
+    assert peers["predictions"] == ours["predictions"]
+    for part in PARTS:
+        for dtype in DTYPES:
+            assert evaluated[f"{part}/peer_{dtype}"]["dtype"] == dtype
+        assert evaluated[f"{part}/own"]["dtype"] == "float32"
+        assert evaluated[f"{part}/own_bfloat16"]["dtype"] == "bfloat16"
+        assert f"{part}/own_float32" not in evaluated, "it is the same as own"
     assert "COMPUTED from the epochs measured" in capsys.readouterr().out
 
 
@@ -71,8 +91,28 @@ def test_a_missing_data_folder_is_said(
     assert "has no train.jsonl" in capsys.readouterr().err
 
 
-def measured(*epoch_seconds: float) -> Measured:
-    return Measured(dtype="float32", epoch_seconds=list(epoch_seconds), examples=10, tokens=100)
+@pytest.mark.parametrize(
+    ("asked", "dtypes"),
+    [
+        ([], ["float32", "bfloat16"]),
+        (["--peer-dtype", "float32"], ["float32"]),
+        (["--model", "random:llama2_7b"], ["bfloat16"]),
+        (["--model", "random:llama2_7b", "--peer-dtype", "float32"], ["float32"]),
+    ],
+)
+def test_peers_run_in_both_dtypes_unless_one_is_asked_for_or_only_one_fits(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str], dtypes: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stages", *asked])
+    pieces = stages._timed((*PARTS, GRID), Piece("peer", "reft", dtype=dtypes[0]), dtypes)
+    assert stages._options().dtypes == dtypes
+    peers = [one for one in pieces if one.name.startswith("peer_")]
+    assert [(one.part, one.piece.dtype) for one in peers] == [(p, d) for p in PARTS for d in dtypes]
+    assert all(one.name == f"peer_{one.piece.dtype}" for one in peers)
+
+
+def measured(*epoch_seconds: float, dtype: str = "float32") -> Measured:
+    return Measured(dtype=dtype, epoch_seconds=list(epoch_seconds), examples=10, tokens=100)
 
 
 def test_reuse_pays_off_once_its_cache_has_been_earned() -> None:
@@ -86,7 +126,7 @@ def test_reuse_pays_off_once_its_cache_has_been_earned() -> None:
 def test_the_grid_counts_a_shared_stage_once() -> None:
     results = Results(rows=10, epochs=3)
     for part in ("fine_f7l7", "coarse"):
-        results.measured[part, "peer"] = measured(4, 4, 4)
+        results.measured[part, "peer_float32"] = measured(4, 4, 4)
         results.measured[part, "own"] = measured(3, 2, 2)
     results.measured["grid", "fine_f7l7"] = measured(5, 3, 3)
     found = summary(results)
@@ -95,3 +135,31 @@ def test_the_grid_counts_a_shared_stage_once() -> None:
     peers = 4 * (3 + 20) * 4
     own = 2 * ((1 + 3 * 2) + (1 + 20 * 2)) + (2 + 3 * 3) + (2 + 20 * 3)
     assert found.ratios["grid_ratio"] == pytest.approx(peers / own)
+
+
+def test_the_headline_is_the_ratio_to_the_faster_peer_and_both_are_shown() -> None:
+    results = Results(rows=10, epochs=3)
+    for part, float32, bfloat16 in (("fine_f7l7", 8, 4), ("coarse", 6, 12)):
+        results.measured[part, "peer_float32"] = measured(float32, float32, float32)
+        seconds = (bfloat16, bfloat16, bfloat16)
+        results.measured[part, "peer_bfloat16"] = measured(*seconds, dtype="bfloat16")
+        results.measured[part, "own"] = measured(2, 2, 2, dtype="bfloat16")
+        results.measured[part, "own_float32"] = measured(3, 3, 3)
+    results.measured["grid", "fine_f7l7"] = measured(2, 2, 2, dtype="bfloat16")
+    found = summary(results)
+    assert (found.ratios["fine_f7l7_ratio"], found.ratios["coarse_ratio"]) == (2, 3)
+    assert found.others == {
+        "fine_f7l7_ratio_against_float32": 4,
+        "fine_f7l7_ratio_in_float32": pytest.approx(8 / 3),
+        "fine_f7l7_ratio_against_bfloat16": 2,
+        "coarse_ratio_against_float32": 3,
+        "coarse_ratio_in_float32": 2,
+        "coarse_ratio_against_bfloat16": 6,
+        "grid_ratio_against_float32": pytest.approx(2 * (8 + 6) / (3 * 2)),
+        "grid_ratio_against_bfloat16": pytest.approx(2 * (4 + 12) / (3 * 2)),
+    }
+    assert found.ratios["grid_ratio"] == pytest.approx(2 * (4 + 6) / (3 * 2))
+    ratios = {(row.part, row.who, row.dtype): row.ratio for row in found.rows}
+    assert ratios["fine_f7l7", "pyreft trainer", "bfloat16"] == 1
+    assert ratios["fine_f7l7", "pyreft trainer", "float32"] == 0.5
+    assert ratios["grid", "own on LoRA, f7+l7", "bfloat16"] == 2

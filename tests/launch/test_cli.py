@@ -259,6 +259,7 @@ BAD_CONFIG = [
     bad("data.max_prompt_tokens", "data.max_prompt_tokens=3"),
     bad("data.max_prompt_tokens", "data.max_prompt_tokens=10", "data.truncate_column=null"),
     bad("reft.engine", "method=reft", "reft.engine=pyreft", "model.dtype=bfloat16"),
+    bad("model.dtype", "method=reft", "reft.engine=pyreft", "model.dtype=auto"),
     bad("lora.init_from", "lora.init_from=/no/such/folder"),
 ]
 

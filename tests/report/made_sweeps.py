@@ -99,6 +99,7 @@ def _result(right: Any, epochs: int) -> dict[str, Any]:
         "train_examples": 800 * epochs,
         "peak_memory_mb": 500.0,
         "wall_seconds": 3.0 * epochs + 1,
+        "dtype": "float32",
         "machine": {"host": "node7", "device": "cpu", "threads": 2, "torch": "2.13.0"},
     }
 

@@ -100,10 +100,13 @@ class ReftAdapter(Adapter):
                 f"{target.longest_prompt}; use fewer, e.g. "
                 f"reft.positions=l{max(1, min(7, target.longest_prompt // 2))}"
             )
-        if settings.own_engine and target.dtype.itemsize != 4:
+        # With auto, the dtype is that of the device which trains the stage, not of this one.
+        if settings.own_engine and target.model.dtype != "float32":
+            where = " wherever auto is bfloat16" if target.model.dtype == "auto" else ""
             raise UserError(
                 "reft.engine=pyreft computes its edits in the base model's dtype, but its weights "
-                "are float32; use model.dtype=float32, or reft.engine=hooks"
+                f"are float32, so it fails with model.dtype={target.model.dtype}{where}; use "
+                "model.dtype=float32, or reft.engine=hooks"
             )
         if settings.own_engine and settings.loss == "sequence":
             raise UserError(
