@@ -45,7 +45,8 @@ def show_cost(
     with console.status("reading models and data to say what this costs"):
         from heft_pipeline.stage.forecast import Forecast, forecasts  # imports torch
 
-        found = list(forecasts(stages, store.tokenized))
+        bfloat16 = GPUS[launcher.dry_run_gpu].bfloat16
+        found = list(forecasts(stages, store.tokenized, bfloat16=bfloat16))
     known = [(group, one) for group, one in found if isinstance(one, Forecast)]
     if known:
         gpu = GPUS[launcher.dry_run_gpu]

@@ -14,17 +14,19 @@ class Gpu:
         tflops: TFLOP/s of dense matrix products in bfloat16 (float16 where there is no bfloat16)
             with sums in float32.
         memory_gib: Its memory as it is sold, which is about what can be used in GiB.
+        bfloat16: Whether it computes in bfloat16.
     """
 
     tflops: float
     memory_gib: int
+    bfloat16: bool = True
 
 
 #: Datasheets of NVIDIA with a footnote "with sparsity" have twice the dense rate.
 GPUS = {
-    "v100-16g": Gpu(125, 16),  # NVIDIA V100 datasheet, SXM2, float16
-    "v100-32g": Gpu(125, 32),  # the same
-    "t4": Gpu(65, 16),  # NVIDIA T4 datasheet, float16
+    "v100-16g": Gpu(125, 16, bfloat16=False),  # NVIDIA V100 datasheet, SXM2, float16
+    "v100-32g": Gpu(125, 32, bfloat16=False),  # the same
+    "t4": Gpu(65, 16, bfloat16=False),  # NVIDIA T4 datasheet, float16
     "a10": Gpu(125, 24),  # NVIDIA A10 datasheet
     "a6000": Gpu(154.8, 48),  # NVIDIA RTX A6000 datasheet: 309.7 with sparsity
     "rtx3090": Gpu(71, 24),  # NVIDIA GA102 whitepaper, table 9

@@ -183,19 +183,18 @@ def check_model(settings: ModelSettings, device: torch.device) -> None:
     check_attention(settings.attn_implementation, model, device)
 
 
-def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+def base_dtype(settings: ModelSettings, fast: torch.dtype) -> torch.dtype:
     """The dtype of the frozen weights, however the checkpoint is stored.
 
     Args:
         settings: The model; its dtype may be ``auto``.
-        device: Where the model will be.
+        fast: What ``auto`` stands for: :func:`~heft_pipeline.devices.fast_dtype.fast_dtype` of the
+            device where the model will be.
 
     Returns:
-        float32 or bfloat16; float16's range is too small to train without loss scaling. For
-        ``auto``, see :func:`~heft_pipeline.devices.fast_dtype.fast_dtype`.
+        float32 or bfloat16; float16's range is too small to train without loss scaling.
     """
-    asked = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype)
-    return asked if asked is not None else fast_dtype(device)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype, fast)
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> Base:
@@ -209,7 +208,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     config = load_config(settings)
     check_quantization(settings, config, device)
     tokenizer = load_tokenizer(settings)
-    dtype = base_dtype(settings, device)
+    dtype = base_dtype(settings, fast_dtype(device))
     placed = quantized(settings, config, device, dtype)
     attention = attention_implementation(
         settings.attn_implementation, config.get_text_config().model_type, device, dtype

@@ -60,7 +60,7 @@ class Forecast:
 
 
 def forecasts(
-    stages: Iterable[StageSpec], tokenized: Path | None = None
+    stages: Iterable[StageSpec], tokenized: Path | None = None, *, bfloat16: bool = True
 ) -> Iterator[tuple[list[StageSpec], Forecast | Exception]]:
     """Say what stages will cost; those that differ only in what costs nothing share a forecast.
 
@@ -69,6 +69,7 @@ def forecasts(
     Args:
         stages: The stages.
         tokenized: The folder of tokenised tasks; None for no such folder.
+        bfloat16: Whether ``model.dtype=auto`` will be bfloat16.
 
     Yields:
         Stages that cost the same, with their forecast, or with what was raised instead of one: a
@@ -78,7 +79,7 @@ def forecasts(
     alike: dict[Any, list[StageSpec]] = {}
     for stage in stages:
         alike.setdefault(_cost_key(stage, stage.epochs), []).append(stage)
-    forecaster = _Forecaster(tokenized)
+    forecaster = _Forecaster(tokenized, torch.bfloat16 if bfloat16 else torch.float32)
     for group in alike.values():
         found: Forecast | Exception
         try:
@@ -117,15 +118,16 @@ class _Forecaster:
 
     Args:
         tokenized: The folder of tokenised tasks.
+        fast: The dtype that ``model.dtype=auto`` stands for.
     """
 
-    def __init__(self, tokenized: Path | None) -> None:
-        self._tokenized = tokenized
+    def __init__(self, tokenized: Path | None, fast: torch.dtype) -> None:
+        self._tokenized, self._fast = tokenized, fast
         self._tasks: dict[Any, Task] = {}
         self._works: dict[Any, ExpectedWork] = {}
 
     def forecast(self, stage: StageSpec) -> Forecast:
-        model = _model(stage.model)
+        model = _model(stage.model, self._fast)
         work = self._work(stage, model)
         train = work.training(stage.epochs) if stage.epochs else 0.0
         frozen = sum(_added(a, stage.model).parameters for a in _parents(stage))
@@ -242,10 +244,10 @@ class _Model:
 
 
 @functools.lru_cache(maxsize=16)
-def _model(settings: ModelSettings) -> _Model:
+def _model(settings: ModelSettings, fast: torch.dtype) -> _Model:
     bare = skeleton(settings)
     _, layers = decoder_layers(bare)
-    dtype = base_dtype(settings, bare.config)
+    dtype = base_dtype(settings, fast)
     whole = sum(parameter.numel() for parameter in bare.parameters())
     packed = 0
     if settings.quantization == "nf4":
@@ -272,7 +274,7 @@ class _Added:
 @functools.lru_cache(maxsize=1024)
 def _added(settings: AdapterSettings, model: ModelSettings) -> _Added:
     """What an adapter adds to a model, by its settings alone or on the model's skeleton."""
-    known = _model(model)
+    known = _model(model, torch.float32)
     hidden = known.config.get_text_config().hidden_size
     if (count := settings.parameters_on(hidden, known.num_layers)) is not None:
         return _Added(count, settings.reach().first_layer)
