@@ -105,9 +105,15 @@ def test_a_dtype_that_was_asked_for_is_used_on_any_device(
 ) -> None:
     monkeypatch.setattr(fast_dtype, "has_fast_bfloat16", lambda device: fast)
     for device in (CPU, CUDA, MPS):
-        assert base_dtype(ModelSettings(id="x", dtype="float32"), device) == torch.float32
-        assert base_dtype(ModelSettings(id="x", dtype="bfloat16"), device) == torch.bfloat16
-        auto = base_dtype(ModelSettings(id="x", dtype="auto"), device)
+        assert (
+            base_dtype(ModelSettings(id="x", dtype="float32"), fast_dtype.fast_dtype(device))
+            == torch.float32
+        )
+        assert (
+            base_dtype(ModelSettings(id="x", dtype="bfloat16"), fast_dtype.fast_dtype(device))
+            == torch.bfloat16
+        )
+        auto = base_dtype(ModelSettings(id="x", dtype="auto"), fast_dtype.fast_dtype(device))
         assert auto == (torch.bfloat16 if fast else torch.float32)
 
 
