@@ -51,6 +51,20 @@ class Comparison:
     needed_seeds: int | None
 
 
+def least_p_value(difference: int) -> float:
+    """The smallest p-value that McNemar's exact test can give.
+
+    It is reached where every example that one method alone answers correctly is the same method's.
+
+    Args:
+        difference: How many more examples one method answers correctly.
+
+    Returns:
+        The two-sided p-value.
+    """
+    return float(binomtest(difference, difference).pvalue) if difference else 1.0
+
+
 def compare(first: Right, second: Right) -> Comparison:
     """Compare two methods on the same examples.
 

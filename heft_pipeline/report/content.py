@@ -21,7 +21,7 @@ from heft_pipeline.report.figures import (
     accuracy_over_rank,
 )
 from heft_pipeline.report.forest_plot import effects
-from heft_pipeline.report.paper_numbers import SOURCE, paper_accuracy
+from heft_pipeline.report.paper_numbers import SOURCE, paper_row, what_it_supports
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.records import RunRecord, read_runs
 from heft_pipeline.report.sections import Section, Setting, check_examples, sections
@@ -38,6 +38,7 @@ from heft_pipeline.store.sweep_folders import Sweep
 
 #: The heading of a table's column, and whether its cells are numbers.
 Column = tuple[str, bool]
+_PAPERS, _PAPERS_TIME = f"{SOURCE} (its accuracy)", f"{SOURCE} (its time)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class SectionContent:
         figures: The other figures.
         disagreement: Where two of the settings disagree; None without two to compare.
         dtypes: Which runs were computed in which dtype; empty where all were in the same.
+        paper: What the paper's own numbers can support, where they are in the table.
     """
 
     section: Section
@@ -77,6 +79,7 @@ class SectionContent:
     figures: tuple[Figure, ...]
     disagreement: Disagreement | None
     dtypes: str
+    paper: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,12 @@ def _content(
     columns, rows = _table(section)
     text = (section, tuple(verdicts), tuple(columns), tuple(rows))
     dtypes = different_dtypes(section)
+    rows_of = (paper_row(section, setting) for setting in section.settings)
+    paper = tuple(what_it_supports(row for row in rows_of if row is not None))
     if folder is None:
-        return SectionContent(*text, effects=None, figures=(), disagreement=None, dtypes=dtypes)
+        return SectionContent(
+            *text, effects=None, figures=(), disagreement=None, dtypes=dtypes, paper=paper
+        )
     draws: dict[str, Callable[[Section, Path], Figure | None]] = {
         "accuracy_over_epochs": accuracy_over_epochs,
         "accuracy_over_rank": accuracy_over_rank,
@@ -186,16 +193,17 @@ def _content(
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
         dtypes=dtypes,
+        paper=paper,
     )
 
 
 def _table(section: Section) -> tuple[list[Column], list[Row]]:
-    papers = [paper_accuracy(section, setting) for setting in section.settings]
+    papers = [paper_row(section, setting) for setting in section.settings]
     columns: list[Column] = [("method", False), ("epochs", True), ("rank", True)]
     columns += [("setting", False)] if section.variants else []
     columns += [("seeds", True)] if section.seeds > 1 else []
     columns += [("accuracy", True), ("95 % interval", True)]
-    columns += [(f"{SOURCE} (its number)", True)] if any(papers) else []
+    columns += [(_PAPERS, True), (_PAPERS_TIME, True)] if any(papers) else []
     costs = ["trainable parameters", "train seconds", "train TFLOP", "examples/s", "peak MiB"]
     columns += [(name, True) for name in costs] + [("stages shared", True)]
 
@@ -222,7 +230,8 @@ def _table(section: Section) -> tuple[list[Column], list[Row]]:
     for setting, paper in zip(section.settings, papers, strict=True):
         known = _measured(setting) | _costs(setting)
         if paper is not None:
-            known[f"{SOURCE} (its number)"] = f"{paper:.2%}"
+            known |= {_PAPERS: words.percent(paper.accuracy)}
+            known |= {_PAPERS_TIME: words.seconds(paper.seconds)}
         rows.append(row("setting", known.items()))
     for runs in open_runs(section):
         first = runs[0]

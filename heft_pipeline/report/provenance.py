@@ -59,6 +59,7 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
         Fact("Examples", _each(_examples(r) for r in results)),
         Fact("Notes", _each(note for r in results for note in r.get("notes", ()))),
         Fact("Exact ties", _each(_ties(r) for r in results)),
+        Fact("By log-probability", _each(_by_logprob(r) for r in _lasts(records))),
         Fact("Training", _each(_training(s) for s in specs if s.adapters)),
         Fact("Device", _each(_device(r) for r in results)),
         Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
@@ -132,6 +133,21 @@ def _ties(result: dict[str, Any]) -> str:
         f"{result['label']}: {tied:,} of {result['n_eval']:,} reported rows, counted as chance"
         if tied
         else ""
+    )
+
+
+def _lasts(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The results of the complete runs whose answers were generated."""
+    found = {r.last.fingerprint: r for r in records if r.complete}
+    return [r.results[-1] for r in found.values() if r.last.evaluation.mode == "generate"]
+
+
+def _by_logprob(result: dict[str, Any]) -> str:
+    if (accuracy := result.get("logprob_accuracy")) is None:
+        return ""
+    return (
+        f"{result['label']}: {words.percent(accuracy)} by the likeliest choice, "
+        f"{words.percent(result['accuracy'])} as generated"
     )
 
 

@@ -20,8 +20,9 @@ from heft_pipeline.report.records import RunRecord, damaged
 
 #: The settings of a task that decide which examples are evaluated, and how they read.
 _EVALUATED = (
-    "content", "subset", "eval_split", "max_eval_rows", "prompt", "answer_column", "choices",
-    "id_column", "truncate_column", "max_prompt_tokens",
+    "content", "subset", "eval_split", "max_eval_rows", "prompt", "chat", "system",
+    "special_tokens", "answer_column", "choices", "id_column", "truncate_column",
+    "max_prompt_tokens",
 )  # fmt: skip
 _MODEL = ("content", "dtype", "quantization", "attn_implementation")
 #: The settings of a stage's schedule, and those that every kind of adapter has.
@@ -253,7 +254,7 @@ def _evaluation(stage: StageSpec) -> dict[str, Any]:
     return (
         {f"model.{key}": getattr(stage.model, key) for key in _MODEL}
         | {f"data.{key}": getattr(stage.data, key) for key in _EVALUATED}
-        | {"evaluation.mode": stage.evaluation.mode}
+        | {f"evaluation.{key}": value for key, value in identity(stage.evaluation).items()}
     )
 
 

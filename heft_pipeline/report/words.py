@@ -12,6 +12,11 @@ def share(value: float) -> str:
     return f"{value:.1%}"
 
 
+def percent(value: float) -> str:
+    """A share in percent with two digits behind the point, e.g. ``85.17 %``."""
+    return f"{value:.2%}".replace("%", " %")
+
+
 def interval(low: float, high: float) -> str:
     """An interval of shares in percent, e.g. ``58.0-64.1``."""
     return f"{100 * low:.1f}-{100 * high:.1f}"

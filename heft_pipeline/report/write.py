@@ -94,6 +94,7 @@ def terminal(report: Report) -> Group:
             shown.append(Text(f"kept apart: {section.apart}", style="yellow"))
         if content.dtypes:
             shown.append(Text(content.dtypes, style="yellow"))
+        shown += [Text(sentence) for sentence in content.paper]
         shown += [_terminal_verdict(verdict) for verdict in content.verdicts]
     if report.state:
         shown.append(Text(report.state, style="yellow"))

@@ -48,6 +48,11 @@ class Scores:
         return self.credit.mean().item()
 
     @property
+    def logprob_accuracy(self) -> float:
+        """The accuracy of the likeliest choices, whatever the predictions were read from."""
+        return credit(self.log_probabilities, self.gold).mean().item()
+
+    @property
     def loss(self) -> float:
         """The mean negative log-probability of the correct choice, in nats per example."""
         return -self.log_probabilities.gather(1, self.gold[:, None]).double().mean().item()

@@ -219,6 +219,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "kind": stage.kind,
         "label": stage.label,
         "accuracy": scores.accuracy,
+        "logprob_accuracy": scores.logprob_accuracy,
         "eval_loss": scores.loss,
         "n_eval": len(task.eval),
         "n_train": len(task.train),

@@ -15,8 +15,8 @@ from heft_pipeline.evidence.significance import holm
 from heft_pipeline.plan import graph
 from heft_pipeline.report import write_report
 from heft_pipeline.report.__main__ import main
-from heft_pipeline.report.content import Report, make_report
-from heft_pipeline.report.paper_numbers import paper_accuracy
+from heft_pipeline.report.content import Report, SectionContent, make_report
+from heft_pipeline.report.paper_numbers import SOURCE
 from heft_pipeline.report.records import COLUMNS, results_table
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
@@ -316,29 +316,55 @@ def test_a_running_sweep_says_so(tmp_path: Path) -> None:
     assert "This sweep is still running: 1 of 2 runs are complete (1 running)" in text
 
 
-def test_the_papers_numbers_stand_beside_the_same_model_and_data(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, [TABLE[9]])
-    (content,) = reported(sweep).sections
-    assert paper_accuracy(content.section, content.section.settings[0]) is None
+PAPERS_RECIPE = ["+experiment=heft_paper", "model=tiny", "data=demo", "data.dev_split=null"]
+
+
+def as_if_the_papers(sweep: Sweep, output_dir: Path) -> None:
+    """Give a sweep's files the names and numbers of rows of the paper's model and data."""
     path = sweep.folder / "plan.json"
-    plan = path.read_text().replace('"demo"', '"boolq"')
-    data = json.loads(plan)
-    store = Store(tmp_path)
-    for key in data["stages"]:
-        stage = data["stages"][key]
+    data, store = json.loads(path.read_text().replace('"demo"', '"boolq"')), Store(output_dir)
+    for key, stage in data["stages"].items():
         while stage:
-            stage["model"]["id"], stage["model"]["name"] = "meta-llama/Llama-2-7b-hf", "llama2_7b"
+            stage["model"]["id"] = "meta-llama/Llama-2-7b-chat-hf"
             stage["data"]["location"] = "google/boolq"
             stage = stage["parent"]
-        predictions = pd.read_parquet(store.folder(key) / "predictions.parquet")
+        folder = store.folder(key)
+        predictions = pd.read_parquet(folder / "predictions.parquet")
         many = pd.concat([predictions] * 4, ignore_index=True)[:3270]
         many["id"] = [f"validation/{n}" for n in range(3270)]
-        many.to_parquet(store.folder(key) / "predictions.parquet")
-    path.write_text(json.dumps(data))
+        many.to_parquet(folder / "predictions.parquet")
+        result = json.loads((folder / "result.json").read_text()) | {"n_train": 9427}
+        (folder / "result.json").write_text(json.dumps(result))
     # Identity is not in what was renamed, so the fingerprints still fit.
-    (content,) = reported(sweep).sections
-    assert paper_accuracy(content.section, content.section.settings[0]) == 0.8517
-    assert "85.17%" in content.rows[-1].cells
+    path.write_text(json.dumps(data))
+
+
+def test_the_papers_numbers_stand_beside_its_model_data_and_recipe(tmp_path: Path) -> None:
+    rows = [("method=reft epochs=20", 0.6), ("method=lora epochs=20", 0.7)]
+    rows += [(f"method=heft epochs={n}", 0.72) for n in (3, 20)]
+    rows += [("method=lora epochs=3", 0.65), ("method=lora epochs=20 lora.alpha=16", 0.66)]
+    sampled = "evaluation.temperature=0.6 evaluation.top_p=0.9 evaluation.top_k=50"
+    rows += [(f"method=lora epochs=20 {sampled}", 0.7), ("method=lora epochs=20 data.chat=true", 0)]
+    sweep = make_sweep(tmp_path, rows, extra=PAPERS_RECIPE)
+    (content, *_) = reported(sweep).sections
+    assert not content.paper, "another model and other data"
+    as_if_the_papers(sweep, tmp_path)
+    first, second, third = reported(sweep).sections
+    accuracies = [
+        row.cells[headings(first).index(f"{SOURCE} (its accuracy)")] for row in first.rows
+    ]
+    assert accuracies == ["", "", "83.36 %", "85.05 %", "85.17 %", "85.47 %", "", ""]
+    times = [row.cells[headings(first).index(f"{SOURCE} (its time)")] for row in first.rows]
+    assert "9 h 11 min" in times
+    assert "85.05 %" in second.rows[-1].cells, "the script probably sampled"
+    assert not any("%" in cell and " " in cell for row in third.rows for cell in row.cells)
+    (said,) = first.paper
+    assert "85.17 % for HEFT 3+3 against 85.05 % for LoRA 20 is 4 of 3,270 answers" in said
+    assert "p is at least 0.125" in said
+
+
+def headings(content: SectionContent) -> list[str]:
+    return [heading for heading, _ in content.columns]
 
 
 def test_the_command_line_reports_sweeps_by_name_and_checks_claims(
