@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.execute_plan import LauncherSettings
@@ -30,11 +31,16 @@ _MEANING_OF_KEPT = (
 
 
 def show_cost(
-    stages: Sequence[StageSpec], store: Store, launcher: LauncherSettings, console: Console
+    runs: Sequence[Run],
+    stages: Sequence[StageSpec],
+    store: Store,
+    launcher: LauncherSettings,
+    console: Console,
 ) -> None:
     """Print what stages will cost: operations, hours on a GPU, and memory.
 
     Args:
+        runs: The runs; the HEFT paper's own times are said beside those of its table.
         stages: The unique stages that are not complete; if there are none, torch is not imported.
         store: Where tokenised data is kept.
         launcher: The launcher's settings, which name the GPU.
@@ -52,6 +58,7 @@ def show_cost(
         gpu = GPUS[launcher.dry_run_gpu]
         _show_table(known, gpu, launcher, console)
         _show_notes(known, gpu, launcher, console)
+    _show_papers_times(runs, console)
     for group, error in found:
         if isinstance(error, Exception):
             reason = _reason(error)
@@ -60,6 +67,21 @@ def show_cost(
                 f"{escape(reason)}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
+
+
+def _show_papers_times(runs: Sequence[Run], console: Console) -> None:
+    from heft_pipeline.report import words  # imports pandas and scipy
+    from heft_pipeline.report.paper_numbers import SOURCE, planned_row
+
+    rows = dict.fromkeys(row for run in runs if (row := planned_row(run)) is not None)
+    if rows:
+        each = ", ".join(f"{row.name} {words.seconds(row.seconds)}" for row in rows)
+        total = words.seconds(sum(row.seconds for row in rows))
+        console.print(
+            f"the paper's own times ({SOURCE}, one GPU of 32 GB or more, each row trained by "
+            f"itself): {each}; {total} in all",
+            highlight=False,
+        )
 
 
 def _show_table(
@@ -117,11 +139,12 @@ def _show_notes(
     keeps = any(one.kept_bytes for _, one in known)
     meaning = f"{_MEANING} {_MEANING_OF_KEPT}" if keeps else _MEANING
     console.print(meaning, style="dim", highlight=False)
+    instead: dict[str, list[str]] = {}
     for group, one in known:
         if one.kept_instead:
-            console.print(
-                f"{escape(_label(group))}: {escape(one.kept_instead)}", style="dim", highlight=False
-            )
+            instead.setdefault(one.kept_instead, []).append(_label(group))
+    for why, labels in instead.items():
+        console.print(f"{escape(', '.join(labels))}: {escape(why)}", style="dim", highlight=False)
     exact = sum(len(group) for group, one in known if one.dtype.itemsize == 4)
     if exact:
         console.print(

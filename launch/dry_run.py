@@ -38,7 +38,7 @@ def show_plan(
     console.print(tree, highlight=False)
     if unused := other_versions(store):
         console.print(escape(unused), soft_wrap=True, highlight=False)
-    show_cost(unfinished, store, launcher, console)
+    show_cost(plan.runs, unfinished, store, launcher, console)
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:

@@ -79,3 +79,21 @@ def test_a_model_that_cannot_be_read_does_not_hide_the_plan(
     assert "2 lora" in out
     assert f"no estimate for 1 stage (lora@3 r8 s0): model.id={broken} has no config" in out
     assert "x 2" in out, "the others are in the table"
+
+
+def test_the_papers_own_times_stand_beside_its_rows(
+    cli: Cli, small_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_model, tmp_path / "Llama-2-7b-chat-hf")
+    shutil.copytree(small_data, tmp_path / "boolq")
+    asked = [f"model.id={tmp_path / 'Llama-2-7b-chat-hf'}", f"data.path={tmp_path / 'boolq'}"]
+    asked += ["+experiment=heft_paper", "reft.reuse_budget_gib=1e-6", *DRY]
+    status, out, err = cli(*asked)
+    assert status == 0, err
+    said = " ".join(out.split())
+    assert "ReFT 20 2 h 19 min" in said
+    assert "19 h 45 min in all" in said
+    status, out, err = cli(*asked, "lora.alpha=16")
+    assert status == 0, err
+    assert "LoRA 20" not in out
+    assert "2 h 19 min in all" in " ".join(out.split())
