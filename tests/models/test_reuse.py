@@ -19,11 +19,13 @@ from heft_pipeline.models.reuse.kept_activations import Kept
 from heft_pipeline.models.reuse.start_reuse import differs
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base
+from heft_pipeline.stage.forecast import Forecast, forecasts
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.activation_reuse import reusable, reuse_activations
 from heft_pipeline.training.loss import answer_loss
 from heft_pipeline.training.metrics import read_metrics
+from tests.models.tiny_architectures import save_tiny
 
 ComposeRun = Callable[..., Run]
 SUFFIX = ["reft=suffix", "reft.positions=l3", "training.log_every_steps=1", "epochs=3"]
@@ -48,6 +50,7 @@ def losses(store: Store, run: Run) -> list[float]:
     [
         ((), 0.5),
         (("reft.layers=[1]",), 0.5),
+        (("reft.layers=[1]", "reft.positions=l1", "reft.end_token=true"), 0.5),
         (("reft.batch_size=7",), 0.5),
         (("reft.positions=f2+l2",), 0.02),
         (("reft.positions=f2+l2", "reft.layers=[1,2]"), 0.15),
@@ -69,9 +72,34 @@ def test_a_stage_has_the_same_losses_with_reuse_as_without(
     assert losses(store, with_reuse) == pytest.approx(losses(store, without), abs=1e-5)
     kept, all_computed = (store.result(r.last.fingerprint) or {} for r in (with_reuse, without))
     assert "120 of 120 prompts kept" in kept["reuse"]
+    assert ("kept is the output of layer 1" in kept["reuse"]) == any(
+        "budget" in one for one in more
+    )
     assert "reft.reuse=off" in all_computed["reuse"]
     assert kept["train_tflop"] < all_computed["train_tflop"] * (1 - saved)
     assert kept["accuracy"] == pytest.approx(all_computed["accuracy"], abs=0.041)
+
+
+@pytest.mark.parametrize("more", [[], ["reft.end_token=true", "reft.layers=[0,2]"]])
+def test_where_keys_and_values_are_too_large_the_lower_layers_output_is_kept(
+    compose_run: ComposeRun, small: list[str], store: Store, tmp_path: Path, more: list[str]
+) -> None:
+    """Without grouped attention, they are six times as large; the forecast knows it too."""
+    folder = save_tiny("llama", tmp_path / "llama", num_key_value_heads=4)
+    asked = [*small, f"model.id={folder}", "method=reft", *SUFFIX, "reft.layers=[0]", *more]
+    kept, off = (
+        compose_run(*asked, "reft.reuse_budget_gib=5e-4"),
+        compose_run(*asked, "reft.reuse=off"),
+    )
+    with_reuse, without = (run_stage(run.last, store).result for run in (kept, off))
+    assert losses(store, kept) == pytest.approx(losses(store, off), abs=1e-5)
+    assert "120 of 120 prompts kept in" in with_reuse["reuse"]
+    assert "kept is the output of layer 0 for all tokens" in with_reuse["reuse"]
+    assert with_reuse["train_tflop"] < 0.8 * without["train_tflop"]
+    ((_, expected),) = forecasts([kept.last])
+    assert isinstance(expected, Forecast)
+    assert expected.train_flop / 1e12 == pytest.approx(with_reuse["train_tflop"], rel=1e-9)
+    assert expected.kept_instead in with_reuse["reuse"]
 
 
 @pytest.mark.parametrize("lengths", [(6, 9, 7), (5, 9, 2), (3, 1, 2)])

@@ -1,0 +1,110 @@
+"""What a generated text names, and how tokens are drawn."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.data.prompts import Example
+from heft_pipeline.errors import UserError
+from heft_pipeline.models.base_model import load_base
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.scoring.generate import Decoding, _process, decoding, named
+from heft_pipeline.scoring.score import score
+from heft_pipeline.stage.cached_inputs import cached_task
+from heft_pipeline.stage.run_stage import run_stage
+from heft_pipeline.store.stage_folders import Store
+
+ComposeRun = Callable[..., Run]
+CPU = torch.device("cpu")
+GENERATE = ["evaluation.mode=generate", "evaluation.max_new_tokens=3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "begins", "contains"),
+    [
+        ("Yes", 0, 0),
+        (" Yes, it is", 0, 0),
+        ("\nNo.", 1, 1),
+        ("The answer is No", -1, 1),
+        ("No, not Yes", 1, 0),
+        ("Not sure", 2, 2),
+        ("Nothing", -1, 1),
+        ("Yesterday", -1, 0),
+        ("yes", -1, -1),
+        ("", -1, -1),
+    ],
+)
+def test_what_a_text_names(text: str, begins: int, contains: int) -> None:
+    """``contains`` reads like the HEFT paper's script: the first choice that occurs anywhere."""
+    choices = [" Yes", " No", " Not sure"]
+    assert named(text, choices, "begins") == begins
+    assert named(text, choices if contains == 2 else choices[:2], "contains") in (contains, 1)
+    if contains < 2:
+        assert named(text, choices[:2], "contains") == contains
+
+
+def test_a_choice_of_another_script_needs_no_boundary() -> None:
+    assert named("是的", ["是", "不是"], "begins") == 0
+
+
+def rows(count: int) -> list[Example]:
+    return [Example(f"validation/{n}", (8,), 0) for n in range(count)]
+
+
+def test_drawn_tokens_have_the_distribution_that_was_asked_for() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(4000, 1)
+    process = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, seed=3))
+    counts = Counter(process(None, logits).argmax(dim=1).tolist())
+    expected = (logits[0] / 0.7).softmax(dim=0)
+    for token in range(4):
+        assert counts[token] / 4000 == pytest.approx(expected[token].item(), abs=0.025)
+    narrow = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, top_p=0.9, top_k=3))
+    assert set(narrow(None, logits).argmax(dim=1).tolist()) == {0, 1}
+    greedy = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, top_k=1))
+    assert set(greedy(None, logits).argmax(dim=1).tolist()) == {0}
+
+
+def test_what_is_drawn_depends_on_the_seed_and_the_row_only(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    sampled = [*GENERATE, "evaluation.temperature=2.0"]
+    stage = compose_run(*small, *sampled).last
+    task, base = cached_task(stage), load_base(stage.model, CPU)
+    found = []
+    with adapted(base, []) as model:
+        for size, seed in ((50, 0), (7, 0), (50, 1)):
+            how = decoding(task, stage.evaluation, seed)
+            found.append(score(model, task.eval, task.choices, batch_size=size, decoding=how))
+    one, same, other = (scores.predictions.tolist() for scores in found)
+    assert one == same
+    assert one != other
+
+
+def test_text_ends_at_the_end_token_and_what_names_nothing_is_counted(
+    compose_run: ComposeRun, small: list[str], store: Store
+) -> None:
+    asked = [*small, "method.stages=[]", *GENERATE]
+    begins = run_stage(compose_run(*asked).last, store).result
+    contains = run_stage(compose_run(*asked, "evaluation.match=contains").last, store).result
+    assert 0 < contains["unmatched_rows"] <= begins["unmatched_rows"] <= 50
+    scored = run_stage(compose_run(*small, "method.stages=[]").last, store).result
+    assert begins["logprob_accuracy"] == scored["accuracy"] == scored["logprob_accuracy"]
+    assert scored["unmatched_rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["evaluation.temperature=1"], r"temperature has no effect with evaluation\.mode=logprob"),
+        (["evaluation.max_new_tokens=5"], "max_new_tokens has no effect"),
+        ([*GENERATE, "evaluation.top_p=0.9"], r"top_p has no effect on greedy .*temperature"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(
+    compose_run: ComposeRun, small: list[str], asked: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compose_run(*small, *asked)
