@@ -1,5 +1,6 @@
 """The report's training curves by stage."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from heft_pipeline.training.metrics import read_metrics
 
 _LINES = ["-", "--", "-.", ":"]
 _SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"]
+
+_SCORED = (
+    "Top: the training loss; bottom: accuracy on the dev split, which chooses the epoch that is "
+    "kept."
+)
+_UNSCORED = "The training loss; no dev split was held out, and the last epoch is kept."
 
 
 def training_curves(section: Section, path: Path) -> Figure | None:
@@ -32,10 +39,12 @@ def training_curves(section: Section, path: Path) -> Figure | None:
     if data.empty:
         return None
     kinds = list(dict.fromkeys(data.stage))
+    scored = bool(data.dev_accuracy.notna().any())
+    values = ["train_loss", "dev_accuracy"] if scored else ["train_loss"]
     drawing, grid = plt.subplots(
-        2,
+        len(values),
         len(kinds),
-        figsize=(max(SIZE[0], 2.1 * len(kinds)), 4.4),
+        figsize=(max(SIZE[0], 2.1 * len(kinds)), 2.2 * len(values)),
         layout="constrained",
         squeeze=False,
         sharex="col",
@@ -44,7 +53,7 @@ def training_curves(section: Section, path: Path) -> Figure | None:
     for column, kind in enumerate(kinds):
         lines = data[data.stage == kind].groupby(["epochs", "rank"], dropna=False)
         for number, ((epochs, rank), group) in enumerate(lines):
-            mean = group.groupby("epoch")[["train_loss", "dev_accuracy"]].mean()
+            mean = group.groupby("epoch")[values].mean()
             # With many settings the legend names the first few; the CSV has them all.
             name = f"{epochs} epochs" + (f", r{rank}" if data["rank"].nunique() > 1 else "")
             for row, value in enumerate(mean.columns):
@@ -58,12 +67,13 @@ def training_curves(section: Section, path: Path) -> Figure | None:
                     label=name if number < 6 else None,
                 )
         grid[0][column].set_title(kind, loc="left", fontsize=10)
-        grid[1][column].set_xlabel("epoch")
-        grid[1][column].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        grid[-1][column].set_xlabel("epoch")
+        grid[-1][column].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         grid[0][column].legend(frameon=False, fontsize=7)
     grid[0][0].set_ylabel("training loss (nats)")
-    grid[1][0].set_ylabel("dev accuracy")
-    grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if scored:
+        grid[1][0].set_ylabel("dev accuracy")
+        grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in grid.flat:
         tidy(axes)
     seeds = "Means over seeds. " if section.seeds > 1 else ""
@@ -72,8 +82,8 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         path,
         data,
         "Training curves by stage",
-        f"{seeds}Top: loss of the answer tokens; bottom: accuracy on the dev split, which chooses "
-        'the epoch that is kept. "A on B" means that A was trained on top of the finished stage B. '
+        f"{seeds}{_SCORED if scored else _UNSCORED} "
+        '"A on B" means that A was trained on top of the finished stage B. '
         f"{left_out}".strip(),
     )
 
@@ -95,7 +105,7 @@ def _curves(settings: Sequence[Setting]) -> pd.DataFrame:
                         "fingerprint": stage.fingerprint,
                         "epoch": line["epoch"],
                         "train_loss": line["train_loss"],
-                        "dev_accuracy": line.get("dev_accuracy"),
+                        "dev_accuracy": line.get("dev_accuracy", math.nan),
                     }
                     for line in read_metrics(file)
                     if line.get("event") == "epoch"

@@ -340,21 +340,22 @@ def test_help_lists_groups_and_choices_without_heavy_imports(tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
     )
-    assert "model: llama2_7b, llama3_8b, smollm2_135m, tiny" in done.stdout
+    assert "model: llama2_7b, llama2_7b_chat, llama3_8b, smollm2_135m, tiny" in done.stdout
     methods = next(line for line in done.stdout.splitlines() if line.startswith("method: "))
     assert {"heft", "joint", "lora", "reft"} <= set(methods.removeprefix("method: ").split(", "))
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("experiment", ["heft_paper", "rank_sweep"])
+@pytest.mark.parametrize("experiment", ["heft_paper", "heft_paper_controls", "rank_sweep"])
 def test_experiments_compose(experiment: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "heft_pipeline", f"+experiment={experiment}", "--cfg", "all"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert ("epochs: 3,20" in done.stdout) == (experiment == "heft_paper")
-    assert ("id: meta-llama/Llama-2-7b-hf" in done.stdout) == (experiment == "heft_paper")
+    paper = experiment.startswith("heft_paper")
+    assert ("- method=heft epochs=3,20" in done.stdout) == (experiment == "heft_paper")
+    assert ("id: meta-llama/Llama-2-7b-chat-hf" in done.stdout) == paper
     assert ("rank: 4,8,16,32,64" in done.stdout) == (experiment == "rank_sweep")
 
 
