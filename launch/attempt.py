@@ -143,8 +143,10 @@ def said_accuracy(result: Mapping[str, Any]) -> str:
     """
     tied = result.get("tied_rows", 0)
     ties = f" ({tied:,} of {result['n_eval']:,} answers are exact ties)" if tied else ""
+    lost = result.get("unmatched_rows", 0)
+    unmatched = f" ({lost:,} of {result['n_eval']:,} texts name no choice)" if lost else ""
     equal = " (in batches of equal length)" if result.get("padding") else ""
-    return f"accuracy {result['accuracy']:.1%}{ties}{equal}"
+    return f"accuracy {result['accuracy']:.1%}{ties}{unmatched}{equal}"
 
 
 def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:

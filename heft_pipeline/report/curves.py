@@ -39,8 +39,8 @@ def training_curves(section: Section, path: Path) -> Figure | None:
     if data.empty:
         return None
     kinds = list(dict.fromkeys(data.stage))
-    scored = bool(data.dev_accuracy.notna().any())
-    values = ["train_loss", "dev_accuracy"] if scored else ["train_loss"]
+    scored = data.dev_accuracy.notna().any()
+    values = ["train_loss"] + ["dev_accuracy"] * bool(scored)
     drawing, grid = plt.subplots(
         len(values),
         len(kinds),
@@ -70,12 +70,7 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         grid[-1][column].set_xlabel("epoch")
         grid[-1][column].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         grid[0][column].legend(frameon=False, fontsize=7)
-    grid[0][0].set_ylabel("training loss (nats)")
-    if scored:
-        grid[1][0].set_ylabel("dev accuracy")
-        grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in grid.flat:
-        tidy(axes)
+    _label_axes(grid)
     seeds = "Means over seeds. " if section.seeds > 1 else ""
     return save(
         drawing,
@@ -86,6 +81,15 @@ def training_curves(section: Section, path: Path) -> Figure | None:
         '"A on B" means that A was trained on top of the finished stage B. '
         f"{left_out}".strip(),
     )
+
+
+def _label_axes(grid: Any) -> None:
+    grid[0][0].set_ylabel("training loss (nats)")
+    if len(grid) > 1:
+        grid[1][0].set_ylabel("dev accuracy")
+        grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in grid.flat:
+        tidy(axes)
 
 
 def _curves(settings: Sequence[Setting]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_task
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
+from launch.attempt import said_accuracy
 
 ComposeRun = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -90,6 +91,7 @@ def test_text_ends_at_the_end_token_and_what_names_nothing_is_counted(
     begins = run_stage(compose_run(*asked).last, store).result
     contains = run_stage(compose_run(*asked, "evaluation.match=contains").last, store).result
     assert 0 < contains["unmatched_rows"] <= begins["unmatched_rows"] <= 50
+    assert f"({begins['unmatched_rows']} of 50 texts name no choice)" in said_accuracy(begins)
     scored = run_stage(compose_run(*small, "method.stages=[]").last, store).result
     assert begins["logprob_accuracy"] == scored["accuracy"] == scored["logprob_accuracy"]
     assert scored["unmatched_rows"] == 0
