@@ -6,12 +6,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.report.figures import Figure, save
 from heft_pipeline.report.sections import Section, Setting
 
+_MOST_TICKS = 8
 _MOST_CELLS = 64
 _VALUES = ["relative_edit", "edit_norm", "hidden_norm"]
 
@@ -89,7 +89,8 @@ def _draw(axes: Axes, table: pd.DataFrame, highest: float) -> AxesImage:
     cells = table.pivot(index="layer", columns="position", values="relative_edit")[positions]
     image = axes.imshow(cells, cmap="Greys", vmin=0, vmax=highest, aspect="auto", origin="lower")
     axes.set_xticks(range(len(positions)), positions, fontsize=8)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    rows = range(0, len(cells), max(1, math.ceil(len(cells) / _MOST_TICKS)))
+    axes.set_yticks(rows, [cells.index[row] for row in rows])  # not every layer need be edited
     axes.set_ylabel("decoder layer")
     if cells.size <= _MOST_CELLS:
         for row, values in enumerate(cells.to_numpy()):

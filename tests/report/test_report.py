@@ -443,3 +443,15 @@ def test_ids_that_occur_twice_are_not_counted_twice(tmp_path: Path) -> None:
     table.assign(id=["test/0", "test/0", *table.id[2:]]).to_parquet(path)
     text = shown(sweep, tmp_path)
     assert "damaged" in text
+
+
+def test_edits_are_drawn_under_the_numbers_of_their_layers() -> None:
+    from matplotlib import pyplot as plt
+
+    from heft_pipeline.report.edit_figure import _draw
+
+    _, axes = plt.subplots()
+    rows = [(layer, p, 0.1) for layer in (5, 9) for p in ("l2", "l1")]
+    _draw(axes, pd.DataFrame(rows, columns=["layer", "position", "relative_edit"]), 0.1)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "9"]
+    plt.close()
