@@ -1,5 +1,6 @@
 """The report's figure of how much adapters edit the hidden states, by layer and position."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
