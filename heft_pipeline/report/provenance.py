@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from heft_pipeline.adapters.kind import Schedule
+from heft_pipeline.data.answer_text import CHOICE
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.report import words
 from heft_pipeline.report.records import RunRecord
@@ -155,10 +157,18 @@ def _training(stage: StageSpec) -> str:
     training, schedule = stage.training, stage.adapters[0]
     assert training is not None
     adapters = "; ".join(adapter.describe() for adapter in stage.adapters)
+    grouped = "of similar lengths" if training.group_by_length else "of any lengths"
     return (
-        f"{adapters}; batch {schedule.batch_size}, {training.lr_scheduler} after "
-        f"{schedule.warmup_ratio:.0%} warm-up, the epoch kept: {training.selection}"
+        f"{adapters}; loss over {_trained_on(schedule)}; batches of {schedule.batch_size} "
+        f"{grouped}, {training.lr_scheduler} after {schedule.warmup_ratio:.0%} warm-up, the epoch "
+        f"kept: {training.selection}"
     )
+
+
+def _trained_on(schedule: Schedule) -> str:
+    answer = "the answer" if schedule.loss == "answer" else "prompt and answer"
+    written = f" (written {schedule.answer!r})" if schedule.answer != CHOICE else ""
+    return f"{answer}{written}" + (" and the end token" if schedule.end_token else "")
 
 
 def _device(result: dict[str, Any]) -> str:
