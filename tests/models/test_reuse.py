@@ -51,6 +51,7 @@ def losses(store: Store, run: Run) -> list[float]:
         ((), 0.5),
         (("reft.layers=[1]",), 0.5),
         (("reft.layers=[1]", "reft.positions=l1", "reft.end_token=true"), 0.5),
+        (("reft.layers=[2]",), 0.4),  # the last: no keys and values above it
         (("reft.batch_size=7",), 0.5),
         (("reft.positions=f2+l2",), 0.02),
         (("reft.positions=f2+l2", "reft.layers=[1,2]"), 0.15),

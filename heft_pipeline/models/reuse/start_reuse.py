@@ -121,7 +121,9 @@ def _operations_a_byte(base: Base, choice: Choice) -> float:
     sizes = _sizes(base, choice)
     layers = base.layers[: len(base.layers) if choice.suffix else choice.layers]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    return 2.0 * weights / (sizes.pairs if choice.suffix else sizes.states)
+    # Where no layer is left above the skipped ones, there are no keys and values to keep.
+    keys_values = sizes.pairs if choice.suffix else 0
+    return 2.0 * weights / (keys_values or sizes.states)
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:
