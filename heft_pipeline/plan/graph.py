@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings, kinds, kinds_of
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.plan.sources import Source, Sources
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
 from heft_pipeline.settings.schema import HeftConfig, method_name
@@ -150,11 +151,14 @@ def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
 
     Returns:
         A stage without adapters for each combination of model and evaluation in the runs. Its seed
-        is 0: nothing is trained, so the seed does not matter, and all sweeps can share the stage.
+        is 0 and it has no dev rows: nothing is trained, so neither matters, and all sweeps can
+        share the stage.
     """
     found: dict[str, StageSpec] = {}
     for run in runs:
-        base = dataclasses.replace(run.stages[0], adapters=(), training=None, seed=0)
+        first = run.stages[0]
+        data = _without_dev(first.data)
+        base = dataclasses.replace(first, adapters=(), training=None, seed=0, data=data)
         found.setdefault(base.fingerprint, base)
     return tuple(found.values())
 
@@ -182,7 +186,7 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
         stages.append(
             StageSpec(
                 model=model,
-                data=data,
+                data=data if adapters else _without_dev(data),
                 adapters=adapters,
                 training=config.training if adapters else None,
                 evaluation=config.evaluation,
@@ -193,6 +197,11 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
         )
     method = method_name(config.method.stages)
     return Run(name, tuple(overrides), method, config.epochs, tuple(stages))
+
+
+def _without_dev(data: DataSettings) -> DataSettings:
+    """A task whose dev rows are not read."""
+    return dataclasses.replace(data, dev_split=None, dev_size=0.0)
 
 
 def _identified(source: Source, name: str | None) -> dict[str, Any]:
