@@ -118,4 +118,4 @@ def evaluate(piece: Piece) -> Measured:
 
 def input_tokens(task: Task) -> int:
     """The unpadded input tokens of an epoch: prompts, and answers without their last token."""
-    return sum(len(e.prompt) + len(task.choices[e.gold]) - 1 for e in task.train)
+    return sum(len(e.prompt) + len(task.answered(e)) - 1 for e in task.train)

@@ -7,26 +7,32 @@ current versions of the libraries.
 import io
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
 from benchmarks.own import input_tokens
+from benchmarks.peer_trainers import (
+    CheckedReftTrainer,
+    CheckedTrainer,
+    CurrentReftTrainer,
+    EpochTimes,
+    OwnBatches,
+    Peer,
+    Shapes,
+)
 from benchmarks.piece import Measured, Piece, composed
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.reft.settings import ReftSettings
-from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.resolve import resolve_device
@@ -38,108 +44,14 @@ from heft_pipeline.training.flops import FlopCounter
 
 with redirect_stdout(io.StringIO()):  # pyvene prints advice about an optional package
     import pyreft
-    from pyreft.dataset import get_intervention_locations
+    from pyreft.dataset import (
+        get_intervention_locations,
+        make_last_position_supervised_data_module,
+    )
     from pyreft.reft_trainer import make_data_collator, make_dataloader
 
 #: The batch size of pyreft's examples/loreft/compute_metrics.py.
 GENERATE_BATCH = 4
-
-
-class EpochTimes(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """The wall time of each epoch of a transformers trainer."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._since = device, 0.0
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self._since = self._now()
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(self._now() - self._since)
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-class Shapes:
-    """A collator that remembers the shapes of its batches.
-
-    Args:
-        collator: The collator that makes the batches.
-    """
-
-    def __init__(self, collator: Any) -> None:
-        self._collator = collator
-        self.seen: list[tuple[int, int]] = []
-
-    def __call__(self, instances: Any) -> Any:
-        """Collate."""
-        batch = self._collator(instances)
-        rows, tokens = batch["input_ids"].shape
-        self.seen.append((rows, tokens))
-        return batch
-
-
-class OwnBatches:
-    """The batches of this project's epochs, with a new epoch at each pass.
-
-    Args:
-        task: The task.
-        batch_size: Examples per batch.
-        seed: The stage's seed.
-    """
-
-    def __init__(self, task: Task, batch_size: int, seed: int) -> None:
-        self._of = lambda epoch: epoch_batches(task.train, batch_size, seed, epoch)
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return len(self._of(0))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._epoch += 1
-        return iter(self._of(self._epoch - 1))
-
-
-class LossLog:
-    """A mixin for trainers: records each step's loss at full precision, and fixes the batches."""
-
-    step_losses: list[float]
-    batches: "OwnBatches"
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the trainer's own loss and record it."""
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        self.step_losses.append(loss.item())
-        return loss
-
-    def get_train_dataloader(self) -> Any:
-        """A loader of the batches in ``batches``."""
-        trainer: Any = self
-        return DataLoader(
-            trainer.train_dataset, batch_sampler=self.batches, collate_fn=trainer.data_collator
-        )
-
-
-class CurrentReftTrainer(pyreft.ReftTrainerForCausalLM):  # type: ignore[misc, unused-ignore]
-    """pyreft's trainer, for a transformers version that passes ``num_items_in_batch``."""
-
-    def compute_loss(
-        self, intervenable: Any, inputs: Any, return_outputs: bool = False, **_: Any
-    ) -> Any:
-        """Compute pyreft's loss."""
-        return super().compute_loss(intervenable, inputs, return_outputs)
-
-
-class CheckedReftTrainer(LossLog, CurrentReftTrainer):
-    """pyreft's trainer for comparing losses."""
-
-
-class CheckedTrainer(LossLog, Trainer):  # type: ignore[misc, unused-ignore]
-    """transformers' trainer for comparing losses."""
 
 
 def train(piece: Piece) -> Measured:
@@ -158,12 +70,14 @@ def train(piece: Piece) -> Measured:
     (adapter,) = stage.adapters
     make = _peft if isinstance(adapter, LoraSettings) else _pyreft
     peer = make(stage, model, tokenizer, task)
-    batches = OwnBatches(task, piece.batch_size, stage.seed)
+    if piece.paper:
+        peer = replace(peer, **_as_in_paper(piece, stage, peer.model, tokenizer, task))
+    batches = OwnBatches(task, piece.batch_size, stage)
     shapes, clock = Shapes(peer.collator), EpochTimes(device)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
         trainer = (peer.checked if piece.losses else peer.trainer)(
             model=peer.model,
-            args=_arguments(stage, peer.learning_rate, len(batches), device, folder),
+            args=_arguments(piece, stage, peer.learning_rate, len(batches), device, folder),
             train_dataset=peer.rows,
             data_collator=shapes,
             processing_class=tokenizer,
@@ -182,29 +96,6 @@ def train(piece: Piece) -> Measured:
         flop=sum(flops.training(b, t, t, peer.lowest_layer) for b, t in shapes.seen),
         losses=trainer.step_losses if piece.losses else [],
     )
-
-
-@dataclass(frozen=True)
-class Peer:
-    """The inputs of a trainer.
-
-    Attributes:
-        model: The model with a new adapter.
-        rows: The training rows.
-        collator: Makes batches of the rows.
-        trainer: The trainer's class.
-        checked: The same class with :class:`LossLog`.
-        learning_rate: The adapter's learning rate.
-        lowest_layer: The first decoder layer with a trained part.
-    """
-
-    model: Any
-    rows: list[dict[str, Any]]
-    collator: Any
-    trainer: Any
-    checked: Any
-    learning_rate: float
-    lowest_layer: int
 
 
 def _peft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
@@ -238,19 +129,57 @@ def _pyreft(stage: StageSpec, model: Any, tokenizer: Any, task: Task) -> Peer:
         trainer=CurrentReftTrainer,
         checked=CheckedReftTrainer,
         learning_rate=_reft(stage).learning_rate,
-        lowest_layer=1,
+        lowest_layer=1 + min(_layers(_reft(stage), model)),
     )
 
 
+def _as_in_paper(
+    piece: Piece, stage: StageSpec, model: Any, tokenizer: Any, task: Task
+) -> dict[str, Any]:
+    """The rows and the collator of the script in the HEFT paper's appendix."""
+    texts = [(e.prompt, task.answered(e)) for e in task.train]
+    if isinstance(stage.adapters[0], LoraSettings):
+        tokenizer.pad_token = tokenizer.eos_token
+        end = tokenizer.eos_token_id  # which the collator leaves out of the loss, as padding
+        rows = [
+            _padded([*prompt, *answer, end], piece.padded_to, tokenizer) for prompt, answer in texts
+        ]
+        return {"rows": rows, "collator": DataCollatorForLanguageModeling(tokenizer, mlm=False)}
+    rows = [
+        {
+            "input_ids": [*prompt, *answer],
+            "intervention_locations": [[len(prompt) - 1]],
+            "labels": [-100] * len(prompt) + list(answer),
+        }
+        for prompt, answer in texts
+    ]
+    made = make_last_position_supervised_data_module(tokenizer, model, [], [])
+    return {"rows": rows, "collator": made["data_collator"]}
+
+
+def _padded(tokens: list[int], width: int, tokenizer: Any) -> dict[str, Any]:
+    missing = max(0, width - len(tokens))
+    return {
+        "input_ids": [*tokens, *[tokenizer.pad_token_id] * missing],
+        "attention_mask": [1] * len(tokens) + [0] * missing,
+    }
+
+
 def _arguments(
-    stage: StageSpec, learning_rate: float, steps: int, device: torch.device, folder: str
+    piece: Piece,
+    stage: StageSpec,
+    learning_rate: float,
+    steps: int,
+    device: torch.device,
+    folder: str,
 ) -> Any:
     training, schedule = stage.training, stage.adapters[0]
     assert training is not None
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=schedule.epochs,
-        per_device_train_batch_size=schedule.batch_size,
+        per_device_train_batch_size=schedule.batch_size // piece.accumulation,
+        gradient_accumulation_steps=piece.accumulation,
         learning_rate=learning_rate,
         weight_decay=0.0,
         lr_scheduler_type=training.lr_scheduler,
@@ -351,9 +280,16 @@ def _reft_model(stage: StageSpec, model: Any) -> Any:
                 dtype=model.dtype,
             ),
         }
-        for layer in range(model.config.num_hidden_layers)
+        for layer in _layers(reft, model)
     ]
     return pyreft.get_reft_model(model, pyreft.ReftConfig(representations=representations))
+
+
+def _layers(reft: ReftSettings, model: Any) -> list[int]:
+    """The edited layers."""
+    if isinstance(reft.layers, str):
+        return list(range(model.config.num_hidden_layers))
+    return list(reft.layers)
 
 
 def _reft(stage: StageSpec) -> ReftSettings:
@@ -376,7 +312,7 @@ def _reft_row(
     places = get_intervention_locations(
         last_position=len(example.prompt),
         positions=_reft(stage).positions,
-        num_interventions=model.config.num_hidden_layers,
+        num_interventions=len(_layers(_reft(stage), model)),
         share_weights=True,
         pad_mode="first",
     )

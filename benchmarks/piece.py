@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from heft_pipeline.plan.graph import Run, make_run
-from heft_pipeline.plan.sources import Sources
+from heft_pipeline.plan.sources import BUILTIN, Sources
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import config_dir, register
+
+#: The longest prompt in the HEFT paper's script, which also pads LoRA's rows to it.
+PAPER_TOKENS = 2048
+#: The positions of a small model that are left for answers, and the rows that a stage scores.
+_LEFT_FOR_ANSWERS, _SCORED_ROWS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Piece:
         max_new_tokens: The most tokens that a peer's ``generate`` decodes; 0 for the longest choice
             and the end token after it.
         shape: The shape of a ``random_model``.
+        paper: Whether the settings are those of ``conf/experiment/heft_paper.yaml``, and a peer's
+            rows and collators those of the script in the HEFT paper's appendix.
+        accumulation: In how many parts a peer runs a batch.
+        padded_to: The tokens that a peer's LoRA rows are padded to on the right, with ``paper``; 0
+            for the longest row of a batch.
     """
 
     side: str
@@ -47,6 +58,27 @@ class Piece:
     overrides: tuple[str, ...] = ()
     max_new_tokens: int = 0
     shape: str = ""
+    paper: bool = False
+    accumulation: int = 1
+    padded_to: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A piece and its place in the table.
+
+    Attributes:
+        part: The comparison that it belongs to.
+        name: ``peer_DTYPE``, ``own`` (in the dtype that this project chooses), or the name of a
+            further piece.
+        piece: What to run.
+        unless_own: Skip the piece if ``own`` has already run in this dtype.
+    """
+
+    part: str
+    name: str
+    piece: Piece
+    unless_own: str | None = None
 
 
 @dataclass
@@ -117,18 +149,13 @@ def composed(piece: Piece) -> Run:
         "sweep=benchmark",
         f"method={method}",
         f"model.id='{piece.model}'",
-        "data=boolq",
         f"data.path='{piece.data}'",
         "data.name=benchmark",
-        "data.dev_split=dev",
         f"seed={piece.seed}",
         f"epochs={piece.epochs}",
-        "rank=8",
-        "lora.alpha=16",
-        "lora.dropout=0",
         f"lora.batch_size={piece.batch_size}",
         f"reft.batch_size={piece.batch_size}",
-        f"reft.positions={piece.positions}",
+        *(_of_paper(piece) if piece.paper else _of_project(piece)),
     ]
     if piece.dtype:
         overrides.append(f"model.dtype={piece.dtype}")
@@ -141,3 +168,41 @@ def composed(piece: Piece) -> Run:
         config = compose("config", [*overrides, *piece.overrides])
     sources = Sources(Path(piece.workdir) / "digests.json")
     return make_run(typed(config), sources, "benchmark", overrides)
+
+
+def _of_project(piece: Piece) -> list[str]:
+    """Overrides for comparing with the peers at this project's own settings."""
+    return [
+        "data=boolq",
+        "data.dev_split=dev",
+        "rank=8",
+        "lora.alpha=16",
+        "lora.dropout=0",
+        f"reft.positions={piece.positions}",
+    ]
+
+
+def _of_paper(piece: Piece) -> list[str]:
+    """Overrides for the HEFT paper's settings on a smaller model.
+
+    One layer is edited, the one that layer 15 of 32 is in the paper.
+    """
+    config = model_config(piece.model)
+    longest = min(PAPER_TOKENS, config.max_position_embeddings - _LEFT_FOR_ANSWERS)
+    return [
+        "+experiment=heft_paper",
+        "model=tiny",  # which leaves name and dtype to the model that is named
+        "data.special_tokens=once",
+        f"data.max_prompt_tokens={longest}",
+        "data.truncate_column=passage",
+        f"data.max_eval_rows={_SCORED_ROWS}",  # what is timed here is training
+        f"reft.layers=[{config.num_hidden_layers // 2 - 1}]",
+        *(["lora.dropout=0"] if piece.losses else []),
+    ]
+
+
+def model_config(model: str) -> Any:
+    """The transformers config of a model's text part."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(BUILTIN.get(model, model)).get_text_config()

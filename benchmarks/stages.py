@@ -8,13 +8,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import LARGE, SHAPES, write_rows
-from benchmarks.piece import Measured, Piece, composed
-from benchmarks.summary import DTYPES, GRID, PARTS, POSITIONS, Results, summary
+from benchmarks.paper import PADDED_ROWS, PAPER_GRID, PAPER_PARTS, paper_check, paper_pieces
+from benchmarks.piece import Asked, Measured, Piece, composed
+from benchmarks.results import DTYPES, GRID, PARTS, POSITIONS, Results
+from benchmarks.summary import summary
 from benchmarks.table import show
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.errors import UserError
@@ -23,26 +25,10 @@ from heft_pipeline.plan.sources import BUILTIN
 _ROOT = Path(__file__).resolve().parents[1]
 #: Rows and epochs for comparing losses.
 _CHECKED_ROWS, _CHECKED_EPOCHS = 64, 2
+#: The folder of the data with few rows.
+_FEW = "few"
 #: The most tokens that pyreft's examples/loreft/task_config.py decodes for commonsense tasks.
 _PYREFT_NEW_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A piece and its place in the table.
-
-    Attributes:
-        part: The comparison that it belongs to.
-        name: ``peer_DTYPE``, ``own`` (in the dtype that this project chooses), or the name of a
-            further piece.
-        piece: What to run.
-        unless_own: Skip the piece if ``own`` has already run in this dtype.
-    """
-
-    part: str
-    name: str
-    piece: Piece
-    unless_own: str | None = None
 
 
 def main() -> int:
@@ -51,6 +37,8 @@ def main() -> int:
     parts: tuple[str, ...] = (*PARTS, GRID) if options.only is None else (options.only,)
     if GRID in parts:
         parts = (*(p for p in PARTS if p != "eval" or options.only is None), GRID)
+    if PAPER_GRID in parts:
+        parts = (*PAPER_PARTS, PAPER_GRID)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         work = Path(folder)
         results = Results(rows=options.rows, epochs=options.epochs)
@@ -89,7 +77,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are reported")
     parser.add_argument("--json", help="a file for everything that was measured")
     parser.add_argument("--threads", type=int, help="threads per process; default: torch's own")
-    parser.add_argument("--only", choices=[*PARTS, GRID], help="run only this part")
+    parser.add_argument(
+        "--only",
+        choices=[*PARTS, GRID, *PAPER_PARTS, PAPER_GRID],
+        help="run only this part; the default leaves out those of the HEFT paper",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--peer-dtype",
@@ -113,6 +105,7 @@ def _inputs(options: argparse.Namespace, work: Path) -> Piece:
     data = BUILTIN.get(options.data, Path(options.data).expanduser())
     write_rows(data, options.rows, work / "data")
     write_rows(data, min(options.rows, _CHECKED_ROWS), work / "checked")
+    write_rows(data, min(options.rows, PADDED_ROWS), work / _FEW)
     model = options.model
     if model.startswith("random:"):
         model = str(work / "model")
@@ -137,7 +130,10 @@ def _timed(parts: tuple[str, ...], common: Piece, dtypes: list[str]) -> list[Ask
     own = replace(common, side="own", dtype="")
     asked = [Asked("machine", "peak_before", Piece("own", "peak"))]
     for part in parts:
-        if part == GRID:
+        if part in (*PAPER_PARTS, PAPER_GRID):
+            few = str(Path(common.workdir) / _FEW)
+            asked += paper_pieces(part, common, few, dtypes)
+        elif part == GRID:
             for name, positions in POSITIONS.items():
                 piece = replace(own, work="reft_on_lora", positions=positions)
                 asked.append(Asked(GRID, name, piece))
@@ -224,15 +220,14 @@ def _compare_losses(
 ) -> None:
     """Train both sides on the same batches in the same order, from the same initial weights."""
     for part in parts:
-        if part in ("eval", GRID) or (part, f"peer_{peer.dtype}") in results.failures:
+        if part in ("eval", GRID, PAPER_GRID) or (part, f"peer_{peer.dtype}") in results.failures:
             continue
-        piece = replace(
-            peer,
-            work="lora" if part == "coarse" else "reft",
-            positions=POSITIONS.get(part, "f7+l7"),
-            epochs=_CHECKED_EPOCHS,
-            losses=True,
-        )
+        if part in PAPER_PARTS:
+            piece = paper_check(part, peer, str(Path(peer.workdir) / _FEW))
+        else:
+            work = "lora" if part == "coarse" else "reft"
+            piece = replace(peer, work=work, positions=POSITIONS.get(part, "f7+l7"))
+        piece = replace(piece, epochs=_CHECKED_EPOCHS, losses=True)
         print(f"losses: {part}", file=sys.stderr, flush=True)
         try:
             theirs = _run(piece, options.threads)

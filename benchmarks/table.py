@@ -1,12 +1,12 @@
 """Printing what was measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.summary import Summary
+from benchmarks.results import GridRun, Summary
 
 _WIDTH = 100
 
@@ -62,27 +62,32 @@ def show(found: Summary, machine: Mapping[str, Any]) -> None:
             f"eval: pyreft's generation and ours begin with the same choice (or none) for "
             f"{same:.1%} of rows; ours begins with a choice for {any_choice:.1%}"
         )
-    for positions in found.grids:
-        _show_grid(console, found, positions)
+    for positions, runs in found.grids.items():
+        what = f"Six runs with ReFT at {positions}"
+        _show_grid(console, what, found.training_rows, runs, "Peers train every run by itself.")
+    for how, runs in found.paper_grids.items():
+        what = f"The rows of the HEFT paper's table 1, the peers' LoRA padded to {how}"
+        _show_grid(console, what, found.training_rows, runs, "The script trains each by itself.")
     for name, ratio in found.others.items():
         console.print(f"{name}={ratio:.3g}")
     for name in found.failed:
         console.print(f"failed: {name}")
 
 
-def _show_grid(console: Console, found: Summary, positions: str) -> None:
+def _show_grid(
+    console: Console, what: str, rows: int, runs: Sequence[GridRun], peers_do: str
+) -> None:
     console.print(
-        f"\nSix runs with ReFT at {positions}, seconds of training on {found.training_rows} rows, "
-        "COMPUTED from the epochs measured above (one-off + epochs x seconds per epoch); no run "
-        "of 3 or 20 epochs was made. Peers train every run by itself."
+        f"\n{what}, seconds of training on {rows} rows, COMPUTED from the epochs measured above "
+        "(one-off + epochs x seconds per epoch); no run of 3 or 20 epochs was made. " + peers_do
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "peers s", "own s", "this project trains"):
         table.add_column(name, justify="right" if name.endswith(" s") else "left")
-    for run in found.grids[positions]:
+    for run in runs:
         table.add_row(run.name, _number(run.peers), _number(run.own), run.trained)
-    peers = sum(run.peers for run in found.grids[positions])
-    own = sum(run.own for run in found.grids[positions])
+    peers = sum(run.peers for run in runs)
+    own = sum(run.own for run in runs)
     table.add_row("all", _number(peers), _number(own), f"ratio {peers / own:.3g}")
     console.print(table)
 

@@ -139,23 +139,18 @@ class ExpectedWork:
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]
         # Reuse is tried on two sequences before it is trusted.
         probe = sorted({*self._answered, *dev}, key=lambda s: len(s.prompt))[-2:]
-        flop, start = self._missing(probe), 0
-        while start < len(keys) and self.kept_bytes < steps.budget:
-            stop = start + 1
-            while stop < len(keys) and self._fits(keys[stop].read_length, stop + 1 - start):
-                stop += 1
-            flop += self._computed(keys[start:stop])
-            for key in keys[start:stop]:
+        flop, lengths = self._missing(probe), [key.read_length for key in keys]
+        for part in split_by_tokens(lengths, steps.reuse_tokens, similar=True):
+            if self.kept_bytes >= steps.budget:
+                break
+            flop += self._computed(keys[part])
+            for key in keys[part]:
                 size = steps.kept.bytes(key, self.keys_values)
                 if self.kept_bytes + size > steps.budget:
                     return flop
                 self._kept.add(key)
                 self.kept_bytes += size
-            start = stop
         return flop
-
-    def _fits(self, tokens: int, rows: int) -> bool:
-        return tokens * rows <= self._steps.reuse_tokens
 
     def _epoch(self, number: int) -> float:
         """The operations of the steps of an epoch."""

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import stages, work
 from benchmarks.piece import Measured, Piece
-from benchmarks.summary import DTYPES, GRID, PARTS, Results, paid_off, summary
+from benchmarks.results import DTYPES, GRID, PARTS, Results
+from benchmarks.summary import paid_off, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = ["fine_f7l7_ratio", "fine_suffix_ratio", "coarse_ratio", "eval_ratio", "grid_ratio"]

@@ -6,7 +6,8 @@ then runs only the last positions and the answer, through the layers above, and 
 computed at any other place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from heft_pipeline.models.reuse.lower_layers import LowerLayers
 #: The keys and values of a batch's earlier positions in the layers above the skipped ones, [layers,
 #: 2, B, heads, P, size], padded on the left.
 KeysValues = torch.Tensor
+#: The most padded tokens of a pass on a CPU. More leave its caches and take several times as long.
+_CPU_TOKENS = 2048
 
 
 class FrozenPrompts:
@@ -135,8 +138,7 @@ class FrozenPrompts:
         columns = torch.arange(width, device=self._base.device)
         mask = (columns >= width - torch.tensor(lengths, device=columns.device)[:, None]).long()
         if self.keys_values:
-            each = [state[0] for state in states]
-            together = torch.stack([pad(s, (0, 0, width - s.shape[3], 0)) for s in each], dim=2)
+            together = _together([state[0] for state in states], width)
             return together, [state[1] for state in states] if self._layers else [], mask
         whole = [state[0] for state in states]
         earlier = [one[:length] for one, length in zip(whole, lengths, strict=True)]
@@ -169,28 +171,37 @@ class FrozenPrompts:
         """
         if not self.keys_values:
             return list(lower_output(self._base, self._lower, keys, self._on_pass))
-        lengths = [earlier_tokens(key, self._suffix) for key in keys]
-        if not self._layers:
-            together = self._counted(self._heads(keys))
-            width = together.shape[4]
-            starts = [width - length for length in lengths]
-            return [
-                (together[:, :, row, :, start:].contiguous(),) for row, start in enumerate(starts)
-            ]
-        with self._lower.seen() as found:
-            whole = collate(keys, self._base.pad_token_id).to(self._base.device)
-            together = self._counted(whole)
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for row, (key, length) in enumerate(zip(keys, lengths, strict=True)):
-            start = together.shape[4] - key.read_length
-            earlier = together[:, :, row, :, start : start + length].contiguous()
-            parts.append((earlier, found[0][row, start + length :].clone()))
-        return parts
-
-    def _counted(self, batch: Batch) -> KeysValues:
+        if self._layers:
+            batch = collate(keys, self._base.pad_token_id).to(self._base.device)
+        else:
+            batch = self._heads(keys)
         rows, tokens = batch.input_ids.shape
         self._on_pass(rows, tokens, len(self._base.layers))
-        return self._read(batch)
+        together = max(1, _CPU_TOKENS // tokens) if self._base.device.type == "cpu" else rows
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for start in range(0, rows, together):
+            some = slice(start, start + together)
+            parts += self._of_each(keys[some], _rows_of(batch, some))
+        return parts
+
+    def _of_each(
+        self, keys: Sequence[AnsweredPrompt], batch: Batch
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Run the model over some sequences, or their earlier positions, and cut out what is kept.
+
+        Args:
+            keys: B sequences.
+            batch: What is run of them.
+        """
+        seen: AbstractContextManager[list[torch.Tensor]]
+        seen = self._lower.seen() if self._layers else nullcontext([])
+        with seen as found:
+            together = self._read(batch)
+        for row, key in enumerate(keys):
+            length = earlier_tokens(key, self._suffix)
+            start = together.shape[4] - (key.read_length if self._layers else length)
+            later = (found[0][row, start + length :].clone(),) if self._layers else ()
+            yield together[:, :, row, :, start : start + length].contiguous(), *later
 
     def _read(self, batch: Batch) -> KeysValues:
         """Run the model over a batch, and return the keys and values of the layers above."""
@@ -211,6 +222,22 @@ class FrozenPrompts:
         cache = DynamicCache()
         cache.layers = layers
         return cache
+
+
+def _together(each: Sequence[torch.Tensor], width: int) -> KeysValues:
+    """The keys and values of several prompts in one tensor, each copied once."""
+    layers, both, heads, _, size = each[0].shape
+    together = each[0].new_empty(layers, both, len(each), heads, width, size)
+    for row, one in enumerate(each):
+        start = width - one.shape[3]
+        together[:, :, row, :, :start] = 0
+        together[:, :, row, :, start:] = one
+    return together
+
+
+def _rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch, as wide as the whole batch."""
+    return Batch(**{name: value[rows] for name, value in vars(batch).items()})
 
 
 def suffix_batch(batch: Batch, suffix: int, pad_token_id: int) -> Batch:

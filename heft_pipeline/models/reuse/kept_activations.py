@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.data.batches import AnsweredPrompt, split_by_tokens
 from heft_pipeline.models.reuse.estimate import in_gib
 
 #: Called with the rows, padded tokens and layers of each pass that computes activations.
@@ -88,18 +88,15 @@ class Kept:
             The number of distinct keys.
         """
         keys = sorted(set(wanted), key=lambda key: (key.read_length, key.prompt, key.answer))
-        start = 0
-        while start < len(keys) and self.bytes < self._budget:
-            stop = start + 1
-            while stop < len(keys) and keys[stop].read_length * (stop + 1 - start) <= tokens:
-                stop += 1
-            group = keys[start:stop]
+        for part in split_by_tokens([key.read_length for key in keys], tokens, similar=True):
+            if self.bytes >= self._budget:
+                break
+            group = keys[part]
             for key, tensors in zip(group, compute(group), strict=True):
                 size = sum(tensor.nbytes for tensor in tensors)
                 if self.bytes + size > self._budget or not self._keep(key, tensors, size):
                     return len(keys)
-            start = stop
-            advance(start, len(keys))
+            advance(part.stop, len(keys))
         return len(keys)
 
     def get(self, keys: Sequence[AnsweredPrompt], compute: Compute) -> list[Tensors]:
