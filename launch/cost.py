@@ -149,7 +149,7 @@ def _show_notes(
     if exact:
         console.print(
             f"[yellow]![/] {_stages(exact)} will compute in float32, which takes several times the "
-            "hours shown; model.dtype=bfloat16 avoids it",
+            "hours shown" + ("; model.dtype=bfloat16 avoids it" if gpu.bfloat16 else ""),
             highlight=False,
         )
     large = [(group, one) for group, one in known if one.memory_bytes > gpu.memory_gib * 2**30]

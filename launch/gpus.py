@@ -39,7 +39,7 @@ GPUS = {
     "h100-pcie": Gpu(756, 80),  # NVIDIA H100 PCIe product brief: 1,513 with sparsity
     "h200": Gpu(989, 141),  # NVIDIA H200 datasheet, SXM: 1,979 with sparsity
     "b200": Gpu(2250, 180),  # NVIDIA HGX B200 datasheet: 36,000 with sparsity for eight
-    "mi250x": Gpu(383, 128),  # AMD Instinct MI250X datasheet, both dies
+    "mi250x": Gpu(191.5, 64),  # AMD Instinct MI250X datasheet, one of its two dies
     "mi300x": Gpu(1307.4, 192),  # AMD Instinct MI300X datasheet
 }
 #: The value of ``dry_run_gpu`` for a dry run that reads neither model nor data.

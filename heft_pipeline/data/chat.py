@@ -7,6 +7,9 @@ from heft_pipeline.errors import UserError
 
 #: Stands for the user's turn while the template is rendered; no template or row contains it.
 _MARK = "\u2063turn\u2063"
+#: What templates print as today's date, so that prompts do not depend on when they are made. It is
+#: the date that Llama 3's template has for where there is no clock.
+_TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 class Chat:
@@ -27,6 +30,8 @@ class Chat:
                 "use a chat model, or data.chat=false with the format in data.prompt"
             )
         self._tokenizer = tokenizer
+        template = tokenizer.get_chat_template()
+        self._template = _TODAY + template if "strftime_now" in template else template
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._before, mark, self._after = self._rendered(_MARK).partition(_MARK)
         if not mark:
@@ -61,7 +66,10 @@ class Chat:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    chat_template=self._template,
                 )
             )
         except Exception as error:  # a template can raise anything

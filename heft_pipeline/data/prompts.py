@@ -76,8 +76,8 @@ class Task:
             )
         if self.doubled:
             notes.append(
-                f"prompts begin with {self.doubled} twice: data.prompt has it, and the tokenizer "
-                "adds it (data.special_tokens=add)"
+                f"prompts begin with {self.doubled} twice: the prompt's template has it, and the "
+                "tokenizer adds it (data.special_tokens=add)"
             )
         return tuple(notes)
 
@@ -193,6 +193,12 @@ def _tokenize(
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
         prompts[i] = _cut(data, encoder, chat, *rows[i], len(prompts[i]))
+    for (id, _), ids in zip(rows, prompts, strict=True):
+        if not ids:
+            raise UserError(
+                f"row {id} of {data.name} makes an empty prompt; mend the row or leave it out, or "
+                "give data.prompt words of its own"
+            )
     return prompts, len(long)
 
 

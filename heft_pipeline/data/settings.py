@@ -58,8 +58,8 @@ class DataSettings(Settings):
     )
     special_tokens: str = setting(
         "once",
-        "those that the tokenizer puts before a text, such as BOS; once: also if the prompt has "
-        "them; add: always, so that they can be doubled; as_written: only the prompt's own",
+        "those that the tokenizer puts before a text, such as BOS; once: added unless the prompt "
+        "begins with them; add: always, so that they can be doubled; as_written: never",
         choices=("once", "add", "as_written"),
     )
     answer_column: str = setting("answer", "the column that holds the label of the right answer")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from heft_pipeline.devices.random_state import load_random, random_tensors
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
 
@@ -41,10 +42,15 @@ class Vocabulary:
     @cached_property
     def _plain(self) -> bool:
         """Whether the projection's output is the logits; some models scale or cap it."""
-        ids = torch.full((1, 2), self._base.pad_token_id, device=self._base.device)
+        device = self._base.device
+        ids = torch.full((1, 2), self._base.pad_token_id, device=device)
+        # Dropout may draw numbers here, and a resumed stage comes here at another step.
+        random = random_tensors(device)
         with torch.no_grad():
             hidden = projected_states(self._base, {"input_ids": ids})[0]
-            return torch.equal(projection(self._base)(hidden), self._through_model(hidden))
+            plain = torch.equal(projection(self._base)(hidden), self._through_model(hidden))
+        load_random(random, device)
+        return plain
 
     def _through_model(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run the model on one token, with other hidden states put in before the projection."""

@@ -29,7 +29,10 @@ _HOW_FAST = {
     "reuse_budget_gib",
 }  # fmt: skip
 #: Those of a task that its rows' number and what was read of them do not show.
-_TASK = ("prompt", "chat", "system", "special_tokens", "choices", "dev_size", "dev_split")
+_TASK = (
+    "prompt", "chat", "system", "special_tokens", "answer_column", "choices", "dev_size",
+    "dev_split", "max_train_rows", "max_eval_rows",
+)  # fmt: skip
 #: What the script's generation samples with: the generation config of the chat model.
 _SAMPLED = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
 
@@ -74,8 +77,14 @@ def paper_row(section: Section, setting: Setting) -> PaperRow | None:
         The row; None where the model, the data or a setting is not the paper's.
     """
     run = setting.runs[0]
-    whole = len(section.ids) == _REPORTED and run.results[-1].get("n_train") == _TRAINED
-    return planned_row(run.run) if whole else None
+    last = run.results[-1]
+    same = (
+        len(section.ids) == _REPORTED
+        and last.get("n_train") == _TRAINED
+        and not last.get("truncated_prompts")
+        and all(result.get("dtype") == "bfloat16" for result in run.results)
+    )
+    return planned_row(run.run) if same else None
 
 
 def planned_row(run: Run) -> PaperRow | None:
@@ -88,6 +97,7 @@ def planned_row(run: Run) -> PaperRow | None:
         Path(stage.model.id).name.lower() == _MODEL
         and Path(str(stage.data.location)).name.lower() == _DATA
         and stage.model.quantization == "none"
+        and stage.model.dtype != "float32"
         and all(map(_is_of_the_recipe, run.stages))
     )
     epochs = tuple(stage.epochs for stage in run.stages)

@@ -1,7 +1,6 @@
 """Answers that a model writes: decoding, and which choice its text names."""
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,10 @@ from typing import Any
 import torch
 
 from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.data.answer_text import AnswerText
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.devices.memory import free, is_out_of_memory
 from heft_pipeline.scoring.settings import EvaluationSettings
 
 Prompt = tuple[int, ...]
@@ -23,7 +24,7 @@ class Decoding:
     """How text is generated and read.
 
     Attributes:
-        texts: The choices' texts; where a text contains several, the first counts.
+        texts: What is looked for, for each choice; where a text contains several, the first counts.
         tokens: The most new tokens.
         match: ``begins`` or ``contains``: where in the text a choice is looked for.
         temperature: 0 for the likeliest token each time, else what logits are divided by.
@@ -45,9 +46,11 @@ def decoding(task: Task, evaluation: EvaluationSettings, seed: int) -> Decoding 
     """How a task's answers are generated; None where they are only scored."""
     if evaluation.mode != "generate":
         return None
+    written = AnswerText(evaluation.answer)
+    begins = evaluation.match == "begins"
     return Decoding(
-        task.texts,
-        evaluation.max_new_tokens or max(map(len, task.choices)),
+        tuple(written.of(text) for text in task.texts) if begins else task.texts,
+        evaluation.max_new_tokens or max(map(len, (*task.choices, *task.answers))),
         evaluation.match,
         evaluation.temperature,
         evaluation.top_p,
@@ -78,7 +81,7 @@ def generated(
     end = model.base.tokenizer.eos_token_id
     for chosen in batches:
         part = [examples[i] for i in chosen]
-        for i, ids in zip(chosen, _continued(model, part, decoding), strict=True):
+        for i, ids in zip(chosen, _in_memory(model, part, decoding), strict=True):
             own = ids[: ids.index(end)] if end in ids else ids
             text = model.base.tokenizer.decode(own, skip_special_tokens=True)
             predictions[i] = named(text, decoding.texts, decoding.match)
@@ -91,8 +94,8 @@ def named(text: str, choices: Sequence[str], match: str) -> int:
     Args:
         text: What a model wrote.
         choices: The choices' texts; white space around them does not count.
-        match: ``begins``: the longest choice that the text begins with, where a choice that ends in
-            a letter or digit is not the beginning of a longer word. ``contains``: the first choice
+        match: ``begins``: the longest choice that the text begins with, and not as the beginning of
+            a longer word. ``contains``: the first choice
             that occurs anywhere in the text, as the HEFT paper's script reads it.
 
     Returns:
@@ -101,9 +104,35 @@ def named(text: str, choices: Sequence[str], match: str) -> int:
     texts = [choice.strip() for choice in choices]
     if match == "contains":
         return next((i for i, choice in enumerate(texts) if choice in text), -1)
-    words = [re.escape(c) + r"(?![A-Za-z0-9])" * bool(re.search(r"[A-Za-z0-9]$", c)) for c in texts]
-    found = [i for i, word in enumerate(words) if re.match(word, text.strip())]
+    said = text.strip()
+    found = [
+        i
+        for i, choice in enumerate(texts)
+        if said.startswith(choice)
+        and not (_in_a_word(choice[-1:]) and _in_a_word(said[len(choice) :][:1]))
+    ]
     return max(found, key=lambda i: len(texts[i]), default=-1)
+
+
+def _in_a_word(character: str) -> bool:
+    """Whether it is a digit, or a letter of a script that puts blanks between words."""
+    return character.isdigit() or character.lower() != character.upper()
+
+
+def _in_memory(
+    model: AdaptedModel, examples: Sequence[Example], decoding: Decoding
+) -> list[list[int]]:
+    """The continuations; if memory runs out, each half is tried by itself."""
+    try:
+        return _continued(model, examples, decoding)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(examples) == 1:
+            raise
+    # Outside of the handler, because the exception keeps the failed pass's tensors alive.
+    free(model.base.device)
+    middle = len(examples) // 2
+    halves = (examples[:middle], examples[middle:])
+    return [one for half in halves for one in _in_memory(model, half, decoding)]
 
 
 def _continued(

@@ -98,7 +98,8 @@ class SharedSettings(Settings):
         """Refuse adapters that do not support the evaluation mode, and choosing without rows."""
         for name in kinds():
             self.adapter(name).check_mode(self.evaluation.mode)
-        if not self.data.has_dev and self.training.selection == "best":
+        chosen = self.method.stages and self.training.selection == "best"
+        if chosen and not self.data.has_dev:
             raise UserError(
                 "data.dev_size=0 leaves no rows to choose the best epoch on; keep the last one "
                 "with training.selection=last, or hold rows out"

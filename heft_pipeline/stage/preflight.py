@@ -44,7 +44,7 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         checked.add(key)
         task = cached_task(stage, tokenized)
         _check_overlap(stage.data, task)
-        _check_length(stage.model, stage.data, task)
+        _check_length(stage, task)
         _check_ids(stage.model, task)
         target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
@@ -101,9 +101,12 @@ def _check_ids(model: ModelSettings, task: Task) -> None:
         )
 
 
-def _check_length(model: ModelSettings, data: DataSettings, task: Task) -> None:
+def _check_length(stage: StageSpec, task: Task) -> None:
+    model, data, evaluation = stage.model, stage.data, stage.evaluation
     limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
     answer = max(map(len, (*task.choices, *task.answers)))
+    if evaluation.mode == "generate":
+        answer = max(answer, evaluation.max_new_tokens or 0)
     longest = max(task.prompt_lengths)
     if limit is not None and 0 < limit < longest + answer:  # XLNet's -1 is no limit
         raise UserError(

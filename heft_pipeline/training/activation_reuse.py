@@ -47,7 +47,7 @@ def reusable(
     unchanged = f"nothing is trained in the first {first} of {num_layers} layers"
     layers = first if first / num_layers >= _SHARE_OF_LAYERS else 0
     whole = training.gradient_checkpointing or trained[0].loss == "sequence"
-    if not whole and None not in suffixes:
+    if not whole and None not in suffixes and layers < num_layers:
         last = max(last for last in suffixes if last is not None)
         tokens = f"the last {last} tokens" if last > 1 else "the last token"
         why = f"{where} edits only {tokens}" + (f", and {unchanged}" if layers else "")

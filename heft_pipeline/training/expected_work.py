@@ -164,7 +164,7 @@ class ExpectedWork:
                 sequences = sorted(sequences, key=lambda sequence: sequence.read_length)
             lengths = [sequence.read_length for sequence in sequences]
             limit = steps.most_tokens or sum(lengths) * len(batch)
-            similar = apart and not steps.choice.suffix
+            similar = apart and not (steps.choice.suffix and self.keys_values)
             for part in split_by_tokens(lengths, limit, similar=similar):
                 own = sequences[part]
                 answer = max(len(s.answer) for s in own)

@@ -14,6 +14,7 @@ from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_task
+from tests.conftest import make_rows, write_rows
 from tests.data.test_encode import trained_tokenizer
 
 ComposeRun = Callable[..., Run]
@@ -178,3 +179,30 @@ def test_without_dev_rows_all_rows_are_trained_on(
     task: Task = cached_task(compose_run(*small, "data.dev_size=0", "training.selection=last").last)
     assert (len(task.train), len(task.dev)) == (120, 0)
     assert not task.notes
+
+
+def test_a_template_that_prints_todays_date_has_the_same_one_every_day(
+    data: DataSettings, chat_tokenizer: Any
+) -> None:
+    chat_tokenizer.chat_template = "Today is {{ strftime_now('%d %b %Y') }}.\n" + CHATML
+    task = load_task(data, chat_tokenizer, 0)
+    assert "Today is 26 Jul 2024." in chat_tokenizer.decode(task.train[0].prompt)
+
+
+def test_an_empty_prompt_is_refused_with_its_row(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    rows = make_rows(20, seed=1)
+    rows[3]["passage"] = ""
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    asked = [f"data.path={tmp_path}", "data.prompt='{passage}'", "data.special_tokens=as_written"]
+    stage = compose_run(*small, *asked, "data.allow_overlap=true").last
+    with pytest.raises(UserError, match=r"row \w+/3 of small makes an empty prompt"):
+        cached_task(stage)
+
+
+def test_nothing_has_to_be_chosen_where_nothing_is_trained(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    assert not cached_task(compose_run(*small, "data.dev_size=0", "method.stages=[]").last).dev

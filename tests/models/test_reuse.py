@@ -103,6 +103,21 @@ def test_where_keys_and_values_are_too_large_the_lower_layers_output_is_kept(
     assert expected.kept_instead in with_reuse["reuse"]
 
 
+@pytest.mark.parametrize("asked", [["reft.positions=l1"], ["reft.positions=f1+l1"]])
+def test_a_model_without_attention_reuses_its_lower_layers_only(
+    compose_run: ComposeRun, small: list[str], store: Store, tmp_path: Path, asked: list[str]
+) -> None:
+    folder = save_tiny("mamba", tmp_path / "mamba")
+    run = compose_run(*small, f"model.id={folder}", "method=reft", "reft.layers=[2]", *asked)
+    result = run_stage(run.last, store).result
+    assert "120 of 120 prompts kept" in result["reuse"] or "recomputed" in result["reuse"]
+    ((_, expected),) = forecasts([run.last])
+    assert isinstance(expected, Forecast)
+    lora = compose_run(*small, f"model.id={folder}", "method=lora", "lora.target_modules=[in_proj]")
+    ((_, expected),) = forecasts([lora.last])
+    assert isinstance(expected, Forecast)
+
+
 @pytest.mark.parametrize("lengths", [(6, 9, 7), (5, 9, 2), (3, 1, 2)])
 @pytest.mark.parametrize("more", [SUFFIX, ["reft.positions=f1+l2", "reft.layers=[1,2]"]])
 def test_answers_and_prompts_of_any_length_have_the_same_gradients(
@@ -239,6 +254,7 @@ def test_where_nothing_can_be_reused_the_reason_is_said(
         (["reft=suffix", "training.gradient_checkpointing=true"], 4, (0, 1)),
         (["reft=suffix"], 4, (7, 1)),
         (["reft=suffix", "reft.loss=sequence"], 4, (0, 1)),
+        (["reft=suffix", "reft.layers=[3]"], 4, (0, 4)),
         (["reft=suffix", "reft.layers=[15]", "reft.positions=l1"], 32, (1, 16)),
         ([], 30, (0, 0)),
         ([], 4, (0, 1)),
@@ -253,6 +269,7 @@ def test_what_is_reused_follows_from_positions_and_layers(
     layers: int,
     expected: tuple[int, int],
 ) -> None:
+    """Above an edit of the last layer, there are no keys and values."""
     choice = chosen(compose_run(*small, "method=reft", *overrides), num_layers=layers)
     assert (choice.suffix, choice.layers) == expected
 

@@ -317,6 +317,7 @@ def test_a_running_sweep_says_so(tmp_path: Path) -> None:
 
 
 PAPERS_RECIPE = ["+experiment=heft_paper", "model=tiny", "data=demo", "data.dev_split=null"]
+PAPERS_RECIPE += ["model.dtype=bfloat16"]
 
 
 def as_if_the_papers(sweep: Sweep, output_dir: Path) -> None:
@@ -333,7 +334,10 @@ def as_if_the_papers(sweep: Sweep, output_dir: Path) -> None:
         many = pd.concat([predictions] * 4, ignore_index=True)[:3270]
         many["id"] = [f"validation/{n}" for n in range(3270)]
         many.to_parquet(folder / "predictions.parquet")
-        result = json.loads((folder / "result.json").read_text()) | {"n_train": 9427}
+        result = json.loads((folder / "result.json").read_text()) | {
+            "n_train": 9427,
+            "dtype": "bfloat16",
+        }
         (folder / "result.json").write_text(json.dumps(result))
     # Identity is not in what was renamed, so the fingerprints still fit.
     path.write_text(json.dumps(data))
@@ -345,6 +349,7 @@ def test_the_papers_numbers_stand_beside_its_model_data_and_recipe(tmp_path: Pat
     rows += [("method=lora epochs=3", 0.65), ("method=lora epochs=20 lora.alpha=16", 0.66)]
     sampled = "evaluation.temperature=0.6 evaluation.top_p=0.9 evaluation.top_k=50"
     rows += [(f"method=lora epochs=20 {sampled}", 0.7), ("method=lora epochs=20 data.chat=true", 0)]
+    rows += [("method=lora epochs=20 data.max_train_rows=300", 0.7)]
     sweep = make_sweep(tmp_path, rows, extra=PAPERS_RECIPE)
     (content, *_) = reported(sweep).sections
     assert not content.paper, "another model and other data"
@@ -353,7 +358,7 @@ def test_the_papers_numbers_stand_beside_its_model_data_and_recipe(tmp_path: Pat
     accuracies = [
         row.cells[headings(first).index(f"{SOURCE} (its accuracy)")] for row in first.rows
     ]
-    assert accuracies == ["", "", "83.36 %", "85.05 %", "85.17 %", "85.47 %", "", ""]
+    assert accuracies == ["", "", "83.36 %", "85.05 %", "85.17 %", "85.47 %", "", "", ""]
     times = [row.cells[headings(first).index(f"{SOURCE} (its time)")] for row in first.rows]
     assert "9 h 11 min" in times
     assert "85.05 %" in second.rows[-1].cells, "the script probably sampled"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.generate import Decoding, _process, decoding, named
 from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_task
+from heft_pipeline.stage.preflight import preflight
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from launch.attempt import said_accuracy
@@ -47,8 +49,55 @@ def test_what_a_text_names(text: str, begins: int, contains: int) -> None:
         assert named(text, choices[:2], "contains") == contains
 
 
-def test_a_choice_of_another_script_needs_no_boundary() -> None:
+def test_words_end_where_their_script_ends_them() -> None:
     assert named("是的", ["是", "不是"], "begins") == 0
+    assert named("даже если", ["да", "нет"], "begins") == -1
+    assert named("да, если", ["да", "нет"], "begins") == 0
+
+
+def test_a_text_is_compared_with_answers_as_they_are_written(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    asked = ["evaluation.mode=generate", "evaluation.answer='w1 {choice}'"]
+    stage = compose_run(*small, *asked, "method=lora", "lora.answer='w1 w2 w3 {choice}'").last
+    how = decoding(cached_task(stage), stage.evaluation, 0)
+    assert how is not None
+    assert how.texts == ("w1  yes", "w1  no")
+    assert how.tokens == 4, "as many as the answers that were trained on"
+    anywhere = compose_run(*small, *asked, "evaluation.match=contains").last
+    how = decoding(cached_task(anywhere), anywhere.evaluation, 0)
+    assert how is not None
+    assert how.texts == (" yes", " no")
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    compose_run: ComposeRun, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = compose_run(*small, *GENERATE, "evaluation.temperature=1").last
+    task, base = cached_task(stage), load_base(stage.model, CPU)
+    how = decoding(task, stage.evaluation, 0)
+    with adapted(base, []) as model:
+        expected = score(model, task.eval, task.choices, batch_size=50, decoding=how)
+        real, sizes = base.model.generate, []
+
+        def sometimes(*_: Any, input_ids: torch.Tensor, **more: Any) -> Any:
+            sizes.append(len(input_ids))
+            if len(input_ids) > 5:
+                raise torch.OutOfMemoryError("out of memory")
+            return real(input_ids=input_ids, **more)
+
+        monkeypatch.setattr(base.model, "generate", sometimes)
+        found = score(model, task.eval, task.choices, batch_size=50, decoding=how)
+    assert max(sizes) > 5 >= min(sizes)
+    assert found.predictions.tolist() == expected.predictions.tolist()
+
+
+def test_more_tokens_than_the_model_reads_are_refused_beforehand(
+    compose_run: ComposeRun, small: list[str]
+) -> None:
+    asked = ["evaluation.mode=generate", "evaluation.max_new_tokens=120"]
+    with pytest.raises(UserError, match=r"data\.max_prompt_tokens"):
+        preflight(compose_run(*small, *asked, "method=lora").stages)
 
 
 def rows(count: int) -> list[Example]:

@@ -41,12 +41,22 @@ def test_a_complete_stage_is_not_trained_again(
     assert not (store.folder(stage.fingerprint) / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("method", ["lora", "reft", "joint"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["method=lora"],
+        ["method=reft"],
+        ["method=joint"],
+        ["method=lora", "lora.loss=sequence", "lora.dropout=0.3", "training.group_by_length=false",
+         "training.selection=last", "data.dev_size=0"],
+    ],
+    ids=["lora", "reft", "joint", "sequence"],
+)  # fmt: skip
 @pytest.mark.parametrize("stop_at", [1, 9, 20])
 def test_an_interrupted_stage_ends_bitwise_as_an_undisturbed_one(
-    compose_run: ComposeRun, small: list[str], tmp_path: Path, method: str, stop_at: int
+    compose_run: ComposeRun, small: list[str], tmp_path: Path, method: list[str], stop_at: int
 ) -> None:
-    asked = [*small, f"method={method}", "epochs=3", "lora.batch_size=16", "reft.batch_size=16"]
+    asked = [*small, *method, "epochs=3", "lora.batch_size=16", "reft.batch_size=16"]
     asked += ["reft.dropout=0.1", "training.log_every_steps=1"]
     stage = compose_run(*asked).last
     undisturbed, disturbed = Store(tmp_path / "a"), Store(tmp_path / "b")

@@ -86,11 +86,24 @@ def kept_sizes(config: Any, layers: int, itemsize: int, choice: Choice) -> KeptS
         choice: What is reused.
     """
     text = config.get_text_config()
-    width, heads = int(text.hidden_size), text.num_attention_heads
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or width // heads
+    width = int(text.hidden_size)
+    heads = _number(text, "num_attention_heads")
+    groups = _number(text, "num_key_value_heads") or heads
+    size = _number(text, "head_dim") or (width // heads if heads else 0)
     pairs = 2 * groups * size * itemsize * (layers - choice.layers)
-    return KeptSizes(choice, layers, pairs, width * itemsize)
+    # A model without attention keeps other things than keys and values, and is not asked for them.
+    return KeptSizes(choice, layers, pairs or width * itemsize, width * itemsize)
+
+
+def _number(config: Any, name: str) -> int:
+    """A number in a configuration; 0 if there is none, or none that holds for all layers."""
+    try:
+        return int(getattr(config, name, None) or 0)
+    except (
+        RuntimeError,
+        TypeError,
+    ):  # transformers' answer for configurations that differ by layer
+        return 0
 
 
 def earlier_tokens(sequence: AnsweredPrompt, suffix: int) -> int:
@@ -114,17 +127,17 @@ def in_gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def why_outputs(sizes: KeptSizes, sequences: Iterable[AnsweredPrompt], budget: float) -> str:
+def why_outputs(sizes: KeptSizes, sequences: Iterable[AnsweredPrompt], room: float) -> str:
     """Why the output of the skipped layers is kept and not keys and values, for people.
 
     Args:
         sizes: The sizes for the model.
         sequences: The sequences; equal ones are kept once.
-        budget: The most bytes to keep.
+        room: The bytes that there is room for.
     """
     needed = sum(sizes.bytes(one, True) for one in set(sequences))
     return (
         f"kept is the output of layer {sizes.choice.layers - 1} for all tokens, from which the "
         f"layers above compute keys and values at each use, because these would take "
-        f"{in_gib(needed)}, and at most {in_gib(budget)} are kept"
+        f"{in_gib(needed)}, and there is room for {in_gib(room)}"
     )

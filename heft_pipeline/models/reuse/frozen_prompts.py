@@ -52,8 +52,6 @@ class FrozenPrompts:
         keys_values: Whether keys and values are kept; needed if no layer is skipped.
     """
 
-    padding_costs = False
-
     def __init__(
         self,
         base: Base,
@@ -64,6 +62,7 @@ class FrozenPrompts:
         keys_values: bool = True,
     ) -> None:
         self.choice, self.kept, self.keys_values = choice, kept, keys_values
+        self.padding_costs = not keys_values  # the earlier positions are run at each use
         self._suffix, self._layers = choice.suffix, choice.layers
         self._base, self._on_pass = base, on_pass
         self._whole, self._lower = WholePrompts(base), LowerLayers(base, choice.layers)

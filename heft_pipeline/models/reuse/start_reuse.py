@@ -72,7 +72,8 @@ def start_reuse(
         kept = Kept(base.device, budget, folder, _operations_a_byte(base, part))
         sizes = _sizes(base, part)
         keys = {kept_key(sequence, part) for sequence in sequences}
-        keys_values = sizes.keeps_keys_values(keys, kept.room)
+        room = kept.room
+        keys_values = sizes.keeps_keys_values(keys, room)
         found: FrozenPrompts | FrozenLayers = (
             FrozenPrompts(base, part, kept, on_pass, keys_values=keys_values)
             if part.suffix
@@ -82,7 +83,7 @@ def start_reuse(
             continue
         kept.fill(keys, tokens, found.compute, advance)
         instead = part.suffix and not keys_values
-        more = f"; {why_outputs(sizes, keys, budget)}" if instead else ""
+        more = f"; {why_outputs(sizes, keys, room)}" if instead else ""
         return found, f"{len(kept)} of {len(keys)} prompts kept in {kept.where}: {part.why}{more}"
     return None, nothing + obstacle
 
@@ -121,9 +122,7 @@ def _operations_a_byte(base: Base, choice: Choice) -> float:
     sizes = _sizes(base, choice)
     layers = base.layers[: len(base.layers) if choice.suffix else choice.layers]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    # Where no layer is left above the skipped ones, there are no keys and values to keep.
-    keys_values = sizes.pairs if choice.suffix else 0
-    return 2.0 * weights / (keys_values or sizes.states)
+    return 2.0 * weights / (sizes.pairs if choice.suffix else sizes.states)
 
 
 def differs(reused: torch.Tensor, recomputed: torch.Tensor, dtype: torch.dtype) -> bool:
