@@ -1,7 +1,7 @@
 """This project's side: its stages and its scoring, through the same code that runs use."""
 
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,12 +30,13 @@ class EpochClock:
     Args:
         epochs: How many epochs there will be.
         device: The device to wait for at the end of an epoch.
+        clock: A clock in seconds.
     """
 
-    def __init__(self, epochs: int, device: torch.device) -> None:
+    def __init__(self, epochs: int, device: torch.device, clock: Callable[[], float]) -> None:
         self._epochs, self._device = epochs, device
-        self._last_step = 0
-        self._since = time.perf_counter()
+        self._last_step, self._clock = 0, clock
+        self._since = clock()
         self.seconds: list[float] = []
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
@@ -45,10 +46,10 @@ class EpochClock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         if done > self._last_step:  # the epoch's last step
-            self.seconds.append(time.perf_counter() - self._since)
+            self.seconds.append(self._clock() - self._since)
             self._last_step = done
         else:  # the same step again: its dev split is scored
-            self._since = time.perf_counter()
+            self._since = self._clock()
 
 
 def train(piece: Piece) -> Measured:
@@ -68,7 +69,7 @@ def train(piece: Piece) -> Measured:
         cached_base(stage.model, device)
         for parent in run.stages[:-1]:
             run_stage(parent, store)
-        clock = EpochClock(piece.epochs, device)
+        clock = EpochClock(piece.epochs, device, piece.clock)
         result = run_stage(stage, store, progress=clock).result
         metrics = read_metrics(store.folder(stage.fingerprint) / "metrics.jsonl")
     epochs = [line for line in metrics if line["event"] == "epoch"]
@@ -103,9 +104,9 @@ def evaluate(piece: Piece) -> Measured:
         model.finish()
         score(model, task.eval[: piece.batch_size], task.choices, batch_size=size, decoding=how)
         reset_peak(device)
-        started = time.perf_counter()
+        started = piece.clock()
         scores = score(model, task.eval, task.choices, batch_size=size, decoding=how)
-        seconds = time.perf_counter() - started
+        seconds = piece.clock() - started
     return Measured(
         dtype=base.dtype,
         epoch_seconds=[seconds],

@@ -1,8 +1,7 @@
 """Trainers of the peers that take their own times and record their losses."""
 
 import io
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,10 @@ with redirect_stdout(io.StringIO()):  # pyvene prints advice about an optional p
 
 
 class EpochTimes(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """The wall time of each epoch of a transformers trainer."""
+    """The time of each epoch of a transformers trainer."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._since = device, 0.0
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self._device, self._clock, self._since = device, clock, 0.0
         self.seconds: list[float] = []
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -35,7 +34,7 @@ class EpochTimes(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return self._clock()
 
 
 class Shapes:

@@ -6,7 +6,6 @@ current versions of the libraries.
 
 import io
 import tempfile
-import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -73,7 +72,7 @@ def train(piece: Piece) -> Measured:
     if piece.paper:
         peer = replace(peer, **_as_in_paper(piece, stage, peer.model, tokenizer, task))
     batches = OwnBatches(task, piece.batch_size, stage)
-    shapes, clock = Shapes(peer.collator), EpochTimes(device)
+    shapes, clock = Shapes(peer.collator), EpochTimes(device, piece.clock)
     with tempfile.TemporaryDirectory(dir=piece.workdir) as folder:
         trainer = (peer.checked if piece.losses else peer.trainer)(
             model=peer.model,
@@ -240,9 +239,9 @@ def generate(piece: Piece) -> Measured:
 
     decoded(rows[:GENERATE_BATCH])
     reset_peak(device)
-    started = time.perf_counter()
+    started = piece.clock()
     predictions = decoded(rows)
-    seconds = time.perf_counter() - started
+    seconds = piece.clock() - started
     return Measured(
         dtype=piece.dtype,
         epoch_seconds=[seconds],

@@ -1,5 +1,7 @@
 """What a timed process is asked to do, and what it measures."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class Piece:
         accumulation: In how many parts a peer runs a batch.
         padded_to: The tokens that a peer's LoRA rows are padded to on the right, with ``paper``; 0
             for the longest row of a batch.
+        processor_time: Whether processor time is measured instead of wall time.
     """
 
     side: str
@@ -61,6 +64,12 @@ class Piece:
     paper: bool = False
     accumulation: int = 1
     padded_to: int = 0
+    processor_time: bool = False
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """A clock in seconds."""
+        return time.process_time if self.processor_time else time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Measured:
 
     Attributes:
         dtype: The base model's dtype.
-        epoch_seconds: The wall time of each epoch's steps; for ``score`` and ``generate``, of the
+        epoch_seconds: The time of each epoch's steps; for ``score`` and ``generate``, of the
             only pass.
         examples: Examples per epoch.
         tokens: Real (unpadded) input tokens per epoch.

@@ -52,6 +52,8 @@ def main() -> int:
         _compare_losses(parts, replace(piece, data=str(work / "checked")), options, results)
         found = summary(results)
     where = _machine(options.threads)
+    if options.processor_time:
+        where["time"] = "processor time"
     show(found, where)
     if options.json:
         document = {"machine": where, **_document(options, results, found)}
@@ -78,6 +80,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", help="a file for everything that was measured")
     parser.add_argument("--threads", type=int, help="threads per process; default: torch's own")
     parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="measure processor time, for a CPU on which other work runs; with --threads 1 only",
+    )
+    parser.add_argument(
         "--only",
         choices=[*PARTS, GRID, *PAPER_PARTS, PAPER_GRID],
         help="run only this part; the default leaves out those of the HEFT paper",
@@ -92,6 +99,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.epochs < 2 or options.rows < 2:
         parser.error("--epochs and --rows must be 2 or more: the first epoch is warm-up")
+    if options.processor_time and options.threads != 1:
+        parser.error("--processor-time needs --threads 1: threads that wait use the processor too")
     shape = options.model.removeprefix("random:")
     if shape != options.model and shape not in SHAPES:
         parser.error(f"--model random:{shape}: known shapes are {', '.join(SHAPES)}")
@@ -122,6 +131,7 @@ def _inputs(options: argparse.Namespace, work: Path) -> Piece:
         dtype=options.dtypes[0],
         epochs=options.epochs,
         seed=options.seed,
+        processor_time=options.processor_time,
     )
 
 

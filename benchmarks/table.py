@@ -16,7 +16,8 @@ def show(found: Summary, machine: Mapping[str, Any]) -> None:
 
     Args:
         found: What was measured.
-        machine: Where: its host, device, threads, CPU and the CPU's features.
+        machine: Where: its host, device, threads, CPU the CPU's features, and what
+            seconds are if they are not wall time.
     """
     console = Console(width=_WIDTH, highlight=False)
     features = ", ".join(machine["cpu_features"]) or "no AVX-512"
@@ -24,6 +25,7 @@ def show(found: Summary, machine: Mapping[str, Any]) -> None:
     console.print(
         f"Machine: {machine['host']}, {machine['cpu']} ({features}), "
         f"threads: {machine['threads']}{device}"
+        + (f"; seconds are {machine['time']}" if "time" in machine else "")
     )
     for when, gflops in found.peaks.items():
         peaks = ", ".join(f"{value:,.0f} GFLOP/s {dtype}" for dtype, value in gflops.items())

@@ -28,6 +28,7 @@ from heft_pipeline.models.reuse.estimate import Choice, earlier_tokens, kept_key
 from heft_pipeline.models.reuse.frozen_layers import lower_output, padded_left
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 from heft_pipeline.models.reuse.lower_layers import LowerLayers
+from heft_pipeline.models.vocabulary import projected_states
 
 #: The keys and values of a batch's earlier positions in the layers above the skipped ones, [layers,
 #: 2, B, heads, P, size], padded on the left.
@@ -204,8 +205,15 @@ class FrozenPrompts:
 
     def _read(self, batch: Batch) -> KeysValues:
         """Run the model over a batch, and return the keys and values of the layers above."""
-        output = self._base.model(**model_inputs(self._base.model, batch) | {"use_cache": True})
-        above = kept_cache(output).layers[self._layers :]
+        from transformers.cache_utils import DynamicCache
+
+        model, cache = self._base.model, DynamicCache()
+        inputs = model_inputs(model, batch) | {"use_cache": True, cache_name(model): cache}
+        if model.get_output_embeddings() is None:
+            model(**inputs)
+        else:  # no logits are needed
+            projected_states(self._base, inputs)
+        above = cache.layers[self._layers :]
         return torch.stack([torch.stack([layer.keys, layer.values]) for layer in above])
 
     def _cache(self, keys_values: KeysValues) -> Any:
