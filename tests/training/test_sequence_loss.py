@@ -63,7 +63,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(
 ) -> None:
     """The projection of gpt2 is tied to its embeddings."""
     monkeypatch.setitem(CONFIGS, name, SPECIAL.get(name, CONFIGS.get(name, {})))
-    monkeypatch.setattr(module, "_LOGITS", positions * 68)
+    monkeypatch.setattr(module, "_CPU_LOGITS", positions * 68)
     folder = save_tiny(name, tmp_path / name)
     asked = [f"model.id={folder}", "method=joint", "joint.loss=sequence", "lora.dropout=0"]
     stage = compose_run(*small, *asked, "reft.positions=f1+l1").last
@@ -95,7 +95,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(
 def test_no_more_logits_than_a_chunks_are_computed_at_once(
     compose_run: ComposeRun, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOGITS", 5 * 68)
+    monkeypatch.setattr(module, "_CPU_LOGITS", 5 * 68)
     stage = compose_run(*small, "method=lora", "lora.loss=sequence").last
     base = load_base(stage.model, CPU)
     seen: list[int] = []
