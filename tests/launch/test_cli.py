@@ -127,10 +127,11 @@ def test_points_are_particular_rows_of_a_sweep(cli: Cli, tmp_path: Path) -> None
         "'method.stages=[reft,lora] lora.epochs=2'",
         "'method=reft epochs=20'",
     ]
-    asked = ["-m", "seed=4,5", "hydra.launcher.dry_run=true"]
+    asked = ["-m", "seed=4,5", "hydra.launcher.dry_run=true", "hydra.launcher.dry_run_gpu=none"]
     status, out, err = cli(*asked, f"hydra.sweeper.points=[{','.join(points)}]")
     assert status == 0, err
-    named = [line.split()[-1] for line in re.sub(r": [0-9a-f]{8}.*", "", out).splitlines()]
+    lines = re.sub(r": [0-9a-f]{8}.*", "", out).splitlines()
+    named = [line.split()[-1] for line in lines if line.strip()]
     assert [name for name in named if re.match(r"\d+-", name)] == [
         f"{2 * number + seed - 4}-{run}-r8-s{seed}"
         for number, run in enumerate(
