@@ -3,9 +3,14 @@
 import contextlib
 import gc
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -60,3 +65,27 @@ def peak_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def in_parts(
+    run: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device
+) -> list[Result]:
+    """Run something on items at once; if memory runs out, each half is tried by itself.
+
+    Args:
+        run: Computes the result of some of the items.
+        items: At least one.
+        device: Where memory may run out.
+
+    Returns:
+        The results of consecutive parts of the items.
+    """
+    try:
+        return [run(items)]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(items) == 1:
+            raise
+    # Outside of the handler, because the exception keeps the failed pass's tensors alive.
+    free(device)
+    middle = len(items) // 2
+    return [one for half in (items[:middle], items[middle:]) for one in in_parts(run, half, device)]

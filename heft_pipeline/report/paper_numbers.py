@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import Settings, identity
 from heft_pipeline.evidence.significance import ALPHA, least_p_value
 from heft_pipeline.plan.graph import Run
@@ -133,8 +134,6 @@ def _fits(settings: Settings, recipe: dict[str, Any] | None, kept: Sequence[str]
 
 
 def _task_default(recipe: dict[str, Any], key: str) -> Any:
-    from heft_pipeline.data.settings import DataSettings
-
     default = {field.name: field.default for field in dataclasses.fields(DataSettings)}[key]
     return recipe.get(key, default)
 

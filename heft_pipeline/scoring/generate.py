@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.data.answer_text import AnswerText
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Example, Task
-from heft_pipeline.devices.memory import free, is_out_of_memory
+from heft_pipeline.devices.memory import in_parts
 from heft_pipeline.scoring.settings import EvaluationSettings
 
 Prompt = tuple[int, ...]
@@ -80,8 +81,9 @@ def generated(
     predictions = torch.full((len(examples),), -1)
     end = model.base.tokenizer.eos_token_id
     for chosen in batches:
-        part = [examples[i] for i in chosen]
-        for i, ids in zip(chosen, _in_memory(model, part, decoding), strict=True):
+        run = lambda some: _continued(model, some, decoding)  # noqa: E731
+        parts = in_parts(run, [examples[i] for i in chosen], model.base.device)
+        for i, ids in zip(chosen, chain.from_iterable(parts), strict=True):
             own = ids[: ids.index(end)] if end in ids else ids
             text = model.base.tokenizer.decode(own, skip_special_tokens=True)
             predictions[i] = named(text, decoding.texts, decoding.match)
@@ -95,8 +97,8 @@ def named(text: str, choices: Sequence[str], match: str) -> int:
         text: What a model wrote.
         choices: The choices' texts; white space around them does not count.
         match: ``begins``: the longest choice that the text begins with, and not as the beginning of
-            a longer word. ``contains``: the first choice
-            that occurs anywhere in the text, as the HEFT paper's script reads it.
+            a longer word. ``contains``: the first choice that occurs anywhere in the text, as the
+            HEFT paper's script reads it.
 
     Returns:
         The choice's index; -1 for none.
@@ -117,22 +119,6 @@ def named(text: str, choices: Sequence[str], match: str) -> int:
 def _in_a_word(character: str) -> bool:
     """Whether it is a digit, or a letter of a script that puts blanks between words."""
     return character.isdigit() or character.lower() != character.upper()
-
-
-def _in_memory(
-    model: AdaptedModel, examples: Sequence[Example], decoding: Decoding
-) -> list[list[int]]:
-    """The continuations; if memory runs out, each half is tried by itself."""
-    try:
-        return _continued(model, examples, decoding)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(examples) == 1:
-            raise
-    # Outside of the handler, because the exception keeps the failed pass's tensors alive.
-    free(model.base.device)
-    middle = len(examples) // 2
-    halves = (examples[:middle], examples[middle:])
-    return [one for half in halves for one in _in_memory(model, half, decoding)]
 
 
 def _continued(

@@ -9,7 +9,7 @@ from torch.nn.functional import log_softmax
 from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate, far_longer
 from heft_pipeline.data.prompts import Example
-from heft_pipeline.devices.memory import free, is_out_of_memory
+from heft_pipeline.devices.memory import in_parts
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.forward import ReadPrompts, cache_name
@@ -183,17 +183,9 @@ def scoring_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
-    """[B, C] log-probabilities on the CPU; if memory runs out, each half is tried by itself."""
-    try:
-        return _one_pass(model, prompts, choices).cpu()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(prompts) == 1:
-            raise
-    # Outside of the handler, because the exception keeps the failed pass's tensors alive.
-    free(model.base.device)
-    middle = len(prompts) // 2
-    halves = [_scored(model, part, choices) for part in (prompts[:middle], prompts[middle:])]
-    return torch.cat(halves)
+    """[B, C] log-probabilities on the CPU."""
+    run = lambda some: _one_pass(model, some, choices).cpu()  # noqa: E731
+    return torch.cat(in_parts(run, prompts, model.base.device))
 
 
 def _one_pass(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:

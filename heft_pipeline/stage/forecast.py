@@ -18,12 +18,12 @@ from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.models.base_model import Base, base_dtype, quieten, skeleton
 from heft_pipeline.models.decoder import decoder_layers
-from heft_pipeline.models.reuse.estimate import Choice, kept_sizes, why_outputs
+from heft_pipeline.models.reuse.estimate import Choice, kept_sizes, why_outputs, work_of
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_task
 from heft_pipeline.training.activation_reuse import pass_tokens, reusable
-from heft_pipeline.training.expected_work import ExpectedWork, Shape, Steps, work_of
+from heft_pipeline.training.expected_work import ExpectedWork, Shape, Steps
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.layer_operations import layer_operations
 from heft_pipeline.training.loss import chunk_positions

@@ -12,8 +12,15 @@ from functools import cached_property
 
 from heft_pipeline.data.batches import AnsweredPrompt, epoch_batches, split_by_tokens
 from heft_pipeline.data.prompts import Example, Task
-from heft_pipeline.models.forward import Work
-from heft_pipeline.models.reuse.estimate import Choice, KeptSizes, earlier_tokens, kept_key
+from heft_pipeline.models.reuse.estimate import (
+    Choice,
+    KeptSizes,
+    earlier_tokens,
+    in_kept_order,
+    kept_key,
+    tried_first,
+    work_of,
+)
 from heft_pipeline.scoring.score import scoring_batches
 from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.flops import FlopCounter
@@ -60,18 +67,6 @@ class Steps:
     def choice(self) -> Choice:
         """What is reused."""
         return self.kept.choice
-
-
-def work_of(choice: Choice, tokens: int, answer_tokens: int) -> Work:
-    """How much of a batch a pass of a stage computes.
-
-    Args:
-        choice: What the stage reuses.
-        tokens: The padded tokens of each sequence.
-        answer_tokens: The projected positions of each sequence.
-    """
-    computed = min(tokens, choice.suffix + answer_tokens - 1) if choice.suffix else tokens
-    return Work(computed, reused=tokens - computed, skipped_layers=choice.layers)
 
 
 class ExpectedWork:
@@ -126,8 +121,7 @@ class ExpectedWork:
         if not (choice.suffix or choice.layers):
             return []
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]
-        keys = {kept_key(sequence, choice) for sequence in (*self._answered, *dev)}
-        return sorted(keys, key=lambda key: (key.read_length, key.prompt, key.answer))
+        return in_kept_order(kept_key(sequence, choice) for sequence in (*self._answered, *dev))
 
     @cached_property
     def _reused(self) -> float:
@@ -137,9 +131,8 @@ class ExpectedWork:
             return 0.0
         self.keys_values = steps.kept.keeps_keys_values(keys, steps.budget)
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]
-        # Reuse is tried on two sequences before it is trusted.
-        probe = sorted({*self._answered, *dev}, key=lambda s: len(s.prompt))[-2:]
-        flop, lengths = self._missing(probe), [key.read_length for key in keys]
+        flop = self._missing(tried_first([*self._answered, *dev]))
+        lengths = [key.read_length for key in keys]
         for part in split_by_tokens(lengths, steps.reuse_tokens, similar=True):
             if self.kept_bytes >= steps.budget:
                 break

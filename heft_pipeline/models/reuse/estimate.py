@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.models.forward import Work
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,7 @@ def _number(config: Any, name: str) -> int:
     """A number in a configuration; 0 if there is none, or none that holds for all layers."""
     try:
         return int(getattr(config, name, None) or 0)
-    except (
-        RuntimeError,
-        TypeError,
-    ):  # transformers' answer for configurations that differ by layer
+    except (RuntimeError, TypeError):  # transformers' answer for what differs by layer
         return 0
 
 
@@ -120,6 +118,28 @@ def kept_key(sequence: AnsweredPrompt, choice: Choice) -> AnsweredPrompt:
         return AnsweredPrompt(sequence.prompt + sequence.answer[:-1], (0,))
     answer = sequence.answer[:-1] if choice.layers else ()
     return AnsweredPrompt(sequence.prompt, (*answer, 0))
+
+
+def work_of(choice: Choice, tokens: int, answer_tokens: int) -> Work:
+    """How much of a batch a pass of a stage computes.
+
+    Args:
+        choice: What the stage reuses.
+        tokens: The padded tokens of each sequence.
+        answer_tokens: The projected positions of each sequence.
+    """
+    computed = min(tokens, choice.suffix + answer_tokens - 1) if choice.suffix else tokens
+    return Work(computed, reused=tokens - computed, skipped_layers=choice.layers)
+
+
+def in_kept_order(keys: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:
+    """Different keys in the order in which what is kept under them is computed, shortest first."""
+    return sorted(set(keys), key=lambda key: (key.read_length, key.prompt, key.answer))
+
+
+def tried_first(sequences: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:
+    """The sequences that reuse is tried on before it is trusted: the two longest prompts'."""
+    return sorted(set(sequences), key=lambda sequence: len(sequence.prompt))[-2:]
 
 
 def in_gib(size: float) -> str:

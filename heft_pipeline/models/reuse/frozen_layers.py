@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.forward import Editing, ReadPrompts, WholePrompts, Work, model_inputs
-from heft_pipeline.models.reuse.estimate import Choice, kept_key
+from heft_pipeline.models.reuse.estimate import Choice, kept_key, work_of
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 from heft_pipeline.models.reuse.lower_layers import LowerLayers
 from heft_pipeline.models.vocabulary import projected_states
@@ -59,7 +59,7 @@ class FrozenLayers:
 
     def work(self, batch: Batch) -> Work:
         """All tokens are computed, in the layers that are not skipped."""
-        return Work(batch.input_ids.shape[1], skipped_layers=self.choice.layers)
+        return work_of(self.choice, batch.input_ids.shape[1], batch.answer_tokens)
 
     def _run(
         self, batch: Batch, editing: Editing, run: Callable[[dict[str, Any]], torch.Tensor]

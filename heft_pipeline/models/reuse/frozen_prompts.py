@@ -24,7 +24,7 @@ from heft_pipeline.models.forward import (
     kept_cache,
     model_inputs,
 )
-from heft_pipeline.models.reuse.estimate import Choice, earlier_tokens, kept_key
+from heft_pipeline.models.reuse.estimate import Choice, earlier_tokens, kept_key, work_of
 from heft_pipeline.models.reuse.frozen_layers import lower_output, padded_left
 from heft_pipeline.models.reuse.kept_activations import Kept, OnPass
 from heft_pipeline.models.reuse.lower_layers import LowerLayers
@@ -86,9 +86,7 @@ class FrozenPrompts:
 
     def work(self, batch: Batch) -> Work:
         """The last prompt tokens and the answer are computed."""
-        whole = batch.input_ids.shape[1]
-        computed = min(whole, self._suffix + batch.answer_tokens - 1)
-        return Work(computed, reused=whole - computed, skipped_layers=self._layers)
+        return work_of(self.choice, batch.input_ids.shape[1], batch.answer_tokens)
 
     def output(self, batch: Batch, editing: Editing) -> tuple[Any, torch.Tensor]:
         """The model's output on the last prompt tokens and the answer.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from heft_pipeline.data.batches import AnsweredPrompt, split_by_tokens
-from heft_pipeline.models.reuse.estimate import in_gib
+from heft_pipeline.models.reuse.estimate import in_gib, in_kept_order
 
 #: Called with the rows, padded tokens and layers of each pass that computes activations.
 OnPass = Callable[[int, int, int], None]
@@ -87,7 +87,7 @@ class Kept:
         Returns:
             The number of distinct keys.
         """
-        keys = sorted(set(wanted), key=lambda key: (key.read_length, key.prompt, key.answer))
+        keys = in_kept_order(wanted)
         for part in split_by_tokens([key.read_length for key in keys], tokens, similar=True):
             if self.bytes >= self._budget:
                 break

@@ -15,6 +15,7 @@ from heft_pipeline.models.reuse.estimate import (
     KeptSizes,
     kept_key,
     kept_sizes,
+    tried_first,
     why_outputs,
 )
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
@@ -65,12 +66,12 @@ def start_reuse(
         return None, nothing + choice.why
     if base.no_padding:
         return None, nothing + base.no_padding
-    probe = sorted(set(sequences), key=lambda s: len(s.prompt))[-2:]
-    batch = collate(probe, base.pad_token_id).to(base.device)
+    batch = collate(tried_first(sequences), base.pad_token_id).to(base.device)
     obstacle = whole.no_cache if choice.suffix else ""
     for part in _ways(choice, obstacle):
-        kept = Kept(base.device, budget, folder, _operations_a_byte(base, part))
-        sizes = _sizes(base, part)
+        itemsize = base.model.dtype.itemsize
+        sizes = kept_sizes(base.model.config, len(base.layers), itemsize, part)
+        kept = Kept(base.device, budget, folder, _operations_a_byte(base, sizes))
         keys = {kept_key(sequence, part) for sequence in sequences}
         room = kept.room
         keys_values = sizes.keeps_keys_values(keys, room)
@@ -96,10 +97,6 @@ def _ways(choice: Choice, no_cache: str) -> Iterator[Choice]:
         yield Choice(0, choice.layers, choice.why)
 
 
-def _sizes(base: Base, choice: Choice) -> KeptSizes:
-    return kept_sizes(base.model.config, len(base.layers), base.model.dtype.itemsize, choice)
-
-
 @torch.no_grad()
 def _obstacle(
     found: Forward, whole: Forward, batch: Batch, editing: Editing, dtype: torch.dtype
@@ -117,9 +114,9 @@ def _obstacle(
     return ""
 
 
-def _operations_a_byte(base: Base, choice: Choice) -> float:
+def _operations_a_byte(base: Base, sizes: KeptSizes) -> float:
     """The operations per byte of recomputing kept activations, from the weights of their layers."""
-    sizes = _sizes(base, choice)
+    choice = sizes.choice
     layers = base.layers[: len(base.layers) if choice.suffix else choice.layers]
     weights = sum(p.numel() for layer in layers for p in layer.parameters())
     return 2.0 * weights / (sizes.pairs if choice.suffix else sizes.states)
