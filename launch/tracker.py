@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.follow import Event
 from heft_pipeline.tracking.send import require_tracker

@@ -19,7 +19,8 @@ from heft_pipeline.declare_settings import Settings, section, setting
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.scoring.settings import EvaluationSettings
-from heft_pipeline.settings.tracking_and_report import ReportSettings, TrackingSettings
+from heft_pipeline.settings.report import ReportSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.training.settings import TrainingSettings
 
 METHOD_NAMES = {

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.follow import Event, Sender
 from heft_pipeline.tracking.payload import PlannedRun, planned_runs

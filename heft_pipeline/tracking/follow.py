@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.tracking.backend import Backend, TrackerError, Unreachable
 from heft_pipeline.tracking.payload import PlannedRun, planned_runs

@@ -19,7 +19,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, register, schema
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.training.metrics import read_metrics

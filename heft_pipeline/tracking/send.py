@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.stage_folders import write_json
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
 from heft_pipeline.tracking.payload import PlannedRun, TrackedRun

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from heft_pipeline.plan.graph import Plan, Run
 from heft_pipeline.settings.schema import config_dir
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.payload import PlannedRun, planned_runs, stage_prefixes
 from tests.conftest import composed_run
@@ -96,7 +96,7 @@ def test_reading_a_sweep_imports_neither_wandb_nor_torch(sweep: Path) -> None:
     code = (
         "import sys, heft_pipeline.tracking, heft_pipeline.tracking.send\n"
         "from pathlib import Path\n"
-        "from heft_pipeline.settings.tracking_and_report import TrackingSettings\n"
+        "from heft_pipeline.settings.tracking import TrackingSettings\n"
         "from heft_pipeline.store.sweep_folders import Sweep\n"
         "from heft_pipeline.tracking.payload import planned_runs\n"
         "from heft_pipeline.tracking.send import require_tracker\n"

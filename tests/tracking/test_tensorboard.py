@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.settings.tracking_and_report import TrackingSettings
+from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.send import require_tracker
 from heft_pipeline.training.metrics import read_metrics
 from tests.conftest import CliResult

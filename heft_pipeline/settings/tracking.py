@@ -1,4 +1,4 @@
-"""Settings that cannot change a stage's result: where runs are shown and what is reported."""
+"""Where runs are shown in addition to the store's files; no setting can change a result."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from typing import Any
 
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
-from heft_pipeline.evidence.claims import parse_claim
 
 
 def _check_project(key: str, value: str) -> None:
@@ -22,11 +21,6 @@ def _check_tags(key: str, value: Any) -> None:
     for tag in value:
         if not 1 <= len(tag) <= 64:
             raise UserError(f"{key}: {tag!r} must be 1 to 64 characters, e.g. {key}=[pilot]")
-
-
-def _check_claims(_key: str, value: Any) -> None:
-    for claim in value:
-        parse_claim(claim)
 
 
 @dataclass(frozen=True)
@@ -60,19 +54,4 @@ class TrackingSettings(Settings):
         "at the end, stop waiting for the tracker after this many seconds without progress",
         above=0,
         identity=False,
-    )
-
-
-@dataclass(frozen=True)
-class ReportSettings(Settings):
-    """What the report compares."""
-
-    claims: list[str] = setting(
-        [],
-        "what the report tests, e.g. 'heft@3 > lora@20'",
-        rule=_check_claims,
-        identity=False,
-    )
-    base_model: bool = setting(
-        True, "also evaluate the untouched model, once, as a row of the table", identity=False
     )
