@@ -1,7 +1,10 @@
 """What measurements say: arrays in, numbers and words out; no files, no torch.
 
-- ``claims``: statements about two methods, as text
+- ``claims``: statements about two methods, as text, and what an interval says of them
+- ``clusters``: examples that share something, and so are not independent
+- ``two_way_variance``: the random-effects analysis of seeds and examples, and its quantiles
 - ``intervals``: the interval of an accuracy
-- ``significance``: paired comparisons, their p-values, and the correction for several of them
-- ``two_way_variance``: the random-effects analysis of seeds and examples behind both
+- ``estimates``: an interval and a p-value that cannot disagree
+- ``comparison``: the paired difference of two methods, and what would decide it
+- ``simultaneous``: intervals that hold for several comparisons at once
 """

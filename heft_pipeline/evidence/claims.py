@@ -1,17 +1,23 @@
-"""Claims that a report tests: which of two settings is more accurate, as text."""
+"""Claims that a report tests: how two settings compare, as text."""
 
 import re
 from dataclasses import dataclass
 
 from heft_pipeline.errors import UserError
 
-_UNTRAINED = ("base", "majority")
+UNTRAINED = ("base", "majority")
+#: What a claim compares: the share of right answers, or the mean log-probability of the right one.
+ACCURACY, LOGPROB = "accuracy", "logprob"
 _SIDE = re.compile(
     r"(?P<method>[a-z_]+(?:\+[a-z_]+)*)(?:@(?P<epochs>\d+(?:\+\d+)*))?(?:\s+r(?P<rank>\d+))?"
 )
+_MARGIN = re.compile(r"(?P<side>.*?\S)\s+(?P<sign>\+-|\+/-|±|\+|-)\s*(?P<size>\d+(?:\.\d+)?)")
+_BY = re.compile(r"(?P<claim>.*\S)\s+by\s+(?P<metric>\S+)")
 _FORM = (
-    "METHOD@EPOCHS > METHOD@EPOCHS, e.g. 'heft@3 > lora@20'; < is allowed, so are a rank "
-    "(heft@3 r8), epochs of each stage (heft@2+1), base and majority"
+    "METHOD@EPOCHS > METHOD@EPOCHS, e.g. 'heft@3 > lora@20'; 'heft@3 >= lora@20 - 0.5' (at most "
+    "0.5 points worse), 'heft@3 = lora@20 +- 1.0' (within one point) and a last 'by logprob' are "
+    "allowed, and so are <, <=, a rank (heft@3 r8), epochs of each stage (heft@2+1), base and "
+    "majority"
 )
 
 
@@ -37,13 +43,51 @@ class Side:
 
 @dataclass(frozen=True)
 class Claim:
-    """That the first side is more accurate than the second."""
+    """A statement about the difference of two settings, the first minus the second.
 
-    better: Side
-    worse: Side
+    Attributes:
+        first: The one side.
+        second: The other.
+        relation: ``>`` (the difference is above 0), ``>=`` (it is above minus the margin: the
+            first is not inferior) or ``=`` (it is within the margin on both sides: they are
+            equivalent).
+        margin: In percentage points of accuracy, or in nats; 0 for ``>``.
+        metric: ``accuracy`` or ``logprob``.
+    """
+
+    first: Side
+    second: Side
+    relation: str = ">"
+    margin: float = 0.0
+    metric: str = ACCURACY
 
     def __str__(self) -> str:
-        return f"{self.better} > {self.worse}"
+        sign = {">": "", ">=": " - ", "=": " +- "}[self.relation]
+        size = f"{sign}{self.margin:g}" if sign else ""
+        by = f" by {self.metric}" if self.metric != ACCURACY else ""
+        return f"{self.first} {self.relation} {self.second}{size}{by}"
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """The differences at which the claim turns from true to false: shares, or nats."""
+        size = self.margin / 100 if self.metric == ACCURACY else self.margin
+        return {">": (0.0,), ">=": (-size,), "=": (-size, size)}[self.relation]
+
+    def holds(self, low: float, high: float) -> bool | None:
+        """What an interval of the difference says of the claim.
+
+        Args:
+            low: The interval's lower end.
+            high: Its upper end.
+
+        Returns:
+            True where all of the interval agrees with the claim, False where none of it does,
+            None where only a part does.
+        """
+        least, *most = self.boundaries
+        if low > least and (not most or high < most[0]):
+            return True
+        return False if high < least or (most and low > most[0]) else None
 
 
 def parse_claim(text: str) -> Claim:
@@ -53,26 +97,47 @@ def parse_claim(text: str) -> Claim:
         text: For instance ``heft@3 > lora@20``.
 
     Returns:
-        The claim; with ``<`` its sides are swapped.
+        The claim; with ``<`` and ``<=`` its sides are swapped.
 
     Raises:
         UserError: The text is of another form.
     """
-    parts = re.split(r"\s*([<>])\s*", text.strip())
+    plain = text.strip().replace("\N{MINUS SIGN}", "-")
+    by = _BY.fullmatch(plain)
+    whole, metric = (by["claim"], by["metric"]) if by else (plain, ACCURACY)
+    if metric not in (ACCURACY, LOGPROB):
+        raise _refused(text, f"by {metric} is neither by {ACCURACY} nor by {LOGPROB}")
+    parts = re.split(r"\s*([<>]=?|=)\s*", whole)
     if len(parts) != 3:
-        raise UserError(f"report.claims: {text!r} is not a claim; write {_FORM}")
-    first, second = _side(parts[0], text), _side(parts[2], text)
-    return Claim(first, second) if parts[1] == ">" else Claim(second, first)
+        raise _refused(text)
+    one, relation, other = parts
+    match = _MARGIN.fullmatch(other)
+    sign, margin = (match["sign"], float(match["size"])) if match else ("", 0.0)
+    wanted = {">": "", "<": "", ">=": "-", "<=": "+", "=": "+-"}[relation]
+    given = "+-" if sign in ("±", "+/-") else sign
+    if given != wanted or (wanted and not margin):
+        what = f"needs {wanted} and a margin above 0" if wanted else "takes no margin"
+        raise _refused(text, f"{relation} {what}")
+    first, second = _side(one, text), _side(match["side"] if match else other, text)
+    if "majority" in (first.method, second.method) and metric == LOGPROB:
+        raise _refused(text, "a constant answer has no log-probability")
+    if "<" in relation:
+        first, second = second, first
+    return Claim(first, second, relation.replace("<", ">"), margin, metric)
 
 
 def _side(text: str, claim: str) -> Side:
     match = _SIDE.fullmatch(text)
     if not match:
-        raise UserError(f"report.claims: {claim!r} is not a claim ({text!r}); write {_FORM}")
+        raise _refused(claim, repr(text))
     method, epochs, rank = match.group("method", "epochs", "rank")
-    if (method in _UNTRAINED) == (epochs is not None):
-        lacks = "takes no @EPOCHS" if epochs else "needs @EPOCHS"
-        raise UserError(f"report.claims: {method} in {claim!r} {lacks}; write {_FORM}")
+    if (method in UNTRAINED) == (epochs is not None):
+        raise _refused(claim, f"{method} {'takes no @EPOCHS' if epochs else 'needs @EPOCHS'}")
     return Side(
         method, tuple(map(int, epochs.split("+"))) if epochs else (), int(rank) if rank else None
     )
+
+
+def _refused(claim: str, why: str = "") -> UserError:
+    because = f" ({why})" if why else ""
+    return UserError(f"report.claims: {claim!r} is not a claim{because}; write {_FORM}")

@@ -2,9 +2,10 @@
 
 import math
 
-from scipy.stats import norm, t
+from scipy.stats import norm
 
-from heft_pipeline.evidence.two_way_variance import Right, two_way
+from heft_pipeline.evidence.clusters import Clusters, by_cluster
+from heft_pipeline.evidence.two_way_variance import Quantiles, Right, two_way
 
 
 def wilson_interval(correct: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -21,30 +22,41 @@ def wilson_interval(correct: float, total: int, confidence: float = 0.95) -> tup
     return _wilson(correct / total, total, float(norm.ppf((1 + confidence) / 2)))
 
 
-def seeds_interval(right: Right, confidence: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(
+    right: Right, clusters: Clusters | None = None, confidence: float = 0.95
+) -> tuple[float, float]:
     """The interval of a mean accuracy over seeds and examples.
 
-    One seed gets Wilson's interval. Several get Wilson's formula with two replacements: the
-    effective number of examples that the two-way random-effects variance of the mean amounts to,
-    and Student's quantile instead of the normal one. Few seeds make it wide, however many
-    examples there are.
+    One seed gets Wilson's interval. Several seeds, and clusters of examples, get Wilson's formula
+    with two replacements: the effective number of examples that the variance of the mean amounts
+    to, and a quantile that knows how few seeds or clusters there are. The variance is that of a
+    two-way random-effects analysis, or with one seed the clusters'. Few seeds make it wide,
+    however many examples there are.
 
     Args:
         right: [seeds, examples], how right each answer was; every row has the same examples.
+        clusters: The examples' clusters; None where they are independent.
         confidence: The nominal coverage.
 
     Returns:
         The ends (low, high) as shares.
     """
     seeds, examples = right.shape
-    if seeds == 1:
+    share = float(right.mean())
+    if seeds == 1 and clusters is None:
         return wilson_interval(float(right.sum()), examples, confidence)
-    table = two_way(right.astype(float))
-    share = table.mean
-    if table.variance == 0:  # all right or all wrong
-        return wilson_interval(share * examples, examples, confidence)
-    size = share * (1 - share) / table.variance
-    return _wilson(share, size, float(t.ppf((1 + confidence) / 2, table.freedom)))
+    cells = by_cluster(right.astype(float), clusters)
+    count = cells.shape[1]
+    if seeds == 1:
+        variance = float(cells.var(ddof=1)) / count if count > 1 else 0.0
+        quantiles = Quantiles(0.0, 1, count - 1)
+    else:
+        table = two_way(cells)
+        variance, quantiles = table.variance, table.quantiles
+    if not variance or share in (0, 1):  # all right or all wrong
+        return wilson_interval(share * count, count, confidence)
+    size = share * (1 - share) / variance
+    return _wilson(share, size, quantiles.upper((1 - confidence) / 2))
 
 
 def _wilson(share: float, size: float, quantile: float) -> tuple[float, float]:

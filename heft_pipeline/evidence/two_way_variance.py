@@ -1,13 +1,114 @@
 """The two-way random-effects analysis of a table of seeds and examples."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 #: [seeds, examples]: 1 or true for each right answer, 0 for each wrong one, 1/n where n choices
 #: were exactly equal and the right one was among them. Every row has the same examples.
 Right = NDArray[np.bool_] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The variance components of a table whose cells are crossed seeds and examples.
+
+    Attributes:
+        of_seeds: The variance between seeds; None with one seed, which does not show it.
+        of_examples: The variance between examples, or between clusters of them. With one seed,
+            what seed and example make together is in it.
+        of_rest: The variance that neither explains; 0 with one seed.
+        seeds: The number of seeds.
+        examples: The number of examples or clusters.
+    """
+
+    of_seeds: float | None
+    of_examples: float
+    of_rest: float
+    seeds: int
+    examples: int
+
+    @property
+    def variances(self) -> tuple[float, float, float]:
+        """What seeds, examples and the rest contribute to the variance of the mean."""
+        own = self.of_seeds or 0.0
+        return (
+            own / self.seeds,
+            self.of_examples / self.examples,
+            self.of_rest / (self.seeds * self.examples),
+        )
+
+    def resized(self, *, seeds: int | None = None, examples: int | None = None) -> "Components":
+        """The same components with another number of seeds or examples."""
+        return replace(self, seeds=seeds or self.seeds, examples=examples or self.examples)
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean that is to be expected."""
+        return math.sqrt(sum(self.variances))
+
+    @property
+    def quantiles(self) -> "Quantiles":
+        """The quantiles that are to be expected for that error."""
+        if self.of_seeds is None:
+            return Quantiles(0.0, 1, self.examples - 1)
+        seeds = self.examples * self.of_seeds + self.of_rest
+        whole = seeds + self.seeds * self.of_examples
+        return Quantiles(seeds / whole if whole else 0.0, self.seeds - 1, self.examples - 1)
+
+    def half_width(self, alpha: float) -> float:
+        """Half the width that an interval is to be expected to have.
+
+        Args:
+            alpha: One minus the interval's nominal coverage.
+        """
+        return self.error * self.quantiles.upper(alpha / 2)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The quantiles of a mean over its error, where that has a seeds' and an examples' part.
+
+    The error's square is a sum of two variances with different degrees of freedom. Its quantile
+    lies between Student's two, as in Cochran's (1951) approximation; here their squares are
+    weighted, the seeds' by the square of their share. Satterthwaite's single number of degrees of
+    freedom is too bold where seeds are few and differ much: by chance few seeds look alike, and
+    just then he counts many degrees of freedom.
+
+    Attributes:
+        weight: The seeds' mean square as a share of the whole, from 0 (seeds play no part) to 1.
+        seeds: The degrees of freedom of the seeds' part.
+        examples: Those of the examples' part.
+    """
+
+    weight: float
+    seeds: int
+    examples: int
+
+    def upper(self, tail: float) -> float:
+        """The value that is exceeded with a probability of ``tail``, at most a half."""
+        part = self.weight**2
+        squares = [
+            share * float(t.isf(tail, max(1, freedom))) ** 2 if share else 0.0
+            for share, freedom in ((part, self.seeds), (1 - part, self.examples))
+        ]
+        return math.sqrt(sum(squares))
+
+    def tail(self, value: float) -> float:
+        """The probability of a value above ``value``, which is not negative."""
+        if self.weight in (0.0, 1.0):
+            return float(t.sf(value, max(1, self.seeds if self.weight else self.examples)))
+        if math.isinf(value):
+            return 0.0
+        low, high = -200.0, 0.0  # logarithms of twice the tail
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.upper(math.exp(middle) / 2) > value
+            low, high = (middle, high) if above else (low, middle)
+        return math.exp(high) / 2
 
 
 @dataclass(frozen=True)
@@ -17,24 +118,18 @@ class TwoWay:
     Attributes:
         mean: The mean of all cells.
         variance: The variance of that mean.
-        freedom: The degrees of freedom of that variance.
-        of_seeds: The variance component of the seeds.
-        of_examples: The variance component of the examples.
-        of_cells: The variance that neither explains.
+        quantiles: The quantiles of the mean over that variance's root.
+        components: Where the variance comes from.
     """
 
     mean: float
     variance: float
-    freedom: float
-    of_seeds: float
-    of_examples: float
-    of_cells: float
+    quantiles: Quantiles
+    components: Components
 
 
 def two_way(cells: NDArray[np.float64]) -> TwoWay:
-    """Analyse a table as crossed random effects.
-
-    The degrees of freedom are Satterthwaite's, as in Clark's (1973) quasi-F.
+    """Analyse a table as crossed random effects (Clark 1973).
 
     Args:
         cells: [seeds, examples], at least 2 seeds.
@@ -46,25 +141,22 @@ def two_way(cells: NDArray[np.float64]) -> TwoWay:
     mean = cells.mean()
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
     rest = cells - by_seed[:, None] - by_example[None, :] + mean
-    of_seeds = examples * ((by_seed - mean) ** 2).sum() / (seeds - 1)
-    of_examples = seeds * ((by_example - mean) ** 2).sum() / max(1, examples - 1)
-    freedom_of_rest = max(1, (seeds - 1) * (examples - 1))
-    of_rest = (rest**2).sum() / freedom_of_rest
-    # The variance of the mean follows from the expected mean squares. An estimate below either
-    # of the first two would imply a negative variance component.
+    of_seeds = float(examples * ((by_seed - mean) ** 2).sum() / (seeds - 1))
+    of_examples = float(seeds * ((by_example - mean) ** 2).sum() / max(1, examples - 1))
+    of_rest = float((rest**2).sum() / max(1, (seeds - 1) * (examples - 1)))
+    # It follows from the expected mean squares. An estimate below either of the first two would
+    # imply a negative variance component.
     total = max(of_seeds + of_examples - of_rest, of_seeds, of_examples)
-    spread = (
-        of_seeds**2 / (seeds - 1)
-        + of_examples**2 / max(1, examples - 1)
-        + of_rest**2 / freedom_of_rest
-    )
+    weight = of_seeds / total if total else 0.0
     return TwoWay(
         mean=float(mean),
-        variance=float(total / (seeds * examples)),
-        # Satterthwaite's value falls below 1 where the mean squares almost cancel; no variance
-        # has fewer than 1.
-        freedom=max(1.0, float(total**2 / spread)) if spread else float(seeds - 1),
-        of_seeds=float(max(0.0, (of_seeds - of_rest) / examples)),
-        of_examples=float(max(0.0, (of_examples - of_rest) / seeds)),
-        of_cells=float(of_rest),
+        variance=total / (seeds * examples),
+        quantiles=Quantiles(weight, seeds - 1, examples - 1),
+        components=Components(
+            of_seeds=max(0.0, (of_seeds - of_rest) / examples),
+            of_examples=max(0.0, (of_examples - of_rest) / seeds),
+            of_rest=of_rest,
+            seeds=seeds,
+            examples=examples,
+        ),
     )
