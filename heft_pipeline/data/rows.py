@@ -1,5 +1,6 @@
 """Reading a task's rows: from the files of a local folder, or from the hub."""
 
+import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -52,6 +53,36 @@ def read_eval(data: DataSettings) -> list[tuple[str, Row]]:
         UserError: The split or a column is missing, or the split is empty.
     """
     return _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
+
+
+def read_clusters(data: DataSettings, column: str) -> dict[str, str]:
+    """Read which rows of the reported split belong together.
+
+    Args:
+        data: The task.
+        column: The column that they have in common.
+
+    Returns:
+        A digest of each row's value by the row's id. A row without a value, or with an empty one,
+        is a cluster of its own.
+
+    Raises:
+        UserError: The column is missing.
+    """
+    rows = read_eval(data)
+    known = {key for _, row in rows for key in row}
+    if column not in known:
+        raise UserError(
+            f"data.cluster_column={column} is not a column of data.eval_split={data.eval_split} of "
+            f"{data.name}; it has {', '.join(sorted(map(str, known)))}; null: rows are independent"
+        )
+    return {id: _digest(row.get(column), id) for id, row in rows}
+
+
+def _digest(value: object, id: str) -> str:
+    own = value is None or value == "" or value != value  # what is not a number differs from itself
+    text = repr(("of", id)) if own else repr((type(value).__name__, value))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _limit(rows: list[tuple[str, Row]], count: int | None) -> list[tuple[str, Row]]:

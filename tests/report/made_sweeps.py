@@ -47,7 +47,9 @@ def make_sweep(
         )
     plan = Plan(tuple(made), untouched(made))
     sweep = Sweep(output_dir / "sweeps" / name)
-    sweep.record(plan, command="python -m heft_pipeline -m made=up", claims=list(claims))
+    sweep.record(
+        plan, command="python -m heft_pipeline -m made=up", report={"claims": list(claims)}
+    )
     for run, (_, accuracy) in zip(made, runs, strict=True):
         for stage in run.stages:
             if not sweep.store.is_complete(stage.fingerprint):
