@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from heft_pipeline.evidence.clusters import Clusters, by_cluster
 from heft_pipeline.evidence.estimates import Estimate, ScoreEstimate, StudentEstimate
-from heft_pipeline.evidence.two_way_variance import Components, Quantiles, two_way
+from heft_pipeline.evidence.two_way_variance import Components, Quantiles, TwoWay, two_way
 
 #: The significance level and the power of everything that is reported.
 ALPHA, POWER = 0.05, 0.8
@@ -187,41 +187,49 @@ def compare(
     count = len(cells)
     scope = EXAMPLES if count == 1 else scope
     names = tuple(range(count)) if seeds is None else tuple(seeds)
-    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
-    mean = float(cells.mean())
     table = two_way(cells) if count > 1 else None
-    if table is not None and scope == BOTH:
-        variance, quantiles = table.variance, table.quantiles
-    else:
-        own = by_seed if scope == SEEDS else by_example
-        variance = _variance(own) / len(own)
-        quantiles = Quantiles(float(scope == SEEDS), count - 1, len(by_example) - 1)
-    wins = float(differences.clip(min=0).sum() / count)
-    losses = float(-differences.clip(max=0).sum() / count)
-    estimate: Estimate
-    if count == 1 and accuracy and clusters is None:
-        estimate = ScoreEstimate(wins, losses, len(by_example))
-    else:
-        # Where (almost) no pair differs, a variance near 0 is no evidence of certainty; it is kept
-        # from falling below that of one pair won and one lost (Bonett and Price 2012).
-        least = 2 / (len(by_example) + 2) ** 2 if accuracy else 0.0
-        error = math.sqrt(max(variance, least))
-        estimate = StudentEstimate(mean, error, quantiles, 1.0 if accuracy else math.inf)
+    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
+    student = _student(cells, table, scope, accuracy)
+    independent = clusters is None and accuracy and count == 1
+    wins, losses = differences.clip(min=0), -differences.clip(max=0)
+    if not accuracy:  # how many, not how much
+        wins, losses = wins > 0, losses > 0
+    won, lost = float(wins.sum() / count), float(losses.sum() / count)
     return Comparison(
-        difference=mean,
-        wins=wins if accuracy else float((differences > 0).sum() / count),
-        losses=losses if accuracy else float((differences < 0).sum() / count),
+        difference=student.mean,
+        wins=won,
+        losses=lost,
         seeds=names,
         examples=differences.shape[1],
         clusters=None if clusters is None else len(by_example),
         scope=scope,
-        estimate=estimate,
+        estimate=ScoreEstimate(won, lost, len(by_example)) if independent else student,
         components=table.components
         if table is not None
         else Components(None, _variance(by_example), 0.0, 1, len(by_example)),
         by_seed=by_seed,
-        deviations=Deviations(by_seed - mean, by_example - mean, quantiles.weight),
+        deviations=Deviations(
+            by_seed - student.mean, by_example - student.mean, student.quantiles.weight
+        ),
     )
+
+
+def _student(
+    cells: NDArray[np.float64], table: TwoWay | None, scope: str, accuracy: bool
+) -> StudentEstimate:
+    """The mean of a table of seeds and examples (or clusters), with the error of its scope."""
+    seeds, examples = cells.shape
+    if table is not None and scope == BOTH:
+        variance, quantiles = table.variance, table.quantiles
+    else:
+        own = cells.mean(axis=1 if scope == SEEDS else 0)
+        variance = _variance(own) / len(own)
+        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, examples - 1)
+    # Where (almost) no pair differs, a variance near 0 is no evidence of certainty; it is kept
+    # from falling below that of one pair won and one lost (Bonett and Price 2012).
+    least = 2 / (examples + 2) ** 2 if accuracy else 0.0
+    error = math.sqrt(max(variance, least))
+    return StudentEstimate(float(cells.mean()), error, quantiles, 1.0 if accuracy else math.inf)
 
 
 def _variance(values: NDArray[np.float64]) -> float:
