@@ -3,8 +3,9 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.data.dev_split import Row, hold_out
@@ -55,7 +56,23 @@ def read_eval(data: DataSettings) -> list[tuple[str, Row]]:
     return _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
 
 
-def read_clusters(data: DataSettings, column: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class RowClusters:
+    """Which rows of a reported split belong together.
+
+    Attributes:
+        column: The column that they have in common.
+        of: A digest of each row's value by the row's id. A row without a value, or with an empty
+            one, is a cluster of its own.
+        trained: How many of the rows have a value that a row of the training split has, too.
+    """
+
+    column: str
+    of: Mapping[str, str]
+    trained: int
+
+
+def read_clusters(data: DataSettings, column: str) -> RowClusters:
     """Read which rows of the reported split belong together.
 
     Args:
@@ -63,8 +80,7 @@ def read_clusters(data: DataSettings, column: str) -> dict[str, str]:
         column: The column that they have in common.
 
     Returns:
-        A digest of each row's value by the row's id. A row without a value, or with an empty one,
-        is a cluster of its own.
+        The clusters.
 
     Raises:
         UserError: The column is missing.
@@ -76,12 +92,16 @@ def read_clusters(data: DataSettings, column: str) -> dict[str, str]:
             f"data.cluster_column={column} is not a column of data.eval_split={data.eval_split} of "
             f"{data.name}; it has {', '.join(sorted(map(str, known)))}; null: rows are independent"
         )
-    return {id: _digest(row.get(column), id) for id, row in rows}
+    of = {id: _digest(row.get(column), id) for id, row in rows}
+    trained = _limit(_read(data, "train_split", data.train_split), data.max_train_rows)
+    known = {_digest(row.get(column), id) for id, row in trained}
+    return RowClusters(column, of, sum(cluster in known for cluster in of.values()))
 
 
 def _digest(value: object, id: str) -> str:
-    own = value is None or value == "" or value != value  # what is not a number differs from itself
-    text = repr(("of", id)) if own else repr((type(value).__name__, value))
+    # What is not a number differs from itself.
+    own = value is None or value == "" or value != value
+    text = repr(("row", id)) if own else repr((type(value).__name__, value))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

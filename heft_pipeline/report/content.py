@@ -197,7 +197,7 @@ def _content(
 ) -> SectionContent:
     columns, rows = _table(section)
     tested, options = asked
-    about = how_they_were_made(verdicts, section.cluster_column, tested)
+    about = how_they_were_made(verdicts, section.clustered, tested)
     records = tuple(claim_records(verdicts, section, options.pointwise))
     text = (section, tuple(verdicts), about, records, tuple(columns), tuple(rows))
     dtypes = different_dtypes(section)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule
-from heft_pipeline.data.rows import read_clusters
+from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.declare_settings import Settings, identity
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.clusters import Clusters, numbered
@@ -127,7 +127,7 @@ class Section:
         open: The runs that are not complete.
         ids: The examples' ids.
         gold: The examples' right answers.
-        cluster_column: The column that dependent examples have in common; None where examples are
+        clustered: Which examples belong together, as the data has it; None where examples are
             independent.
         clusters: The examples' clusters; None where each example is its own.
     """
@@ -139,7 +139,7 @@ class Section:
     open: tuple[RunRecord, ...]
     ids: tuple[str, ...]
     gold: tuple[str, ...]
-    cluster_column: str | None = None
+    clustered: RowClusters | None = None
     clusters: Clusters | None = None
 
     @cached_property
@@ -245,7 +245,7 @@ def _section(
     base = [runs for runs in by_setting.values() if runs[0].method == "base"]
     variants = _variants([runs[0] for runs in own])
     last = records[0].last
-    column, groups = _clusters(records, ids, cluster_column)
+    clustered, groups = _clusters(records, ids, cluster_column)
     return Section(
         title=f"{last.model.name} on {last.data.name}",
         apart=_difference(first, last) if first is not None else "",
@@ -258,37 +258,36 @@ def _section(
         open=tuple(record for record in records if not record.complete),
         ids=tuple(ids),
         gold=tuple(map(str, gold)),
-        cluster_column=column,
+        clustered=clustered,
         clusters=groups,
     )
 
 
 def _clusters(
     records: Sequence[RunRecord], ids: Sequence[str], asked: str | None
-) -> tuple[str | None, Clusters | None]:
-    """The column that dependent examples have in common, and the examples' clusters."""
+) -> tuple[RowClusters | None, Clusters | None]:
+    """Which examples belong together: as the data has it, and by number."""
     task = records[0].last.data
     if asked is None:
-        noted = [
-            clusters(sweep, task) for sweep in {r.sweep.folder: r.sweep for r in records}.values()
-        ]
-        columns = {entry[0] if entry else "none" for entry in noted}
+        sweeps = {record.sweep.folder: record.sweep for record in records}.values()
+        noted = [clusters(sweep, task) for sweep in sweeps]
+        columns = {one.column if one else "none" for one in noted}
         if len(columns) > 1:
             raise UserError(
                 f"the sweeps have data.cluster_column={' and '.join(sorted(columns))} for "
                 f"{task.name}; choose with --cluster-column COLUMN (or none)"
             )
-        column, of = noted[0] or (None, {})
+        found = noted[0]
     else:
-        column, of = (asked, read_clusters(task, asked)) if asked else (None, {})
-    if column is None or not ids:
-        return column, None
-    if unknown := [id for id in ids if id not in of]:
+        found = read_clusters(task, asked) if asked else None
+    if found is None or not ids:
+        return found, None
+    if unknown := [id for id in ids if id not in found.of]:
         raise UserError(
-            f"data.cluster_column={column}: the data has no row {unknown[0]} any more, which was "
-            f"evaluated; restore {task.name}, or use --cluster-column none"
+            f"data.cluster_column={found.column}: the data has no row {unknown[0]} any more, "
+            f"which was evaluated; restore {task.name}, or use --cluster-column none"
         )
-    return column, numbered([of[id] for id in ids])
+    return found, numbered([found.of[id] for id in ids])
 
 
 def _examples(record: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from heft_pipeline.data.rows import RowClusters
 from heft_pipeline.evidence.claims import Claim
 from heft_pipeline.evidence.comparison import (
     BOTH,
@@ -180,12 +181,14 @@ def widths_with_more(verdict: Verdict) -> dict[str, float]:
     return widths
 
 
-def how_they_were_made(verdicts: Sequence[Verdict], column: str | None, claims: int) -> str:
+def how_they_were_made(
+    verdicts: Sequence[Verdict], clustered: RowClusters | None, claims: int
+) -> str:
     """What the intervals and verdicts of a section rest on and speak of.
 
     Args:
         verdicts: The section's verdicts.
-        column: The column that dependent examples have in common.
+        clustered: Which examples belong together; None where they are independent.
         claims: How many claims the report tests.
 
     Returns:
@@ -208,11 +211,17 @@ def how_they_were_made(verdicts: Sequence[Verdict], column: str | None, claims: 
             f"With {seeds} seeds they rest on a model: the seeds' effects are normally distributed "
             "and add to those of the examples."
         )
-    if column is not None and tested[0].clusters is not None:
+    if clustered is not None:
+        count = tested[0].clusters or tested[0].examples
         sentences.append(
-            f"The {tested[0].examples:,} examples count as {tested[0].clusters:,} clusters, by "
-            f"{column}."
+            f"The {tested[0].examples:,} examples count as {count:,} clusters, by "
+            f"{clustered.column}."
         )
+        if clustered.trained:
+            sentences.append(
+                f"{clustered.trained:,} of them share theirs with a training row, so that they may "
+                "be easier than new examples."
+            )
     return " ".join(sentences)
 
 

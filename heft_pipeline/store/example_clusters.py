@@ -1,5 +1,6 @@
 """A sweep's ``clusters.json``: which of its reported examples belong together."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from heft_pipeline.data.rows import read_clusters
+from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.store.stage_folders import write_json
@@ -44,12 +45,12 @@ def record_clusters(sweep: Sweep, tasks: Iterable[DataSettings]) -> None:
             if column is None:
                 found.pop(key, None)
             elif found.get(key, {}).get("column") != column:
-                found[key] = {"column": column, "of": read_clusters(task, column)}
+                found[key] = dataclasses.asdict(read_clusters(task, column))
         if found != known:
             write_json(sweep.folder / CLUSTERS, found)
 
 
-def clusters(sweep: Sweep, task: DataSettings) -> tuple[str, dict[str, str]] | None:
+def clusters(sweep: Sweep, task: DataSettings) -> RowClusters | None:
     """Which reported rows of a task belong together.
 
     Args:
@@ -57,11 +58,10 @@ def clusters(sweep: Sweep, task: DataSettings) -> tuple[str, dict[str, str]] | N
         task: The task.
 
     Returns:
-        The column that they have in common, and each row's cluster by the row's id; None where
-        rows are independent.
+        The clusters; None where rows are independent.
     """
     entry = _read(sweep).get(_key(task))
-    return None if entry is None else (entry["column"], entry["of"])
+    return None if entry is None else RowClusters(**entry)
 
 
 def _key(task: DataSettings) -> str:

@@ -159,7 +159,7 @@ class PlannedRun:
         import pandas as pd
 
         answers = pd.read_parquet(file, columns=["id", "credit"])
-        names = [groups[1].get(id, id) for id in answers.id]
+        names = [groups.of.get(id, id) for id in answers.id]
         return accuracy_interval(answers.credit.to_numpy(dtype=float)[None], numbered(names))
 
     def tracked(self, tracking: TrackingSettings) -> TrackedRun:
