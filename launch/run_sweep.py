@@ -23,6 +23,7 @@ from launch.dry_run import show_plan
 from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
 from launch.finish import report
 from launch.local.settings import LocalSettings
+from launch.measure_forgetting import forgetting_note
 from launch.slurm.settings import SlurmSettings
 from launch.tracker import tracked, tracking_note
 
@@ -58,6 +59,7 @@ def launch_sweep(
     jobs = [composer.job(number, given) for number, given in enumerate(job_overrides, first_number)]
     plan = _plan(sweep, [(_name(job), job.overrides, job.settings) for job in jobs])
     if launcher.dry_run:
+        forgetting_note(job.settings.report for job in jobs)  # refuses what would be refused
         show_plan(plan, sweep.store, launcher, console)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
     _record(sweep, plan, [job.settings for job in jobs], launcher)
@@ -126,6 +128,7 @@ def _record(
         launcher=launcher_note(launcher),
         claims=list(dict.fromkeys(text for one in settings for text in one.report.claims)),
         tracking=tracking_note(one.tracking for one in settings),
+        forgetting=forgetting_note(one.report for one in settings),
     )
 
 

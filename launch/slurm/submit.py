@@ -10,6 +10,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.measure_forgetting import texts
 from launch.slurm.job_notes import read_job, write_job
 from launch.slurm.sbatch import sbatch_report, sbatch_stages
 from launch.slurm.settings import SlurmSettings, limit_seconds
@@ -131,11 +132,11 @@ def submit(
     jobs = _jobs_on_the_cluster(stages, sweep)
     new = [stage for stage in stages if stage.fingerprint not in jobs]
     submitted: list[str] = []
-    upcoming = descendants(stages)
+    upcoming, read = descendants(stages), texts(sweep, stages)
     try:
         for parent, group in groups(new, jobs).items():
             dependency = f"afterok:{jobs[parent]}" if parent else None
-            ids = sbatch_stages(group, sweep, settings, dependency, upcoming)
+            ids = sbatch_stages(group, sweep, settings, dependency, upcoming, read)
             for stage, job_id in zip(group, ids, strict=True):
                 key = stage.fingerprint
                 jobs[key] = job_id
