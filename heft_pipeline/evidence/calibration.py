@@ -117,6 +117,24 @@ def expected_calibration_error(confidence: Floats, right: Floats, bins: int = BI
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def plain_scores(log_probabilities: Floats, gold: Integers) -> tuple[float, float] | None:
+    """The expected calibration error and the Brier score of one seed, without intervals.
+
+    Args:
+        log_probabilities: [N, C], of each choice given the prompt.
+        gold: [N], the right choice.
+
+    Returns:
+        (error, Brier score), from the usable examples; None if there are none.
+    """
+    kept = usable(log_probabilities)
+    if not kept.any():
+        return None
+    probabilities = choice_probabilities(log_probabilities[kept])
+    error = expected_calibration_error(*confidences(probabilities, gold[kept]))
+    return error, float(squared_errors(probabilities, gold[kept]).mean())
+
+
 def calibration(
     log_probabilities: Floats, gold: Integers, clusters: Integers | None = None
 ) -> Calibration | None:

@@ -95,6 +95,8 @@ def terminal(report: Report) -> Group:
         if content.dtypes:
             shown.append(Text(content.dtypes, style="yellow"))
         shown += [Text(sentence) for sentence in content.paper]
+        if content.beside and content.beside.summary:
+            shown.append(Text(content.beside.summary))
         shown += [_terminal_verdict(verdict) for verdict in content.verdicts]
     if report.state:
         shown.append(Text(report.state, style="yellow"))
