@@ -174,7 +174,7 @@ def _retry(given: argparse.Namespace, console: Console) -> int:
 
 
 def _forgetting(given: argparse.Namespace, console: Console) -> int:
-    from heft_pipeline.data.other_text import KEY, OFF, text_note
+    from heft_pipeline.data.other_text import text_note
     from launch.finish import report
     from launch.measure_forgetting import NOTE, check_texts, measure_lacking
 
@@ -182,7 +182,10 @@ def _forgetting(given: argparse.Namespace, console: Console) -> int:
     plan = read_plan(sweep.plan())
     note = text_note(given.text) if given.text else sweep.plan().get(NOTE)
     if note is None:
-        raise UserError(f"{sweep.name} was run with {KEY}={OFF}; give --text FILE or builtin")
+        raise UserError(
+            f"{sweep.name} names no text to measure forgetting on; give --text FILE, or --text "
+            "builtin"
+        )
     check_texts(note, sweep, plan)
     sweep.record(Plan(()), **{NOTE: note})
     measure_lacking(sweep, plan, console, again=True)

@@ -1,12 +1,14 @@
 """The bootstrap: how much a statistic would differ on other examples of the same kind."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Enough for intervals whose ends are shown with two digits.
-REPEATS = 1000
+#: Enough for intervals whose ends are shown with two digits. Of very many examples, fewer samples
+#: are drawn, so that all of them together have no more than so many counts.
+REPEATS, _FEWEST, _MOST_COUNTS = 1000, 200, 30_000_000
 _SEED = 0
 
 Floats = NDArray[np.float64]
@@ -62,6 +64,7 @@ def group_numbers(examples: int, clusters: Integers | None) -> Integers:
     return np.unique(clusters, return_inverse=True)[1].astype(np.int64)
 
 
+@functools.lru_cache(maxsize=2)
 def resamples(groups: int, seeds: int) -> Resamples:
     """Draw bootstrap samples, always the same ones for the same numbers.
 
@@ -74,11 +77,12 @@ def resamples(groups: int, seeds: int) -> Resamples:
         seeds: S, the number of seeds.
 
     Returns:
-        :data:`REPEATS` samples.
+        :data:`REPEATS` samples, or fewer of more than 30,000 groups.
     """
     random = np.random.default_rng(_SEED)
-    drawn = random.multinomial(groups, np.full(groups, 1 / groups), size=REPEATS)
-    of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPEATS)
+    repeats = min(REPEATS, max(_FEWEST, _MOST_COUNTS // groups))
+    drawn = random.multinomial(groups, np.full(groups, 1 / groups), size=repeats)
+    of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=repeats)
     return Resamples(drawn.astype(np.float64), of_seeds.astype(np.float64))
 
 

@@ -65,7 +65,7 @@ class _Gaps:
 class _Forgotten:
     """The forgetting of a setting, over its seeds and the windows of a text."""
 
-    loss: Estimate
+    loss: float
     rise: Estimate | None
     by_stage: tuple[tuple[str, Estimate], ...]
 
@@ -181,7 +181,7 @@ def _forgotten(setting: Setting, gaps: _Gaps) -> _Forgotten | None:
             name = stage if number == 1 else f"{stage} on top"
             by_stage.append((name, mean_over_windows(after - before)))
     return _Forgotten(
-        loss=mean_over_windows(last),
+        loss=float(last.mean()),
         rise=mean_over_windows(last - first) if first is not None and trained else None,
         by_stage=tuple(by_stage) if trained > 1 else (),
     )
@@ -198,7 +198,8 @@ def _trained(setting: Setting) -> list[str]:
 
 
 def _of_forgetting(forgotten: _Forgotten) -> dict[str, str]:
-    cells = {_LOSS: _number(forgotten.loss)}
+    # Without an interval, which would be wide because windows differ: the rises are paired.
+    cells = {_LOSS: f"{forgotten.loss:.4f}"}
     if forgotten.rise is not None:
         cells[_RISE] = _change(forgotten.rise)
     if forgotten.by_stage:

@@ -16,7 +16,7 @@ from heft_pipeline.data.text_windows import text_windows
 from heft_pipeline.devices.memory import in_parts
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.errors import UserError
-from heft_pipeline.models.base_model import load_config, load_tokenizer
+from heft_pipeline.models.base_model import load_config, load_tokenizer, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
@@ -140,6 +140,7 @@ def check_text(text: OtherText, model: ModelSettings) -> None:
     Raises:
         UserError: It is too short, or the model cannot read it.
     """
+    quieten()
     _windows(text, model)
 
 

@@ -126,4 +126,4 @@ def test_a_sweep_that_measures_nothing_needs_a_text(
 ) -> None:
     assert cli(*small, "-m", *LORA, "report.forgetting=off", "sweep=s")[0] == 0
     assert launch(["forgetting", "s", "--output-dir", str(tmp_path / "outputs")]) == 1
-    assert "give --text FILE or builtin" in capfd.readouterr().err
+    assert "names no text to measure forgetting on; give --text FILE" in capfd.readouterr().err
