@@ -95,7 +95,8 @@ def read_text_losses(
     if text is None:
         return None
     trained = [stage for stage in stages if stage.adapters]
-    found, reasons = [], []
+    found: list[NDArray[np.float64] | None] = []
+    reasons = []
     for stage in (untouched_model(stages[0]), *trained):
         key = stage.fingerprint
         entry = store.text_losses(key).get(text.digest, {})
@@ -106,4 +107,6 @@ def read_text_losses(
             later = "not measured yet (python -m launch forgetting SWEEP measures it)"
             unknown = later if store.is_complete(key) else nothing
             reasons.append(entry.get("why") or unknown)
+    if len({len(one) for one in found if one is not None}) > 1:
+        found, reasons = [None] * len(found), ["its stages were measured on different windows"]
     return TextLosses(text.name, text.digest, tuple(found), reasons[0] if reasons else "")

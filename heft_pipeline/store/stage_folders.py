@@ -158,9 +158,13 @@ class Store:
             fingerprint: The stage's fingerprint.
 
         Returns:
-            For each text's digest, what :meth:`note_text_losses` wrote; empty where nothing did.
+            For each text's digest, what :meth:`note_text_losses` wrote; empty where nothing did,
+            or where the file is broken, so that it is written again.
         """
-        return _read(self.folder(fingerprint) / FORGETTING) or {}
+        try:
+            return _read(self.folder(fingerprint) / FORGETTING) or {}
+        except ValueError:
+            return {}
 
     def note_text_losses(self, fingerprint: str, digest: str, entry: dict[str, Any]) -> None:
         """Add to a stage's ``forgetting.json``; the caller holds the stage's lock.

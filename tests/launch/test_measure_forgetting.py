@@ -1,14 +1,21 @@
 """Forgetting in sweeps: refused before training, measured afterwards, kept apart by text."""
 
+import dataclasses
 import json
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from heft_pipeline.data.other_text import chosen_text, text_note
+from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.stage_spec import to_json
 from launch.__main__ import main as launch
+from launch.slurm.jobs import StageJob
 from tests.conftest import WORDS, CliResult
 
 Cli = Callable[..., CliResult]
@@ -127,3 +134,21 @@ def test_a_sweep_that_measures_nothing_needs_a_text(
     assert cli(*small, "-m", *LORA, "report.forgetting=off", "sweep=s")[0] == 0
     assert launch(["forgetting", "s", "--output-dir", str(tmp_path / "outputs")]) == 1
     assert "names no text to measure forgetting on; give --text FILE" in capfd.readouterr().err
+
+
+def test_a_slurm_job_measures_its_own_stage(
+    compose_run: Callable[..., Run],
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job as submitit pickles it, run here; tests on a real SLURM are in test_slurm.py."""
+    alone = SimpleNamespace(num_tasks=1, global_rank=0)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: alone)
+    stage = compose_run(*small, "method.stages=[]").last
+    text = chosen_text(text_note(str(made(tmp_path / "text.txt"))), stage.model.id)
+    assert text is not None
+    job = StageJob(to_json(stage), str(tmp_path / "out"), text=dataclasses.asdict(text))
+    pickle.loads(pickle.dumps(job))()
+    (entry,) = entries(tmp_path / "out")["base"].values()
+    assert len(entry["losses"]) == 5

@@ -126,6 +126,16 @@ def test_a_reason_that_many_settings_have_is_said_once(tmp_path: Path) -> None:
     assert gap.endswith("(base, lora@1 r8, lora@2 r8, lora@3 r8 and 4 others).")
 
 
+def test_broken_or_uneven_files_of_forgetting_break_no_report(tmp_path: Path) -> None:
+    sweep = measured(tmp_path, RUNS[:1])
+    run, base = read_runs(sweep)
+    forget(sweep.store, base.last, 0.0, windows=9)
+    (gap,) = beside(sweep).gaps
+    assert "measured on different windows (lora@3 r8)" in gap
+    (sweep.store.folder(run.last.fingerprint) / "forgetting.json").write_text('{"half')
+    assert any("not measured yet" in gap for gap in beside(sweep).gaps)
+
+
 def test_a_sweep_that_measures_no_forgetting_says_nothing_of_it(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, RUNS[:2], claims=[])
     from heft_pipeline.plan.graph import Plan

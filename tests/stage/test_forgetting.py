@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data import demo
+from heft_pipeline.data.demo.held_out_text import held_out_text
+from heft_pipeline.data.demo.language import passage_key
+from heft_pipeline.data.demo.task import make_splits
 from heft_pipeline.data.other_text import WINDOW_TOKENS, OtherText, chosen_text, text_note
 from heft_pipeline.data.text_windows import text_windows
 from heft_pipeline.errors import UserError
@@ -277,10 +280,8 @@ def test_the_held_out_text_holds_no_passage_of_the_task_and_no_question() -> Non
     words = set(demo.HELD_OUT_TEXT.read_text().split())
     assert not words & {"question", "answer", "ask", "reply", "yes", "no", "?", "[EOS]"}
     assert {"note", "claim", "verdict"} <= words
-    from heft_pipeline.data.demo.language import passage_key
-    from heft_pipeline.data.demo.task import make_splits
-
     _, passages = make_splits(demo.SEED)
+    assert held_out_text(demo.SEED, passages) == demo.HELD_OUT_TEXT.read_text()
     for line in demo.HELD_OUT_TEXT.read_text().splitlines():
         sentences = line.split(" . ")
         assert not any(passage_key(sentences[:n]) in passages for n in range(3, 7))
