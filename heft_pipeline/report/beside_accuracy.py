@@ -208,9 +208,11 @@ def _of_forgetting(forgotten: _Forgotten) -> dict[str, str]:
 
 
 def _number(found: Estimate, digits: int = 3) -> str:
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f}-{found.high:.{digits}f})".replace(
-        "(-", "(\N{MINUS SIGN}"
+    value, low, high = (
+        f"{one:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        for one in (found.value, found.low, found.high)
     )
+    return f"{value} ({low}-{high})"
 
 
 def _change(found: Estimate) -> str:
