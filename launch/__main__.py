@@ -4,6 +4,7 @@ python -m launch status [SWEEP] [--watch]
 python -m launch logs STAGE [--follow]
 python -m launch cancel SWEEP
 python -m launch retry SWEEP
+python -m launch forgetting SWEEP [--text FILE]
 """
 
 import argparse
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.graph import read_plan
+from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep, find_sweep
 from launch.slurm.job_notes import read_job
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         ("logs", _logs, "show what a stage wrote"),
         ("cancel", _cancel, "stop a sweep's jobs and processes; finished stages are kept"),
         ("retry", _retry, "run again what failed or got lost"),
+        ("forgetting", _forgetting, "measure finished stages on a text; nothing is trained"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.set_defaults(do=do)
@@ -68,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         else:
             optional = "?" if name == "status" else None
             command.add_argument("sweep", nargs=optional, help="a sweep's name or folder")
+        if name == "forgetting":
+            command.add_argument(
+                "--text",
+                metavar="FILE",
+                help="a UTF-8 file, or builtin; by default the one that the sweep was given",
+            )
         if name == "status":
             command.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
     return parser
@@ -163,6 +171,26 @@ def _retry(given: argparse.Namespace, console: Console) -> int:
 
         finish_sweep(sweep, console)
     return 1 if failures else 0
+
+
+def _forgetting(given: argparse.Namespace, console: Console) -> int:
+    from heft_pipeline.data.other_text import text_note
+    from launch.finish import report
+    from launch.measure_forgetting import NOTE, check_texts, measure_lacking
+
+    sweep = find_sweep(given.sweep, given.output_dir)
+    plan = read_plan(sweep.plan())
+    note = text_note(given.text) if given.text else sweep.plan().get(NOTE)
+    if note is None:
+        raise UserError(
+            f"{sweep.name} names no text to measure forgetting on; give --text FILE, or --text "
+            "builtin"
+        )
+    check_texts(note, sweep, plan)
+    sweep.record(Plan(()), **{NOTE: note})
+    measure_lacking(sweep, plan, console, again=True)
+    report(sweep, console)
+    return 0
 
 
 if __name__ == "__main__":

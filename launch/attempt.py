@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import Interrupted, NonFiniteLoss, UserError
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
@@ -78,6 +79,7 @@ def attempt(
     store: Store,
     *,
     upcoming: Sequence[StageSpec] = (),
+    text: OtherText | None = None,
     progress: ShowProgress = lambda *_, **__: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
@@ -90,6 +92,7 @@ def attempt(
         stage: The stage; its parents must be finished.
         store: Where stages are.
         upcoming: The stages that will be trained on it.
+        text: The text that forgetting is measured on; None for none.
         progress: Called with the phase, the steps done, all steps and a note.
         should_stop: Called before each step; training stops with a checkpoint when it is true.
         on_wait: Called with the name of the process that is already running the stage, if any.
@@ -119,6 +122,7 @@ def attempt(
                 stage,
                 store,
                 upcoming=upcoming,
+                text=text,
                 progress=note,
                 should_stop=should_stop,
                 on_wait=on_wait,
@@ -127,12 +131,15 @@ def attempt(
             return Attempt("interrupted", str(error))
         except Exception as error:  # stages that do not need this one must still be run
             return Attempt("failed", _note_failure(stage, store, error))
-    result = outcome.result
-    text = said_accuracy(result)
-    if outcome.reused:
-        return Attempt("reused", text)
+    return _ended(outcome.result, outcome.reused)
+
+
+def _ended(result: Mapping[str, Any], reused: bool) -> Attempt:
+    said = said_accuracy(result)
+    if reused:
+        return Attempt("reused", said)
     resumed = ", resumed" if result["resumes"] else ""
-    return Attempt("complete", f"{text}, {result['wall_seconds']:.1f} s{resumed}")
+    return Attempt("complete", f"{said}, {result['wall_seconds']:.1f} s{resumed}")
 
 
 def said_accuracy(result: Mapping[str, Any]) -> str:

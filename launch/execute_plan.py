@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from heft_pipeline.plan.graph import Plan
-from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.check_inputs import check_inputs
 from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
+from launch.measure_forgetting import NOTE, check_texts, measure_lacking, say_lacking
 from launch.progress import announce
 from launch.slurm.settings import SlurmSettings
 
@@ -39,20 +39,25 @@ def execute_plan(
         SystemExit: A signal came; stages that were running here have checkpoints.
     """
     if isinstance(launcher, LocalSettings):
-        _begin(plan, sweep.store, console)
-        return execute_here(plan, sweep, launcher, console)
+        _begin(plan, sweep, console)
+        failures = execute_here(plan, sweep, launcher, console)
+        measure_lacking(sweep, plan, console)
+        return failures
     from launch.slurm.submit import execute_on_slurm, require_slurm  # imports submitit
 
     require_slurm(launcher)
-    _begin(plan, sweep.store, console)
-    return execute_on_slurm(plan, sweep, launcher, console)
+    _begin(plan, sweep, console)
+    ended = execute_on_slurm(plan, sweep, launcher, console)
+    say_lacking(sweep, plan, console)
+    return ended
 
 
-def _begin(plan: Plan, store: Store, console: Console) -> None:
+def _begin(plan: Plan, sweep: Sweep, console: Console) -> None:
     """Say what will be done, and refuse what cannot be done."""
-    store.require_writable()
-    announce(console, plan, store)
-    check_inputs(plan, store, console)
+    sweep.store.require_writable()
+    announce(console, plan, sweep.store)
+    check_inputs(plan, sweep.store, console)
+    check_texts(sweep.plan().get(NOTE), sweep, plan)
 
 
 def launcher_note(launcher: LauncherSettings) -> dict[str, Any]:

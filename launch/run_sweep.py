@@ -25,6 +25,7 @@ from launch.dry_run import show_plan
 from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
 from launch.finish import report
 from launch.local.settings import LocalSettings
+from launch.measure_forgetting import forgetting_note
 from launch.slurm.settings import SlurmSettings
 from launch.tracker import tracked, tracking_note
 
@@ -60,6 +61,7 @@ def launch_sweep(
     jobs = [composer.job(number, given) for number, given in enumerate(job_overrides, first_number)]
     plan = _plan(sweep, [(_name(job), job.overrides, job.settings) for job in jobs])
     if launcher.dry_run:
+        forgetting_note(job.settings.report for job in jobs)  # refuses what would be refused
         show_plan(plan, sweep.store, launcher, console)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
     _record(sweep, plan, [job.settings for job in jobs], launcher)
@@ -128,6 +130,7 @@ def _record(
         launcher=launcher_note(launcher),
         report=report_note(one.report for one in settings),
         tracking=tracking_note(one.tracking for one in settings),
+        forgetting=forgetting_note(one.report for one in settings),
     )
     record_clusters(sweep, [stage.data for stage in plan.stages.values()])
 

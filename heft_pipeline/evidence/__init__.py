@@ -7,4 +7,6 @@
 - ``estimates``: an interval and a p-value that cannot disagree
 - ``comparison``: the paired difference of two methods, and what would decide it
 - ``simultaneous``: intervals that hold for several comparisons at once
+- ``resampling``: the bootstrap over seeds and examples
+- ``calibration``, ``agreement``, ``rise``: what is measured beside accuracy
 """

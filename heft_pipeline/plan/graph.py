@@ -156,11 +156,22 @@ def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:
     """
     found: dict[str, StageSpec] = {}
     for run in runs:
-        first = run.stages[0]
-        data = _without_dev(first.data)
-        base = dataclasses.replace(first, adapters=(), training=None, seed=0, data=data)
+        base = untouched_model(run.stages[0])
         found.setdefault(base.fingerprint, base)
     return tuple(found.values())
+
+
+def untouched_model(first: StageSpec) -> StageSpec:
+    """The evaluation of the untouched model that a run is compared with.
+
+    Args:
+        first: The run's first stage.
+
+    Returns:
+        The stage; see :func:`untouched`.
+    """
+    data = _without_dev(first.data)
+    return dataclasses.replace(first, adapters=(), training=None, seed=0, data=data)
 
 
 def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterable[str]) -> Run:

@@ -10,6 +10,7 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.report import words
+from heft_pipeline.report.beside_accuracy import BesideAccuracy, beside_accuracy
 from heft_pipeline.report.claim_records import claim_records
 from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.deciding_command import Advice, advice
@@ -78,6 +79,7 @@ class SectionContent:
         disagreement: Where two of the settings disagree; None without two to compare.
         dtypes: Which runs were computed in which dtype; empty where all were in the same.
         paper: What the paper's own numbers can support, where they are in the table.
+        beside: What there is to say beside accuracy; None for nothing.
     """
 
     section: Section
@@ -91,6 +93,7 @@ class SectionContent:
     disagreement: Disagreement | None
     dtypes: str
     paper: tuple[str, ...] = ()
+    beside: BesideAccuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,16 @@ def _content(
     dtypes = different_dtypes(section)
     rows_of = (paper_row(section, setting) for setting in section.settings)
     paper = tuple(what_it_supports(row for row in rows_of if row is not None))
+    beside = beside_accuracy(section)
     if folder is None:
         return SectionContent(
-            *text, effects=None, figures=(), disagreement=None, dtypes=dtypes, paper=paper
+            *text,
+            effects=None,
+            figures=(),
+            disagreement=None,
+            dtypes=dtypes,
+            paper=paper,
+            beside=beside,
         )
     draws: dict[str, Callable[[Section, Path], Figure | None]] = {
         "accuracy_over_epochs": accuracy_over_epochs,
@@ -222,6 +232,7 @@ def _content(
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
         dtypes=dtypes,
         paper=paper,
+        beside=beside,
     )
 
 

@@ -1,6 +1,6 @@
 """A sweep's runs as its files tell them, and ``results.csv``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from heft_pipeline.evidence.calibration import plain_scores
 from heft_pipeline.plan.graph import Run, ranks, read_plan
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.beside_predictions import TextLosses, choice_table, read_text_losses
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 
@@ -31,6 +33,9 @@ COLUMNS = [
     "stages",
     "stages_reused",
     "status",
+    "ece",
+    "brier",
+    "forgetting",
 ]
 _SUMMED = ("trainable_params", "train_seconds", "train_tflop", "train_examples")
 _NEEDED = {*_SUMMED, "accuracy", "n_eval", "peak_memory_mb", "machine"}
@@ -50,6 +55,7 @@ class RunRecord:
         why: The reason why a run failed or is damaged.
         results: Each stage's ``result.json``; empty unless the run is complete.
         predictions: The last stage's ``predictions.parquet``; None unless the run is complete.
+        text: What the sweep's ``plan.json`` says about the text that forgetting is measured on.
     """
 
     sweep: Sweep
@@ -59,6 +65,7 @@ class RunRecord:
     why: str = ""
     results: tuple[dict[str, Any], ...] = ()
     predictions: pd.DataFrame | None = None
+    text: Mapping[str, Any] | None = None
 
     @property
     def store(self) -> Store:
@@ -101,6 +108,20 @@ class RunRecord:
         return tuple(dict.fromkeys(r for r in ranks(self.stages).values() if r is not None))
 
     @cached_property
+    def text_losses(self) -> TextLosses | None:
+        """What its models lose on that text; None if there is no text or it is not complete."""
+        return read_text_losses(self.store, self.text, self.stages) if self.complete else None
+
+    @cached_property
+    def beside(self) -> dict[str, float | None]:
+        """Its ``ece``, ``brier`` and ``forgetting``, each None if unknown."""
+        table = None if self.predictions is None else choice_table(self.predictions)
+        scores = table and plain_scores(table.log_probabilities, table.gold)
+        error, brier = scores or (None, None)
+        losses = self.text_losses
+        return {"ece": error, "brier": brier, "forgetting": losses.rise if losses else None}
+
+    @cached_property
     def costs(self) -> dict[str, float]:
         """The costs of all its stages, reused ones included; empty unless the run is complete.
 
@@ -126,17 +147,17 @@ def read_runs(sweep: Sweep) -> list[RunRecord]:
         UserError: The folder has no plan, or one that another version wrote.
     """
     data = sweep.plan()
-    plan = read_plan(data)
+    plan, text = read_plan(data), data.get("forgetting")
     claimed = set(data["complete_before"])
     records = []
     for run in plan.runs:
         keys = [stage.fingerprint for stage in run.stages]
         reused = sum(key in claimed for key in keys)
         claimed.update(keys)
-        records.append(_read(RunRecord(sweep, run, reused)))
+        records.append(_read(RunRecord(sweep, run, reused, text=text)))
     asked = {record.last.fingerprint for record in records}
     return records + [
-        _read(RunRecord(sweep, Run("base", (), "base", 0, (base,)), 0))
+        _read(RunRecord(sweep, Run("base", (), "base", 0, (base,)), 0, text=text))
         for base in plan.baselines
         if base.fingerprint not in asked
     ]
@@ -170,6 +191,7 @@ def results_table(records: Sequence[RunRecord]) -> pd.DataFrame:
             "stages": "+".join(stage.fingerprint for stage in record.stages),
             "stages_reused": record.reused,
             "status": record.status,
+            **record.beside,
         }
         for record in records
         if record.name != "base"

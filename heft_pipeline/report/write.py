@@ -105,6 +105,8 @@ def terminal(report: Report) -> Group:
         if content.dtypes:
             shown.append(Text(content.dtypes, style="yellow"))
         shown += [Text(sentence) for sentence in content.paper]
+        if content.beside and content.beside.summary:
+            shown.append(Text(content.beside.summary))
         shown += [line for verdict in content.verdicts for line in _terminal_verdict(verdict)]
         if content.about:
             shown.append(Text(content.about, style="dim"))

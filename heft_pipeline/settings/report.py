@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from heft_pipeline.data.other_text import BUILTIN
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.evidence.claims import parse_claim
 
@@ -39,6 +40,12 @@ class ReportSettings(Settings):
     )
     base_model: bool = setting(
         True, "also evaluate the untouched model, once, as a row of the table", identity=False
+    )
+    forgetting: str = setting(
+        BUILTIN,
+        "the text, which the task does not touch, whose loss shows what training forgot: builtin "
+        "(a small one that ships), a UTF-8 file, or off",
+        identity=False,
     )
 
 

@@ -1,22 +1,16 @@
 """One stage from start to end: its parents, training, evaluation, and what is saved."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heft_pipeline.adapters.adapted import (
-    AdaptedModel,
-    adapted,
-    adapter_folder,
-    merged_parents,
-)
-from heft_pipeline.adapters.kind import AdapterSettings
-from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.adapters.adapted import AdaptedModel, adapted
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.processes import start_ranks
@@ -26,6 +20,8 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.generate import decoding
 from heft_pipeline.scoring.score import Scores, score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_probe, cached_task
+from heft_pipeline.stage.forgetting import measure_forgetting
+from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked
 from heft_pipeline.stage.machine_record import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
 from heft_pipeline.store.stage_folders import Store
@@ -51,6 +47,7 @@ def run_stage(
     store: Store,
     *,
     upcoming: Sequence[StageSpec] = (),
+    text: OtherText | None = None,
     progress: Progress = lambda *_, **__: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
@@ -62,6 +59,7 @@ def run_stage(
         store: The store of stages.
         upcoming: Stages that will be trained on this one. Whether their adapters work on the
             model is tried before this one is trained.
+        text: A text that forgetting is measured on after the evaluation; None to measure nothing.
         progress: Called with the stage's progress.
         should_stop: Called before each step; if it returns true, training ends with a checkpoint.
         on_wait: Called with the lock's holder if another process is training this stage.
@@ -80,7 +78,7 @@ def run_stage(
         if ranks.first:
             store.begin(stage)
         control = Control(progress, should_stop, ranks)
-        result = _train_and_evaluate(stage, upcoming, store, control)
+        result = _train_and_evaluate(stage, upcoming, store, control, text)
         if ranks.first:
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
@@ -104,7 +102,11 @@ class Trained:
 
 
 def _train_and_evaluate(
-    stage: StageSpec, upcoming: Sequence[StageSpec], store: Store, control: Control
+    stage: StageSpec,
+    upcoming: Sequence[StageSpec],
+    store: Store,
+    control: Control,
+    text: OtherText | None,
 ) -> dict[str, Any]:
     started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
@@ -114,8 +116,8 @@ def _train_and_evaluate(
     notes = [cached_probe(one, device) for one in (stage, *upcoming)]
     flops = FlopCounter(base.model, base.layers)
     with (
-        adapted(base, _parents(stage, store)) as model,
-        _prepared(stage, model, task) as merge_error,
+        adapted(base, finished_adapters(stage.chain[:-1], store)) as model,
+        merged_if_asked(stage, model, lambda: task) as merge_error,
         ExitStack() as until_evaluated,
     ):
         trained = Trained(Counters())
@@ -126,40 +128,25 @@ def _train_and_evaluate(
         eval_seconds = time.perf_counter() - evaluated
         if ranks.first:
             write_edit_sizes(folder, model, task, stage.evaluation.batch_size)
-    if ranks.first:
-        write_predictions(folder / "predictions.parquet", task, scores)
-    seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
+            write_predictions(folder / "predictions.parquet", task, scores)
+        seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
+        peak_memory_mb = peak_mb(device)
+        until_evaluated.close()
+        if ranks.first and text is not None:
+            # After the costs are taken, because this is not part of what the method costs.
+            measure_forgetting(stage, store, model, text)
     return {
         **_result(stage, task, scores, trained),
         "notes": [*task.notes, *filter(None, [base.no_padding]), *trained.notes, *notes[0]],
         "padding": base.no_padding,
         "merge_error": merge_error,
         **seconds,
-        "peak_memory_mb": peak_mb(device),
+        "peak_memory_mb": peak_memory_mb,
         "processes": ranks.world,
         "dtype": ", then ".join(trained.counters.dtypes) or base.dtype,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(device),
     }
-
-
-def _parents(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, Path]]:
-    """The finished adapters that a stage is trained on, first to last, with their folders."""
-    for parent in stage.chain[:-1]:
-        for settings in parent.adapters:
-            yield settings, adapter_folder(store.adapter(parent), settings, parent.adapters)
-
-
-@contextmanager
-def _prepared(stage: StageSpec, model: AdaptedModel, task: Task) -> Iterator[float | None]:
-    """Merge the parents inside the block if the stage asks for it, and yield the error."""
-    if stage.merges_parents:
-        answer = task.choices[0][:1]
-        probe = [AnsweredPrompt(e.prompt, answer) for e in (task.dev or task.train)[:8]]
-        with merged_parents(model, probe) as error:
-            yield error
-    else:
-        yield None
 
 
 def _train(

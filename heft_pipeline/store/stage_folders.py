@@ -25,6 +25,7 @@ RESULT, STAGE, FAILURE, LOCK, OWNER = (
     ".owner.json",
 )
 PROGRESS = "progress.json"
+FORGETTING = "forgetting.json"
 #: How much of a ``stage.json`` is read to find its version, which is its second key.
 _HEAD_BYTES = 200
 
@@ -149,6 +150,33 @@ class Store:
             failure: What ``failure.json`` is to hold, as JSON-ready data.
         """
         write_json(self.folder(fingerprint) / FAILURE, failure)
+
+    def text_losses(self, fingerprint: str) -> dict[str, dict[str, Any]]:
+        """What a stage loses on texts that its task does not touch.
+
+        Args:
+            fingerprint: The stage's fingerprint.
+
+        Returns:
+            For each text's digest, what :meth:`note_text_losses` wrote; empty where nothing did,
+            or where the file is broken, so that it is written again.
+        """
+        try:
+            return _read(self.folder(fingerprint) / FORGETTING) or {}
+        except ValueError:
+            return {}
+
+    def note_text_losses(self, fingerprint: str, digest: str, entry: dict[str, Any]) -> None:
+        """Add to a stage's ``forgetting.json``; the caller holds the stage's lock.
+
+        Args:
+            fingerprint: The stage's fingerprint.
+            digest: The digest of the text.
+            entry: ``text`` (its name), and either ``windows``, ``tokens`` and ``losses`` (the mean
+                loss per token of each window, in nats) or ``why`` there are none.
+        """
+        path = self.folder(fingerprint) / FORGETTING
+        write_json(path, self.text_losses(fingerprint) | {digest: entry})
 
     def note_progress(self, fingerprint: str, note: dict[str, Any]) -> None:
         """Note how far a stage has come, for displays of progress.

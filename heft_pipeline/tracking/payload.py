@@ -95,11 +95,13 @@ class PlannedRun:
         sweep: The sweep.
         entry: The run's entry in ``plan.json``.
         stages: The plan's stages by fingerprint, as JSON-ready data.
+        text: What the plan says about the text that forgetting is measured on.
     """
 
     sweep: Sweep
     entry: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
+    text: Mapping[str, Any] | None
 
     @property
     def name(self) -> str:
@@ -189,6 +191,8 @@ class PlannedRun:
         summary = (
             _summary(done, self.entry, self._interval(stages[-1], done[-1])) if complete else {}
         )
+        if complete and predictions.is_file():
+            summary |= _beside_accuracy(store, stages, predictions, self.text)
         return TrackedRun(
             sweep=self.sweep.name,
             name=self.name,
@@ -223,7 +227,8 @@ def planned_runs(sweep: Sweep) -> list[PlannedRun]:
             "outputs/sweeps/NAME"
         )
     plan = sweep.plan()
-    return [PlannedRun(sweep, entry, plan["stages"]) for entry in plan["runs"]]
+    text = plan.get("forgetting")
+    return [PlannedRun(sweep, entry, plan["stages"], text) for entry in plan["runs"]]
 
 
 def stage_prefixes(stages: Sequence[StageSpec]) -> list[str]:
@@ -280,6 +285,24 @@ def _summary(
     }
 
 
+def _beside_accuracy(
+    store: Store, stages: Sequence[StageSpec], predictions: Path, text: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """``ece``, ``brier`` and ``forgetting`` of a complete run, those that are known."""
+    import pandas as pd
+
+    from heft_pipeline.evidence.calibration import plain_scores
+    from heft_pipeline.store.beside_predictions import choice_table, read_text_losses
+
+    table = choice_table(pd.read_parquet(predictions))
+    scores = table and plain_scores(table.log_probabilities, table.gold)
+    found = dict(zip(("ece", "brier"), scores or (), strict=False))
+    losses = read_text_losses(store, text, stages)
+    if losses is not None and losses.rise is not None:
+        found["forgetting"] = losses.rise
+    return found
+
+
 def _shown_config(
     config: HeftConfig, stages: Sequence[StageSpec], entry: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -294,6 +317,7 @@ def _shown_config(
         shown["data"]["id"] = None
         if not str(config.data.path).startswith("builtin:"):
             shown["data"]["path"] = Path(str(data.location)).name
+    shown["report"]["forgetting"] = Path(config.report.forgetting).name
     for kind in kinds():
         folder = config.adapter(kind).init_from
         if folder is not None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
@@ -13,6 +15,7 @@ from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import Attempt, StopRequest, attempt, said_accuracy
 from launch.local.pool import Pool, Worker
 from launch.local.settings import LocalSettings
+from launch.measure_forgetting import texts
 from launch.progress import StageProgress
 
 _POLL_SECONDS = 0.5
@@ -25,11 +28,14 @@ class Execution:
         plan: The plan.
         store: Where stages are.
         progress: Where changes are shown.
+        texts: The text that each stage is measured on, by fingerprint.
     """
 
-    def __init__(self, plan: Plan, store: Store, progress: StageProgress) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, progress: StageProgress, texts: Mapping[str, OtherText]
+    ) -> None:
         self._store, self._progress = store, progress
-        self._waiting = dict(plan.stages)
+        self._waiting, self._texts = dict(plan.stages), texts
         self._upcoming = descendants(plan.stages.values())
         self._done: set[str] = set()
         self.failures: dict[str, str] = {}
@@ -59,6 +65,10 @@ class Execution:
     def upcoming(self, stage: StageSpec) -> list[StageSpec]:
         """The stages that will be trained on a stage."""
         return self._upcoming.get(stage.fingerprint, [])
+
+    def text(self, stage: StageSpec) -> OtherText | None:
+        """The text that a stage is measured on; None for none."""
+        return self._texts.get(stage.fingerprint)
 
     def take(self, stage: StageSpec, tried: Attempt) -> None:
         """Note and show how an attempt at a stage ended."""
@@ -110,7 +120,7 @@ def execute_here(
     """
     store, stop = sweep.store, StopRequest(signal.SIGINT, signal.SIGTERM)
     with StageProgress(console, len(plan.stages)) as progress, stop.listening():
-        execution = Execution(plan, store, progress)
+        execution = Execution(plan, store, progress, texts(sweep, plan.stages.values()))
         if settings.workers * settings.gpus_per_stage == 1:
             _in_this_process(execution, store, progress, stop)
         else:
@@ -130,6 +140,7 @@ def _in_this_process(
             stage,
             store,
             upcoming=execution.upcoming(stage),
+            text=execution.text(stage),
             progress=progress.of(stage),
             should_stop=stop,
             on_wait=lambda owner, waiting=stage: execution.waits(waiting, owner),  # type: ignore[misc]
@@ -148,7 +159,7 @@ def _in_workers(
                 if stage is None:
                     break
                 progress.begin(stage)
-                pool.give(worker, stage, execution.upcoming(stage))
+                pool.give(worker, stage, execution.upcoming(stage), execution.text(stage))
             if all(worker.stage is None for worker in pool.workers):
                 return
             if stop() and not asked_to_stop:

@@ -1,5 +1,6 @@
 """Worker processes on this machine, and the events that they report."""
 
+import dataclasses
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from launch.local.settings import LocalSettings
@@ -57,18 +59,29 @@ class Pool:
         """A worker without a stage, or None."""
         return next((worker for worker in self.workers if worker.stage is None), None)
 
-    def give(self, worker: Worker, stage: StageSpec, upcoming: Sequence[StageSpec]) -> None:
+    def give(
+        self,
+        worker: Worker,
+        stage: StageSpec,
+        upcoming: Sequence[StageSpec],
+        text: OtherText | None,
+    ) -> None:
         """Give a stage to a worker, whose processes are started when they are first needed.
 
         Args:
             worker: An idle worker.
             stage: The stage; its parents must be finished.
             upcoming: The stages that will be trained on it.
+            text: The text that it is measured on; None for none.
         """
         if not worker.processes:
             self._start(worker)
         worker.stage = stage
-        message = {"stage": to_json(stage), "upcoming": [to_json(one) for one in upcoming]}
+        message = {
+            "stage": to_json(stage),
+            "upcoming": [to_json(one) for one in upcoming],
+            "text": dataclasses.asdict(text) if text else None,
+        }
         line = json.dumps(message) + "\n"
         for process in worker.processes:
             assert process.stdin is not None

@@ -2,8 +2,8 @@
 
     python -m launch.local.worker OUTPUT_DIR
 
-It reads stages from standard input, each with the stages that will be trained on it, and writes
-events to standard output, all as lines of JSON.
+It reads stages from standard input, each with the stages that will be trained on it and the text
+that it is measured on, and writes events to standard output, all as lines of JSON.
 Processes that train a stage together (``WORLD_SIZE``) are all sent the stage; only the first
 one's events are used. On SIGTERM the running stage stops with a checkpoint.
 """
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.stage_folders import Store
 from launch.attempt import StopRequest, attempt
@@ -51,6 +52,7 @@ def main() -> None:
                 from_json(message["stage"]),
                 store,
                 upcoming=[from_json(one) for one in message["upcoming"]],
+                text=OtherText(**message["text"]) if message["text"] else None,
                 progress=progress,
                 should_stop=stop,
                 on_wait=lambda owner: send(event="waiting", owner=owner),

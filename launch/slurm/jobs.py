@@ -12,6 +12,7 @@ import submitit
 from rich.console import Console
 from submitit.core.utils import UncompletedJobError
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
@@ -31,12 +32,14 @@ class StageJob:
         sweep: The folder, absolute, of the sweep that the job tracks; None where a waiting process
             does that.
         upcoming: The stages that will be trained on it, as JSON-ready data.
+        text: The text that it is measured on, as JSON-ready data; None for none.
     """
 
     stage: dict[str, Any]
     output_dir: str
     sweep: str | None = None
     upcoming: tuple[dict[str, Any], ...] = ()
+    text: dict[str, str] | None = None
 
     def __call__(self) -> str:
         """Run the stage.
@@ -59,7 +62,8 @@ class StageJob:
                 refuse_changed_inputs(stage, store)
             with self._tracked(environment.global_rank) as tracker:
                 upcoming = [from_json(one) for one in self.upcoming]
-                tried = attempt(stage, store, upcoming=upcoming, should_stop=stop)
+                text = OtherText(**self.text) if self.text else None
+                tried = attempt(stage, store, upcoming=upcoming, text=text, should_stop=stop)
                 if tracker is not None and tried.status == "interrupted":
                     tracker.hurry()  # SLURM will end this job soon
         if tried.status == "failed":

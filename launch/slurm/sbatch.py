@@ -1,6 +1,7 @@
 """Calling sbatch, through submitit: the flags of a job and the call itself."""
 
 import contextlib
+import dataclasses
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.sweep_folders import Sweep
@@ -68,6 +70,7 @@ def sbatch_stages(
     settings: SlurmSettings,
     dependency: str | None,
     upcoming: Mapping[str, Sequence[StageSpec]],
+    texts: Mapping[str, OtherText],
 ) -> list[str]:
     """Submit stages in one call of sbatch, as a job or an array of jobs.
 
@@ -77,6 +80,7 @@ def sbatch_stages(
         settings: The launcher's settings.
         dependency: For ``--dependency``, or None.
         upcoming: The stages that will be trained on each of them, by fingerprint.
+        texts: The text that each of them is measured on, by fingerprint.
 
     Returns:
         The id of each stage's job.
@@ -96,7 +100,10 @@ def sbatch_stages(
         jobs = []
         for stage in stages:
             later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
-            jobs.append(executor.submit(StageJob(to_json(stage), output_dir, to_track, later)))
+            text = texts.get(stage.fingerprint)
+            note = dataclasses.asdict(text) if text else None
+            job = StageJob(to_json(stage), output_dir, to_track, later, note)
+            jobs.append(executor.submit(job))
     return [str(job.job_id) for job in jobs]
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from filelock import FileLock
 from rich.console import Console
 
+from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.measure_forgetting import texts
 from launch.slurm.job_notes import read_job, write_job
 from launch.slurm.sbatch import sbatch_report, sbatch_stages
 from launch.slurm.settings import SlurmSettings, limit_seconds
@@ -38,7 +40,7 @@ def execute_on_slurm(
     store = sweep.store
     unfinished = [s for key, s in plan.stages.items() if not store.is_complete(key)]
     with FileLock(store.output_dir / "stages" / ".submit.lock"):
-        jobs, submitted = submit(unfinished, sweep, settings)
+        jobs, submitted = submit(unfinished, sweep, settings, texts(sweep, unfinished))
     _say(
         console,
         f"{len(submitted)} jobs submitted, {len(jobs) - len(submitted)} already on the cluster; "
@@ -112,7 +114,10 @@ def groups(
 
 
 def submit(
-    stages: Sequence[StageSpec], sweep: Sweep, settings: SlurmSettings
+    stages: Sequence[StageSpec],
+    sweep: Sweep,
+    settings: SlurmSettings,
+    texts: Mapping[str, OtherText] | None = None,
 ) -> tuple[dict[str, str], list[str]]:
     """Submit the stages that have no job yet.
 
@@ -120,6 +125,7 @@ def submit(
         stages: Stages that are not finished, parents before children.
         sweep: The sweep that asks.
         settings: The launcher's settings.
+        texts: The text that each stage is measured on, by fingerprint; None for no text.
 
     Returns:
         (the job of each stage by fingerprint, the fingerprints that were submitted now).
@@ -135,7 +141,7 @@ def submit(
     try:
         for parent, group in groups(new, jobs).items():
             dependency = f"afterok:{jobs[parent]}" if parent else None
-            ids = sbatch_stages(group, sweep, settings, dependency, upcoming)
+            ids = sbatch_stages(group, sweep, settings, dependency, upcoming, texts or {})
             for stage, job_id in zip(group, ids, strict=True):
                 key = stage.fingerprint
                 jobs[key] = job_id

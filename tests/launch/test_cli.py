@@ -21,7 +21,8 @@ Cli = Callable[..., CliResult]
 
 COLUMNS = (
     "method,epochs,lora_rank,reft_rank,seed,model,data,accuracy,n_eval,trainable_params,"
-    "train_seconds,train_tflop,peak_memory_mb,stages,stages_reused,status"
+    "train_seconds,train_tflop,peak_memory_mb,stages,stages_reused,status,ece,brier,"
+    "forgetting"
 )
 
 

@@ -139,6 +139,8 @@ def test_a_six_run_sweep(cluster: Cluster, asked: list[str], tmp_path: Path) -> 
     for run in plan["runs"]:
         for coarse, fine in zip(run["stages"], run["stages"][1:], strict=False):
             assert ran[jobs[fine]][0] >= ran[jobs[coarse]][1], "fine after its own coarse"
+    measured = notes(Store(tmp_path / "out"), "forgetting.json")
+    assert set(measured) == set(jobs), "each job measures what its stage has forgotten"
     again = sweep(*asked, *overrides)
     assert "0 jobs submitted" in again.stdout
     shown = launch("status", "s", "--output-dir", str(tmp_path / "out"))

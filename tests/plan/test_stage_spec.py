@@ -118,6 +118,7 @@ NOT_CHANGING = [
     "evaluation.batch_size=3", "training.log_every_steps=3",
     "training.checkpoint_every_seconds=9", "device=cpu", "model.name=x", "data.name=x",
     "hydra/launcher=basic", "report.base_model=false", "report.claims=['lora@3 > base']",
+    "report.forgetting=off",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from heft_pipeline.data.other_text import chosen_text, text_note
 from heft_pipeline.data.rows import read_eval
 from heft_pipeline.plan.graph import Plan, Run, untouched
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -51,6 +52,7 @@ def make_sweep(
         plan,
         command="python -m heft_pipeline -m made=up",
         report={"claims": None if claims is None else list(claims)},
+        forgetting=text_note("builtin"),
     )
     for run, (_, accuracy) in zip(made, runs, strict=True):
         for stage in run.stages:
@@ -72,9 +74,11 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
     prediction = np.where(right, gold, np.where(np.array(gold) == "true", "false", "true"))
     credit = right.astype(float)
     table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction})
-    for label in ("true", "false"):
-        sure = np.where(prediction == label, 0.9, 0.1) ** (0.5 + ease)
-        table[f"logprob_{label}"] = np.log(sure).astype(np.float32)
+    # As sure of the wrong answers as of the right ones.
+    sureness = np.log(0.5 + 0.4 * random.random(len(ids)))
+    for label in stage.data.choices:
+        rest = np.log1p(-np.exp(sureness))
+        table[f"logprob_{label}"] = np.where(prediction == label, sureness, rest)
     table["credit"] = credit
     table.to_parquet(folder / "predictions.parquet", index=False)
     epochs = stage.epochs
@@ -93,6 +97,17 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
             folder / f"{kind}_edits.csv", index=False
         )
     store.complete(stage.fingerprint, _result(right, epochs))
+
+
+def forget(store: Store, stage: StageSpec, rise: float, windows: int = 12) -> None:
+    """Write a stage's losses on the builtin text, each window's higher by about ``rise``."""
+    text = chosen_text(text_note("builtin"), stage.model.id)
+    assert text is not None
+    base = np.random.default_rng(1).normal(2, 0.5, windows)
+    noise = np.random.default_rng(int(stage.fingerprint, 16)).normal(0, 0.002, windows)
+    losses = base + rise + (noise if stage.adapters else 0)
+    entry = {"text": text.name, "windows": windows, "tokens": 64 * windows}
+    store.note_text_losses(stage.fingerprint, text.digest, entry | {"losses": losses.tolist()})
 
 
 def _result(right: Any, epochs: int) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from heft_pipeline.plan.graph import Plan, Run
+from heft_pipeline.data.other_text import chosen_text, text_note
+from heft_pipeline.plan.graph import Plan, Run, untouched_model
+from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.settings.schema import config_dir
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
@@ -42,6 +44,7 @@ def test_folders_of_this_machine_are_shown_by_name_and_digest(
             (folder / name).write_text(folder.name)
         (folder / "config.json").write_text('{"sorted_keys": ["a"]}')
     asked = [*small, *(f"{kind}.init_from={folder}" for kind, folder in starts.items())]
+    asked += [f"report.forgetting={tmp_path / 'text.txt'}"]
     run = composed_run(*asked, "method=joint")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("config", ["sweep=test", *run.overrides])
@@ -54,6 +57,7 @@ def test_folders_of_this_machine_are_shown_by_name_and_digest(
     assert str(tmp_path) not in json.dumps(shown)
     assert str(small_data) not in json.dumps(shown)
     assert (shown["model"]["id"], shown["data"]["path"]) == (small_model.name, small_data.name)
+    assert shown["report"]["forgetting"] == "text.txt"
     assert shown["data"]["choices"] == {"true": " yes", "false": " no"}
     for kind, folder in starts.items():
         assert shown[kind]["init_from"] == folder.name
@@ -75,6 +79,23 @@ def test_a_lines_number_never_comes_to_mean_another_line(sweep: Path) -> None:
     part = planned(sweep, HEFT).tracked(TrackingSettings()).lines
     assert part == whole[: len(part)]
     assert {name.split("/")[0] for line in part for name in line} == {"lora"}
+
+
+def test_what_is_known_beside_accuracy_is_in_the_summary(sweep: Path) -> None:
+    run = planned(sweep, HEFT)
+    before = run.tracked(TrackingSettings()).summary
+    assert 0 <= before["ece"] <= 1
+    assert 0 <= before["brier"] <= 2
+    assert "forgetting" not in before, "this model cannot read the text that ships"
+    stages = [from_json(run.stages[key]) for key in run.keys]
+    text = chosen_text(text_note("builtin"), stages[0].model.id)
+    assert text is not None
+    for stage, loss in ((untouched_model(stages[0]), 2.0), (stages[0], 2.1), (stages[1], 2.25)):
+        entry = {"text": text.name, "windows": 2, "tokens": 128, "losses": [loss, loss + 1]}
+        run.sweep.store.note_text_losses(stage.fingerprint, text.digest, entry)
+    after = run.tracked(TrackingSettings())
+    assert after.summary["forgetting"] == pytest.approx(0.25)
+    assert {**after.summary, "forgetting": None} == {**before, "forgetting": None}
 
 
 def test_the_id_is_the_runs_own_and_that_of_its_stages(sweep: Path) -> None:

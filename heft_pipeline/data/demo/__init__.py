@@ -30,6 +30,9 @@ FILES = Path(__file__).parent / "files"
 MODEL = Path(__file__).parents[2] / "models" / "tiny"
 """The folder of the shipped model and tokenizer; ``from_pretrained`` takes it."""
 
+HELD_OUT_TEXT = FILES / "held_out_text.txt"
+"""Text in the demo's language that the task does not touch."""
+
 MANIFEST = FILES / "manifest.json"
 """The SHA-256 of every shipped file, and the versions of the libraries that built them."""
 

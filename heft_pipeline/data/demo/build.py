@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from . import FILES, MANIFEST, MODEL, SEED, SPLITS
+from .held_out_text import NAME as HELD_OUT_NAME
+from .held_out_text import write_held_out_text
 from .task import make_splits, write_splits
 
 N_THREADS = 1
@@ -36,7 +38,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
-DATA_NAMES = tuple(f"{split}.jsonl" for split in SPLITS)
+DATA_NAMES = (HELD_OUT_NAME, *(f"{split}.jsonl" for split in SPLITS))
 MODEL_NAMES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -77,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_files(
     data_folder: Path, model_folder: Path, seed: int, steps: int | None, data_only: bool
 ) -> None:
-    """Write the splits and, unless ``data_only``, the model and its tokenizer.
+    """Write the splits, the held-out text and, unless ``data_only``, the model and its tokenizer.
 
     Args:
-        data_folder: Where the splits go; created if it is missing.
+        data_folder: Where the splits and the text go; created if it is missing.
         model_folder: Where the model and its tokenizer go; created if it is missing.
         seed: Decides everything.
         steps: Stop pretraining after this many steps; None for the shipped number.
@@ -89,6 +91,7 @@ def build_files(
     data_folder.mkdir(parents=True, exist_ok=True)
     splits, passages = make_splits(seed)
     write_splits(splits, data_folder)
+    write_held_out_text(seed, passages, data_folder)
     if data_only:
         return
     import torch

@@ -1,0 +1,112 @@
+"""What stages' files hold beside accuracy: the choices' probabilities, and losses on other text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from heft_pipeline.data.other_text import chosen_text
+from heft_pipeline.plan.graph import untouched_model
+from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
+
+_PREFIX = "logprob_"
+
+
+@dataclass(frozen=True)
+class ChoiceTable:
+    """The scored choices of N examples.
+
+    Attributes:
+        log_probabilities: [N, C], of each of C choices given the prompt.
+        gold: [N], the right choice.
+        predicted: [N], the predicted choice; -1 for none.
+    """
+
+    log_probabilities: NDArray[np.float64]
+    gold: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+def choice_table(predictions: pd.DataFrame) -> ChoiceTable | None:
+    """Read the choices of a ``predictions.parquet``.
+
+    Args:
+        predictions: The file's table.
+
+    Returns:
+        The choices in the table's order; None if it has no log-probabilities.
+    """
+    columns = [name for name in predictions.columns if name.startswith(_PREFIX)]
+    labels = [name.removeprefix(_PREFIX) for name in columns]
+    gold, predicted = (
+        pd.Categorical(predictions[name].astype(str), categories=labels).codes.astype(np.int64)
+        for name in ("gold", "prediction")
+    )
+    if not columns or (gold < 0).any():
+        return None
+    return ChoiceTable(predictions[columns].to_numpy(dtype=np.float64), gold, predicted)
+
+
+@dataclass(frozen=True)
+class TextLosses:
+    """The losses of a run's models on a text that its task does not touch.
+
+    Attributes:
+        text: The text's name.
+        digest: What identifies it.
+        losses: The mean loss per token of each window, in nats: first those of the untouched
+            model, then those of each stage of the run; None where they are not known.
+        why: Why some are not known; empty if all are.
+    """
+
+    text: str
+    digest: str
+    losses: tuple[NDArray[np.float64] | None, ...]
+    why: str
+
+    @property
+    def rise(self) -> float | None:
+        """The mean loss after the last stage less that of the untouched model; None if unknown."""
+        first, last = self.losses[0], self.losses[-1]
+        return None if first is None or last is None else float((last - first).mean())
+
+
+def read_text_losses(
+    store: Store, note: Mapping[str, Any] | None, stages: Sequence[StageSpec]
+) -> TextLosses | None:
+    """Read what a run's models lose on the text that its sweep asks for.
+
+    Args:
+        store: Where stages are.
+        note: What the sweep's ``plan.json`` says about the text.
+        stages: The run's stages in training order.
+
+    Returns:
+        The losses; None if the sweep asks for no text.
+
+    Raises:
+        UserError: A text that ships with the package is not there.
+    """
+    text = chosen_text(note, stages[0].model.id)
+    if text is None:
+        return None
+    trained = [stage for stage in stages if stage.adapters]
+    found: list[NDArray[np.float64] | None] = []
+    reasons = []
+    for stage in (untouched_model(stages[0]), *trained):
+        key = stage.fingerprint
+        entry = store.text_losses(key).get(text.digest, {})
+        losses = entry.get("losses")
+        found.append(np.array(losses, dtype=np.float64) if losses else None)
+        if not losses:
+            nothing = "the untouched model has not been evaluated (report.base_model=false)"
+            later = "not measured yet (python -m launch forgetting SWEEP measures it)"
+            unknown = later if store.is_complete(key) else nothing
+            reasons.append(entry.get("why") or unknown)
+    if len({len(one) for one in found if one is not None}) > 1:
+        found, reasons = [None] * len(found), ["its stages were measured on different windows"]
+    return TextLosses(text.name, text.digest, tuple(found), reasons[0] if reasons else "")
