@@ -118,13 +118,17 @@ class Comparison:
 
         Returns:
             How many seeds on these examples, and how many examples with these seeds, would show
-            it with 80 % power; None where no number would, or where the seeds' spread is unknown.
+            it with 80 % power; None where no number would, where the spread is unknown, or where
+            the comparison does not speak of others.
         """
         scoped = self._scoped
-        seeds = None
+        seeds = examples = None
+        if scoped.examples < 2 and self.scope != SEEDS:
+            return None, None
         if scoped.of_seeds is not None:
             seeds = _least(lambda n: scoped.resized(seeds=n), gap, alpha)
-        examples = _least(lambda n: scoped.resized(examples=n), gap, alpha)
+        if self.scope != SEEDS:
+            examples = _least(lambda n: scoped.resized(examples=n), gap, alpha)
         if examples is not None:  # from clusters
             examples = math.ceil(examples * self.examples / scoped.examples)
         return seeds, examples if examples is None or examples < _MOST else None
@@ -196,16 +200,15 @@ def compare(
         own = by_seed if scope == SEEDS else by_example
         variance = _variance(own) / len(own)
         quantiles = Quantiles(float(scope == SEEDS), count - 1, len(by_example) - 1)
+    if scope != SEEDS and len(by_example) == 1:
+        variance = math.inf  # a single example, or cluster, does not show how examples differ
     wins = float(differences.clip(min=0).sum() / count)
     losses = float(-differences.clip(max=0).sum() / count)
     estimate: Estimate
     if count == 1 and accuracy and clusters is None:
         estimate = ScoreEstimate(wins, losses, len(by_example))
     else:
-        # Where (almost) no pair differs, a variance near 0 is no evidence of certainty; it is kept
-        # from falling below that of one pair won and one lost (Bonett and Price 2012).
-        least = 2 / (len(by_example) + 2) ** 2 if accuracy else 0.0
-        error = math.sqrt(max(variance, least))
+        error = math.sqrt(max(variance, _least_variance(differences, clusters) if accuracy else 0))
         estimate = StudentEstimate(mean, error, quantiles, 1.0 if accuracy else math.inf)
     return Comparison(
         difference=mean,
@@ -222,6 +225,20 @@ def compare(
         by_seed=by_seed,
         deviations=Deviations(by_seed - mean, by_example - mean, quantiles.weight),
     )
+
+
+def _least_variance(differences: NDArray[np.float64], clusters: Clusters | None) -> float:
+    """What the variance of a mean of right answers is kept from falling below.
+
+    Where (almost) no pair differs, a variance near 0 is no evidence of certainty. It is at least
+    that of one pair won and one lost (Bonett and Price 2012); of clusters, that of one won and one
+    lost as a whole, divided among those that do differ, which show how far they agree within.
+    """
+    differ = (differences != 0).any(axis=0)
+    count, found = len(differ), int(differ.sum())
+    if clusters is not None:
+        count, found = int(clusters.max()) + 1, len(np.unique(clusters[differ]))
+    return 2 / max(1, found) / (count + 2) ** 2
 
 
 def _variance(values: NDArray[np.float64]) -> float:
