@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ class Quantiles:
         """The value that is exceeded with a probability of ``tail``, at most a half."""
         part = self.weight**2
         squares = [
-            share * float(t.isf(tail, max(1, freedom))) ** 2 if share else 0.0
+            share * _student(tail, max(1, freedom)) ** 2 if share else 0.0
             for share, freedom in ((part, self.seeds), (1 - part, self.examples))
         ]
         return math.sqrt(sum(squares))
@@ -109,6 +110,11 @@ class Quantiles:
             above = self.upper(math.exp(middle) / 2) > value
             low, high = (middle, high) if above else (low, middle)
         return math.exp(high) / 2
+
+
+@lru_cache(maxsize=1024)
+def _student(tail: float, freedom: int) -> float:
+    return float(t.isf(tail, freedom))
 
 
 @dataclass(frozen=True)
