@@ -193,23 +193,15 @@ def compare(
     names = tuple(range(count)) if seeds is None else tuple(seeds)
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
     mean = float(cells.mean())
-    table = two_way(cells) if count > 1 else None
-    if table is not None and scope == BOTH:
-        variance, quantiles = table.variance, table.quantiles
-    else:
-        own = by_seed if scope == SEEDS else by_example
-        variance = _variance(own) / len(own)
-        quantiles = Quantiles(float(scope == SEEDS), count - 1, len(by_example) - 1)
-    if scope != SEEDS and len(by_example) == 1:
-        variance = math.inf  # a single example, or cluster, does not show how examples differ
+    variance, quantiles, components = _spread(cells, scope)
     wins = float(differences.clip(min=0).sum() / count)
     losses = float(-differences.clip(max=0).sum() / count)
-    estimate: Estimate
+    estimate: Estimate = StudentEstimate(mean, math.sqrt(variance), quantiles)
     if count == 1 and accuracy and clusters is None:
         estimate = ScoreEstimate(wins, losses, len(by_example))
-    else:
-        error = math.sqrt(max(variance, _least_variance(differences, clusters) if accuracy else 0))
-        estimate = StudentEstimate(mean, error, quantiles, 1.0 if accuracy else math.inf)
+    elif accuracy:
+        least = _least_variance(differences, clusters)
+        estimate = StudentEstimate(mean, math.sqrt(max(variance, least)), quantiles, most=1.0)
     return Comparison(
         difference=mean,
         wins=wins if accuracy else float((differences > 0).sum() / count),
@@ -219,12 +211,28 @@ def compare(
         clusters=None if clusters is None else len(by_example),
         scope=scope,
         estimate=estimate,
-        components=table.components
-        if table is not None
-        else Components(None, _variance(by_example), 0.0, 1, len(by_example)),
+        components=components,
         by_seed=by_seed,
         deviations=Deviations(by_seed - mean, by_example - mean, quantiles.weight),
     )
+
+
+def _spread(cells: NDArray[np.float64], scope: str) -> tuple[float, Quantiles, Components]:
+    """The variance of the mean of cells, its quantiles, and where it comes from."""
+    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
+    seeds, examples = cells.shape
+    if seeds > 1:
+        table = two_way(cells)
+        variance, quantiles, components = table.variance, table.quantiles, table.components
+    else:
+        components = Components(None, _variance(by_example), 0.0, 1, examples)
+    if scope != BOTH:
+        own = by_seed if scope == SEEDS else by_example
+        variance = _variance(own) / len(own)
+        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, examples - 1)
+    if scope != SEEDS and examples == 1:  # it does not show how examples differ
+        variance = math.inf
+    return variance, quantiles, components
 
 
 def _least_variance(differences: NDArray[np.float64], clusters: Clusters | None) -> float:
