@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from heft_pipeline.evidence.clusters import Clusters, by_cluster
+from heft_pipeline.evidence.clusters import Clusters, by_cluster, evenness
 from heft_pipeline.evidence.estimates import Estimate, ScoreEstimate, StudentEstimate
 from heft_pipeline.evidence.two_way_variance import Components, Quantiles, two_way
 
@@ -141,7 +141,7 @@ class Comparison:
             return found
         if self.scope == EXAMPLES:
             own = found.of_examples + found.of_rest / found.seeds
-            return Components(None, own, 0.0, found.seeds, found.examples)
+            return Components(None, own, 0.0, found.seeds, found.examples, found.evenness)
         own = found.of_seeds + found.of_rest / found.examples
         return Components(own, 0.0, 0.0, found.seeds, found.examples)
 
@@ -172,7 +172,7 @@ def compare(
 
     One seed speaks of other examples only: of independent ones by Tango's score interval, whose
     test is McNemar's; of clusters of examples, and of log-probabilities, by Student's interval
-    with cluster-robust errors and one degree of freedom less than there are clusters. Several
+    with cluster-robust errors and one degree of freedom less than the clusters are worth. Several
     seeds get a two-way random-effects analysis of seeds and examples (or clusters), so that the
     conclusion extends to other seeds and other examples; or Student's interval over one of the
     two, with the other as it is.
@@ -193,7 +193,7 @@ def compare(
     names = tuple(range(count)) if seeds is None else tuple(seeds)
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
     mean = float(cells.mean())
-    variance, quantiles, components = _spread(cells, scope)
+    variance, quantiles, components = _spread(cells, scope, evenness(clusters))
     wins = float(differences.clip(min=0).sum() / count)
     losses = float(-differences.clip(max=0).sum() / count)
     estimate: Estimate = StudentEstimate(mean, math.sqrt(variance), quantiles)
@@ -217,19 +217,21 @@ def compare(
     )
 
 
-def _spread(cells: NDArray[np.float64], scope: str) -> tuple[float, Quantiles, Components]:
+def _spread(
+    cells: NDArray[np.float64], scope: str, even: float
+) -> tuple[float, Quantiles, Components]:
     """The variance of the mean of cells, its quantiles, and where it comes from."""
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
     seeds, examples = cells.shape
     if seeds > 1:
-        table = two_way(cells)
+        table = two_way(cells, even)
         variance, quantiles, components = table.variance, table.quantiles, table.components
     else:
-        components = Components(None, _variance(by_example), 0.0, 1, examples)
+        components = Components(None, _variance(by_example), 0.0, 1, examples, even)
     if scope != BOTH:
         own = by_seed if scope == SEEDS else by_example
         variance = _variance(own) / len(own)
-        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, examples - 1)
+        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, even * examples - 1)
     if scope != SEEDS and examples == 1:  # it does not show how examples differ
         variance = math.inf
     return variance, quantiles, components

@@ -24,6 +24,7 @@ class Components:
         of_rest: The variance that neither explains; 0 with one seed.
         seeds: The number of seeds.
         examples: The number of examples or clusters.
+        evenness: What clusters of different sizes are worth, as a share of their number.
     """
 
     of_seeds: float | None
@@ -31,6 +32,7 @@ class Components:
     of_rest: float
     seeds: int
     examples: int
+    evenness: float = 1.0
 
     @property
     def variances(self) -> tuple[float, float, float]:
@@ -55,10 +57,11 @@ class Components:
     def quantiles(self) -> "Quantiles":
         """The quantiles that are to be expected for that error."""
         if self.of_seeds is None:
-            return Quantiles(0.0, 1, self.examples - 1)
+            return Quantiles(0.0, 1, self.evenness * self.examples - 1)
         seeds = self.examples * self.of_seeds + self.of_rest
         whole = seeds + self.seeds * self.of_examples
-        return Quantiles(seeds / whole if whole else 0.0, self.seeds - 1, self.examples - 1)
+        freedom = self.evenness * self.examples - 1
+        return Quantiles(seeds / whole if whole else 0.0, self.seeds - 1, freedom)
 
     def half_width(self, alpha: float) -> float:
         """Half the width that an interval is to be expected to have.
@@ -87,7 +90,7 @@ class Quantiles:
 
     weight: float
     seeds: int
-    examples: int
+    examples: float
 
     def upper(self, tail: float) -> float:
         """The value that is exceeded with a probability of ``tail``, at most a half."""
@@ -113,7 +116,7 @@ class Quantiles:
 
 
 @lru_cache(maxsize=1024)
-def _student(tail: float, freedom: int) -> float:
+def _student(tail: float, freedom: float) -> float:
     return float(t.isf(tail, freedom))
 
 
@@ -134,11 +137,12 @@ class TwoWay:
     components: Components
 
 
-def two_way(cells: NDArray[np.float64]) -> TwoWay:
+def two_way(cells: NDArray[np.float64], evenness: float = 1.0) -> TwoWay:
     """Analyse a table as crossed random effects (Clark 1973).
 
     Args:
         cells: [seeds, examples], at least 2 seeds.
+        evenness: What clusters of different sizes are worth, as a share of their number.
 
     Returns:
         The mean with its variance and the variance's components.
@@ -157,12 +161,13 @@ def two_way(cells: NDArray[np.float64]) -> TwoWay:
     return TwoWay(
         mean=float(mean),
         variance=total / (seeds * examples),
-        quantiles=Quantiles(weight, seeds - 1, examples - 1),
+        quantiles=Quantiles(weight, seeds - 1, evenness * examples - 1),
         components=Components(
             of_seeds=max(0.0, (of_seeds - of_rest) / examples),
             of_examples=max(0.0, (of_examples - of_rest) / seeds),
             of_rest=of_rest,
             seeds=seeds,
             examples=examples,
+            evenness=evenness,
         ),
     )

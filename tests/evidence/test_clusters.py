@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from heft_pipeline.evidence.clusters import by_cluster, numbered
+from heft_pipeline.evidence.clusters import by_cluster, evenness, numbered
 
 
 def test_examples_without_clusters_stay_as_they_are() -> None:
@@ -21,6 +21,13 @@ def test_each_seed_keeps_its_mean_over_examples_however_large_the_clusters() -> 
     found = by_cluster(cells, clusters)
     assert found.shape == (3, 4)
     assert found.mean(axis=1) == pytest.approx(cells.mean(axis=1))
+
+
+def test_clusters_are_worth_their_number_where_all_have_one_size_and_else_less() -> None:
+    assert evenness(None) == 1
+    assert evenness(np.repeat(np.arange(7), 3)) == pytest.approx(1)
+    one_large = np.repeat(np.arange(41), [40, *[1] * 40])
+    assert 41 * evenness(one_large) == pytest.approx(80**2 / (40**2 + 40))
 
 
 def test_clusters_are_numbered_without_gaps_wherever_they_stand() -> None:

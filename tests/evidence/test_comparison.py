@@ -38,7 +38,7 @@ def test_exact_ties_count_as_what_chance_gives_them() -> None:
 
 @pytest.mark.parametrize("by_logprob", [False, True])
 def test_clusters_of_one_seed_give_statsmodels_cluster_robust_errors(by_logprob: bool) -> None:
-    """With Student's quantiles of one degree of freedom less than there are clusters."""
+    """Its degrees of freedom are fewer where clusters differ in size."""
     random = np.random.default_rng(0)
     values = differences(random, 1, 300, gain=0.2, by_logprob=by_logprob)
     clusters = clusters_of(random, 300, 12)
@@ -48,6 +48,21 @@ def test_clusters_of_one_seed_give_statsmodels_cluster_robust_errors(by_logprob:
     found = compare(values, clusters=clusters, accuracy=not by_logprob)
     assert found.clusters == clusters.max() + 1
     assert found.difference == pytest.approx(robust.params[0])
+    freedom = 300**2 / (np.bincount(clusters) ** 2).sum() - 1
+    assert freedom < clusters.max()
+    assert found.p_value() == pytest.approx(2 * t.sf(abs(robust.tvalues[0]), freedom))
+    half = t.isf(0.05, freedom) * robust.bse[0]
+    ends = robust.params[0] - half, robust.params[0] + half
+    assert found.estimate.interval(0.1) == pytest.approx(ends)
+
+
+def test_clusters_of_one_size_give_statsmodels_interval_and_p_value() -> None:
+    values = differences(np.random.default_rng(0), 1, 300, gain=0.2)
+    clusters = np.arange(300) // 5
+    robust = sm.OLS(values[0], np.ones(300)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
+    found = compare(values, clusters=clusters)
     assert found.p_value() == pytest.approx(robust.pvalues[0])
     assert found.estimate.interval(0.1) == pytest.approx(tuple(robust.conf_int(0.1)[0]))
 
