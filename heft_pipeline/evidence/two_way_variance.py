@@ -13,6 +13,10 @@ from scipy.stats import t
 Right = NDArray[np.bool_] | NDArray[np.float64]
 
 
+#: The tail beside an interval of 95 %.
+_TAIL = 0.025
+
+
 @dataclass(frozen=True)
 class Components:
     """The variance components of a table whose cells are crossed seeds and examples.
@@ -78,9 +82,12 @@ class Quantiles:
 
     The error's square is a sum of two variances with different degrees of freedom. Its quantile
     lies between Student's two, as in Cochran's (1951) approximation; here their squares are
-    weighted, the seeds' by the square of their share. Satterthwaite's single number of degrees of
+    weighted, the seeds' by a power of their share. Satterthwaite's single number of degrees of
     freedom is too bold where seeds are few and differ much: by chance few seeds look alike, and
-    just then he counts many degrees of freedom.
+    just then he counts many degrees of freedom. With a power of 1 the quantile is never exceeded
+    too often, but too seldom where seeds hardly differ; a power of 2 is a little bold in the worst
+    case (7 % instead of 5 % with two seeds), and the bolder the smaller the tail (1.8 % instead of
+    0.5 %). So it is 2 for an interval of 95 %, and falls to 1 with the tail.
 
     Attributes:
         weight: The seeds' mean square as a share of the whole, from 0 (seeds play no part) to 1.
@@ -94,7 +101,7 @@ class Quantiles:
 
     def upper(self, tail: float) -> float:
         """The value that is exceeded with a probability of ``tail``, at most a half."""
-        part = self.weight**2
+        part = self.weight ** (1 + min(1.0, tail / _TAIL))
         squares = [
             share * _student(tail, max(1, freedom)) ** 2 if share else 0.0
             for share, freedom in ((part, self.seeds), (1 - part, self.examples))

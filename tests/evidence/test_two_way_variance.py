@@ -64,3 +64,25 @@ def test_quantiles_are_students_where_only_seeds_or_only_examples_vary() -> None
 def test_a_tail_is_the_inverse_of_a_quantile(weight: float, tail: float) -> None:
     quantiles = Quantiles(weight, 2, 300)
     assert quantiles.tail(quantiles.upper(tail)) == pytest.approx(tail)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "alpha", "most"),
+    [(2, 0.05, 1.45), (2, 0.005, 1.35), (3, 0.05, 1.2), (3, 0.005, 1.2), (8, 0.005, 1.2)],
+)
+def test_quantiles_are_not_exceeded_much_too_often_whatever_the_seeds_share(
+    seeds: int, alpha: float, most: float
+) -> None:
+    """Mean squares of normal tables, from seeds that play no part to seeds that are all."""
+    random, trials, examples, spread = np.random.default_rng(0), 40_000, 600, 4.0
+    grid = np.linspace(0, 1, 101)
+    by_weight = [Quantiles(w, seeds - 1, examples - 1).upper(alpha / 2) for w in grid]
+    rest = random.chisquare((seeds - 1) * (examples - 1), trials) / (seeds - 1) / (examples - 1)
+    of_examples = spread * random.chisquare(examples - 1, trials) / (examples - 1)
+    for share in (0, 0.3, 0.6, 0.9, 0.95, 0.99):
+        effect = spread * share / (1 - share)
+        of_seeds = (1 + effect) * random.chisquare(seeds - 1, trials) / (seeds - 1)
+        total = np.maximum.reduce([of_seeds + of_examples - rest, of_seeds, of_examples])
+        mean = abs(random.normal(0, math.sqrt(effect + spread), trials))
+        beyond = mean > np.interp(of_seeds / total, grid, by_weight) * np.sqrt(total)
+        assert beyond.mean() < most * alpha
