@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.populations import Population
 from heft_pipeline.evidence.clusters import Clusters
 
 Table = NDArray[np.float64]
@@ -19,18 +20,10 @@ def differences(
 ) -> Table:
     """[seeds, examples], the difference of two methods: of right answers, or of nats.
 
-    An example is easy or hard for both methods, and for each by itself. A gain is on the scale of
-    the logit, as are the seeds' effects.
+    A gain is on the scale of the logit, as are the seeds' effects.
     """
-    easy = random.normal(0, 1.0, size=(1, examples))
-    sides = []
-    for better in (gain, 0.0):
-        own = random.normal(0, 0.6, size=(1, examples))
-        cells = random.normal(0, 0.5, size=(seeds, examples))
-        of_seed = random.normal(0, seed_effect, size=(seeds, 1)) if seed_effect else 0.0
-        logit = 0.8 + better + easy + own + cells + of_seed + random.logistic(size=cells.shape)
-        sides.append(-np.logaddexp(0, -logit) if by_logprob else (logit > 0).astype(float))
-    return np.asarray(sides[0] - sides[1])
+    population = Population(examples, seed_effect=seed_effect, gains=(gain, 0.0))
+    return population.draw(random, seeds).differences(by_logprob)
 
 
 def clusters_of(random: np.random.Generator, examples: int, largest: int) -> Clusters:
