@@ -200,7 +200,7 @@ def compare(
     if count == 1 and accuracy and clusters is None:
         estimate = ScoreEstimate(wins, losses, len(by_example))
     elif accuracy:
-        least = _least_variance(differences, clusters)
+        least = _least_variance(differences, None if scope == SEEDS else clusters)
         estimate = StudentEstimate(mean, math.sqrt(max(variance, least)), quantiles, most=1.0)
     return Comparison(
         difference=mean,

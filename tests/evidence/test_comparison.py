@@ -88,6 +88,13 @@ def _equals_students(found, values: NDArray[np.float64]) -> None:  # type: ignor
     assert found.estimate.interval(0.05) == pytest.approx(tuple(expected.confidence_interval()))
 
 
+def test_other_seeds_on_these_examples_do_not_ask_for_the_examples_clusters() -> None:
+    values = np.array([[1.0, 0, 0, 0, -1, 0, 0, 1] * 5, [1.0, 0, 0, 1, -1, 0, 0, 0] * 5])
+    plain = compare(values, scope=SEEDS).estimate.interval(0.05)
+    found = compare(values, clusters=np.arange(40) // 8, scope=SEEDS).estimate.interval(0.05)
+    assert found == pytest.approx(plain)
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_speaking_of_other_seeds_too_makes_no_interval_narrower(seeds: int) -> None:
     random = np.random.default_rng(0)
