@@ -222,6 +222,26 @@ def hard(trials: int) -> Iterator[Row]:
                 few = trials // 4 if population.examples > 5000 else trials
                 found += share(few, covered_trial(drawn, seeds, by_logprob))
             yield (name, "log-probability" if by_logprob else "accuracy"), (*found,)
+    for examples, spread in ((100, 1.0), (600, 1.0), (600, 2.0)):
+        skewed = [
+            value
+            for seeds in (1, 2, 3, 5, 8)
+            for value in share(trials, _skewed_trial(examples, spread, seeds))
+        ]
+        yield (f"skewed by {spread}, {examples} examples", "log-probability"), (*skewed,)
+
+
+def _skewed_trial(
+    examples: int, spread: float, seeds: int
+) -> Callable[[np.random.Generator], tuple[bool]]:
+    """Log-normal differences: of most examples little, of a few much."""
+
+    def trial(random: np.random.Generator) -> tuple[bool]:
+        of_examples = random.lognormal(0, spread, size=(1, examples)) - math.exp(spread**2 / 2)
+        rest = random.normal(0, 0.5, size=(seeds, examples))
+        return (misses(of_examples + rest, 0.0, accuracy=False),)
+
+    return trial
 
 
 def real(trials: int, pools: list[Pool]) -> Iterator[Row]:
