@@ -15,7 +15,9 @@ from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
 from heft_pipeline.settings.checks import typed
+from heft_pipeline.settings.report import report_note
 from heft_pipeline.settings.schema import HeftConfig, run_name
+from heft_pipeline.store.example_clusters import record_clusters
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.check_inputs import sources_for
 from launch.compose import Composer, Job
@@ -124,9 +126,10 @@ def _record(
         plan,
         command="python -m heft_pipeline " + shlex.join(sys.argv[1:]),
         launcher=launcher_note(launcher),
-        claims=list(dict.fromkeys(text for one in settings for text in one.report.claims)),
+        report=report_note(one.report for one in settings),
         tracking=tracking_note(one.tracking for one in settings),
     )
+    record_clusters(sweep, [stage.data for stage in plan.stages.values()])
 
 
 def _write_run_configs(

@@ -1,9 +1,11 @@
 """Reading a task's rows: from the files of a local folder, or from the hub."""
 
+import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.data.dev_split import Row, hold_out
@@ -52,6 +54,55 @@ def read_eval(data: DataSettings) -> list[tuple[str, Row]]:
         UserError: The split or a column is missing, or the split is empty.
     """
     return _limit(_read(data, "eval_split", data.eval_split), data.max_eval_rows)
+
+
+@dataclass(frozen=True)
+class RowClusters:
+    """Which rows of a reported split belong together.
+
+    Attributes:
+        column: The column that they have in common.
+        of: A digest of each row's value by the row's id. A row without a value, or with an empty
+            one, is a cluster of its own.
+        trained: How many of the rows have a value that a row of the training split has, too.
+    """
+
+    column: str
+    of: Mapping[str, str]
+    trained: int
+
+
+def read_clusters(data: DataSettings, column: str) -> RowClusters:
+    """Read which rows of the reported split belong together.
+
+    Args:
+        data: The task.
+        column: The column that they have in common.
+
+    Returns:
+        The clusters.
+
+    Raises:
+        UserError: The column is missing.
+    """
+    rows = read_eval(data)
+    known = {key for _, row in rows for key in row}
+    if column not in known:
+        raise UserError(
+            f"data.cluster_column={column} is not a column of data.eval_split={data.eval_split} of "
+            f"{data.name}; it has {', '.join(sorted(map(str, known)))}; null: rows are independent"
+        )
+    of = {id: _digest(row.get(column), id) for id, row in rows}
+    trained = _limit(_read(data, "train_split", data.train_split), data.max_train_rows)
+    known = {_digest(row.get(column), id) for id, row in trained}
+    return RowClusters(column, of, sum(cluster in known for cluster in of.values()))
+
+
+def _digest(value: object, id: str) -> str:
+    # What is not a number differs from itself.
+    own = value is None or value == "" or value != value
+    text = repr(("row", id)) if own else repr((type(value).__name__, value))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _limit(rows: list[tuple[str, Row]], count: int | None) -> list[tuple[str, Row]]:

@@ -71,6 +71,13 @@ class DataSettings(Settings):
     id_column: str | None = setting(
         None, "the column that names a row in predictions.parquet; null: split and row number"
     )
+    cluster_column: str | None = setting(
+        None,
+        "the column that reported rows which are not independent have in common, e.g. a passage "
+        "with several questions; every interval and test then counts clusters; null: rows are "
+        "independent",
+        identity=False,
+    )
     truncate_column: str | None = setting(
         None, "the column that is cut when a prompt is too long; null: a long prompt is an error"
     )

@@ -196,4 +196,7 @@ def require_version(data: Mapping[str, Any]) -> None:
 
 
 def _made(kind: Any, values: Mapping[str, Any]) -> Any:
-    return kind(**{one.name: values[one.name] for one in dataclasses.fields(kind)})
+    # A setting that is newer than the file cannot change a result, or the version would be another.
+    return kind(
+        **{one.name: values[one.name] for one in dataclasses.fields(kind) if one.name in values}
+    )

@@ -1,17 +1,21 @@
 """The command line that writes the report of one or more sweeps, at any time.
 
-python -m heft_pipeline.report [SWEEP...] [--to DIR] [--claim CLAIM]
+python -m heft_pipeline.report [SWEEP...] [--to DIR] [--claim CLAIM] [--scope SCOPE] [--pointwise]
+    [--cluster-column COLUMN]
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.claims import parse_claim
-from heft_pipeline.store.sweep_folders import find_sweep
+from heft_pipeline.report.options import ReportOptions, noted_options
+from heft_pipeline.store.sweep_folders import Sweep, find_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,16 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
     try:
-        claims = [parse_claim(text) for text in given.claim] if given.claim else None
         sweeps = [find_sweep(name, given.output_dir) for name in given.sweep or [None]]
         sweeps = list({sweep.folder: sweep for sweep in sweeps}.values())
         several = "+".join(sweep.name for sweep in sweeps)
         own = sweeps[0].folder
         folder = given.to or (own if len(sweeps) == 1 else own.parent.parent / "reports" / several)
+        options = _options(given, sweeps)
         from heft_pipeline.report import write_report  # imports pandas and matplotlib
 
         with console.status("writing the report"):
-            shown = write_report(sweeps, folder, claims)
+            shown = write_report(sweeps, folder, options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -45,6 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(shown)
     console.print(f"{folder / 'report.html'}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _options(given: argparse.Namespace, sweeps: Sequence[Sweep]) -> ReportOptions:
+    """What the sweeps were given, with what the command line says instead."""
+    options = noted_options(sweeps)
+    if given.claim:
+        options = replace(options, claims=tuple(map(parse_claim, given.claim)))
+    column = given.cluster_column
+    return replace(
+        options,
+        scope=given.scope or options.scope,
+        pointwise=given.pointwise or options.pointwise,
+        cluster_column="" if column == "none" else column,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +84,22 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="CLAIM",
         help="test 'heft@3 > lora@20' instead of the sweep's own claims; may be repeated",
+    )
+    parser.add_argument(
+        "--scope",
+        choices=("both", "seeds", "examples"),
+        help="what verdicts speak of: other seeds, other examples, or both",
+    )
+    parser.add_argument(
+        "--pointwise",
+        action="store_true",
+        help="also show the interval that each claim would have as the only one",
+    )
+    parser.add_argument(
+        "--cluster-column",
+        metavar="COLUMN",
+        help="the column that dependent examples have in common, instead of "
+        "data.cluster_column; none: examples are independent",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
     return parser

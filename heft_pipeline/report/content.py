@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from heft_pipeline.adapters.kind import kinds
-from heft_pipeline.evidence.claims import Claim, parse_claim
 from heft_pipeline.report import words
+from heft_pipeline.report.claim_records import claim_records
 from heft_pipeline.report.curves import training_curves
+from heft_pipeline.report.deciding_command import Advice, advice
+from heft_pipeline.report.default_claims import default_claims
 from heft_pipeline.report.disagreement import Disagreement, disagreement
 from heft_pipeline.report.dtypes import different_dtypes
 from heft_pipeline.report.edit_figure import edit_figure
@@ -21,16 +24,20 @@ from heft_pipeline.report.figures import (
     accuracy_over_rank,
 )
 from heft_pipeline.report.forest_plot import effects
+from heft_pipeline.report.options import ReportOptions, noted_options
 from heft_pipeline.report.paper_numbers import SOURCE, paper_row, what_it_supports
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.records import RunRecord, read_runs
 from heft_pipeline.report.sections import Section, Setting, check_examples, sections
+from heft_pipeline.report.sentences import how_they_were_made
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
     MISSING,
+    ONE_RUN,
     OPEN,
     SUPPORTED,
     UNFINISHED,
+    UNMEASURED,
     Verdict,
     judge,
 )
@@ -62,6 +69,8 @@ class SectionContent:
     Attributes:
         section: The compared runs.
         verdicts: What they say of the claims.
+        about: What the verdicts rest on and speak of; empty where no claim could be tested.
+        claims: The verdicts for machines, as in ``claims.json``.
         columns: The table's columns.
         rows: The table's rows.
         effects: The figure of the claims' effects; None where no claim could be tested.
@@ -73,6 +82,8 @@ class SectionContent:
 
     section: Section
     verdicts: tuple[Verdict, ...]
+    about: str
+    claims: tuple[dict[str, Any], ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     effects: Figure | None
@@ -90,6 +101,8 @@ class Report:
         title: The sweeps' names.
         made: When it was made, in local time.
         state: What is not complete, in a sentence; empty where everything is.
+        options: What it was asked to show.
+        advice: The command that would decide what is open; None where none would.
         sections: The runs, a section for each group that may be compared with each other.
         facts: How the runs were made.
         records: All runs.
@@ -98,9 +111,16 @@ class Report:
     title: str
     made: str
     state: str
+    options: ReportOptions
+    advice: Advice | None
     sections: tuple[SectionContent, ...]
     facts: tuple[Fact, ...]
     records: tuple[RunRecord, ...]
+
+    @property
+    def tested(self) -> int:
+        """How many claims could be tested."""
+        return sum(v.comparison is not None for one in self.sections for v in one.verdicts)
 
     @property
     def summary(self) -> str:
@@ -109,7 +129,9 @@ class Report:
         if not verdicts:
             return ""
         counts = Counter(verdict.verdict for verdict in verdicts)
-        order = (SUPPORTED, CONTRADICTED, OPEN, UNFINISHED, MISSING)
+        if counts[ONE_RUN] == len(verdicts):
+            return "Each of these runs is one seed's: no claim about a method can be decided."
+        order = (SUPPORTED, CONTRADICTED, OPEN, ONE_RUN, UNFINISHED, MISSING, UNMEASURED)
         parts = [f"{counts[word] or 'none'} {word}" for word in order[:2]]
         parts += [f"{counts[word]} {word}" for word in order[2:] if counts[word]]
         claims = f"{len(verdicts)} claim{'s' if len(verdicts) > 1 else ''}"
@@ -117,40 +139,39 @@ class Report:
 
 
 def make_report(
-    sweeps: Sequence[Sweep], claims: Sequence[Claim] | None, figures: Path | None
+    sweeps: Sequence[Sweep], options: ReportOptions | None, figures: Path | None
 ) -> Report:
     """Read sweeps, compare their runs, and draw the figures.
 
     Args:
         sweeps: At least one.
-        claims: The claims to test; None for those that the sweeps were given.
+        options: What to test, and how; None for what the sweeps were given.
         figures: The folder for figures; None to draw none.
 
     Returns:
         The report.
     """
+    options = options or noted_options(sweeps)
     records = check_examples([record for sweep in sweeps for record in read_runs(sweep)])
-    if claims is None:
-        claims = _claims_of(sweeps)
-    parts = sections(records)
-    judged = judge(claims, parts)
+    parts = sections(records, options.cluster_column)
+    asked = options.claims
+    claims = [default_claims(part.settings) if asked is None else asked for part in parts]
+    judged = judge(claims, parts, options.scope)
+    tested = sum(verdict.comparison is not None for verdicts in judged for verdict in verdicts)
     contents = [
-        _content(part, verdicts, figures, f"-{number}" if number > 1 else "")
+        _content(part, verdicts, (tested, options), figures, f"-{number}" if number > 1 else "")
         for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1)
     ]
     return Report(
         title=", ".join(sweep.name for sweep in sweeps),
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         state=_state(records),
+        options=options,
+        advice=advice([v for own in judged for v in own], sweeps[-1].plan().get("command", "")),
         sections=tuple(contents),
         facts=tuple(provenance(sweeps, records)),
         records=tuple(records),
     )
-
-
-def _claims_of(sweeps: Sequence[Sweep]) -> list[Claim]:
-    texts = [text for sweep in sweeps for text in sweep.plan().get("claims", [])]
-    return [parse_claim(text) for text in dict.fromkeys(texts)]
 
 
 def _state(records: Sequence[RunRecord]) -> str:
@@ -168,10 +189,17 @@ def _state(records: Sequence[RunRecord]) -> str:
 
 
 def _content(
-    section: Section, verdicts: Sequence[Verdict], folder: Path | None, suffix: str
+    section: Section,
+    verdicts: Sequence[Verdict],
+    asked: tuple[int, ReportOptions],
+    folder: Path | None,
+    suffix: str,
 ) -> SectionContent:
     columns, rows = _table(section)
-    text = (section, tuple(verdicts), tuple(columns), tuple(rows))
+    tested, options = asked
+    about = how_they_were_made(verdicts, section.clustered, tested)
+    records = tuple(claim_records(verdicts, section, options.pointwise))
+    text = (section, tuple(verdicts), about, records, tuple(columns), tuple(rows))
     dtypes = different_dtypes(section)
     rows_of = (paper_row(section, setting) for setting in section.settings)
     paper = tuple(what_it_supports(row for row in rows_of if row is not None))
@@ -189,7 +217,7 @@ def _content(
     drawn = [draw(section, folder / f"{name}{suffix}") for name, draw in draws.items()]
     return SectionContent(
         *text,
-        effects=effects(verdicts, folder / f"effects{suffix}"),
+        effects=effects(verdicts, records, folder / f"effects{suffix}"),
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
         dtypes=dtypes,
@@ -280,8 +308,8 @@ def _costs(setting: Setting) -> dict[str, str]:
     return {
         "trainable parameters": f"{costs['trainable_params']:,.0f}",
         "train seconds": f"{costs['train_seconds']:,.1f}",
-        "train TFLOP": f"{costs['train_tflop']:,.3g}",
-        "examples/s": f"{costs['examples_per_second']:,.3g}",
+        "train TFLOP": words.number(costs["train_tflop"]),
+        "examples/s": words.number(costs["examples_per_second"]),
         "peak MiB": f"{costs['peak_memory_mb']:,.0f}",
         "stages shared": f"{sum(run.reused for run in setting.runs)} of {asked}",
     }

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import Settings, identity
-from heft_pipeline.evidence.significance import ALPHA, least_p_value
+from heft_pipeline.evidence.comparison import ALPHA, least_p_value
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.report import words

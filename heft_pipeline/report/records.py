@@ -41,8 +41,7 @@ class RunRecord:
     """A run and what its stages' files hold.
 
     Attributes:
-        sweep: The sweep's name.
-        store: Where its stages are.
+        sweep: The sweep.
         run: The run as it was planned; ``base`` for an evaluation of the untouched model.
         reused: How many of its stages were not trained for it: they were complete before the
             sweep, or were trained for an earlier run.
@@ -53,14 +52,18 @@ class RunRecord:
         predictions: The last stage's ``predictions.parquet``; None unless the run is complete.
     """
 
-    sweep: str
-    store: Store
+    sweep: Sweep
     run: Run
     reused: int
     status: str = "complete"
     why: str = ""
     results: tuple[dict[str, Any], ...] = ()
     predictions: pd.DataFrame | None = None
+
+    @property
+    def store(self) -> Store:
+        """Where its stages are."""
+        return self.sweep.store
 
     @property
     def name(self) -> str:
@@ -123,17 +126,17 @@ def read_runs(sweep: Sweep) -> list[RunRecord]:
         UserError: The folder has no plan, or one that another version wrote.
     """
     data = sweep.plan()
-    plan, store = read_plan(data), sweep.store
+    plan = read_plan(data)
     claimed = set(data["complete_before"])
     records = []
     for run in plan.runs:
         keys = [stage.fingerprint for stage in run.stages]
         reused = sum(key in claimed for key in keys)
         claimed.update(keys)
-        records.append(_read(RunRecord(sweep.name, store, run, reused)))
+        records.append(_read(RunRecord(sweep, run, reused)))
     asked = {record.last.fingerprint for record in records}
     return records + [
-        _read(RunRecord(sweep.name, store, Run("base", (), "base", 0, (base,)), 0))
+        _read(RunRecord(sweep, Run("base", (), "base", 0, (base,)), 0))
         for base in plan.baselines
         if base.fingerprint not in asked
     ]

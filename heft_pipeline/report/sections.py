@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule
+from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.declare_settings import Settings, identity
-from heft_pipeline.evidence.intervals import seeds_interval, wilson_interval
+from heft_pipeline.errors import UserError
+from heft_pipeline.evidence.clusters import Clusters, numbered
+from heft_pipeline.evidence.intervals import accuracy_interval
 from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
+from heft_pipeline.store.example_clusters import clusters
 
 #: The settings of a task that decide which examples are evaluated, and how they read.
 _EVALUATED = (
@@ -40,11 +45,16 @@ class Setting:
         variant: The config values, besides method, epochs and rank, that not all settings of
             the section share.
         right: [seeds, examples], how right each answer was, in the section's order.
+        logprob: [seeds, examples], the log-probability of the right choice in nats; None where it
+            is not known.
+        clusters: The examples' clusters; None where they are independent.
     """
 
     runs: tuple[RunRecord, ...]
     variant: dict[str, str]
     right: Right
+    logprob: NDArray[np.float64] | None = None
+    clusters: Clusters | None = None
 
     @property
     def method(self) -> str:
@@ -78,8 +88,8 @@ class Setting:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy, from :func:`seeds_interval`."""
-        return seeds_interval(self.right)
+        """The 95 % interval of the accuracy, from :func:`accuracy_interval`."""
+        return accuracy_interval(self.right, self.clusters)
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -117,6 +127,9 @@ class Section:
         open: The runs that are not complete.
         ids: The examples' ids.
         gold: The examples' right answers.
+        clustered: Which examples belong together, as the data has it; None where examples are
+            independent.
+        clusters: The examples' clusters; None where each example is its own.
     """
 
     title: str
@@ -126,6 +139,13 @@ class Section:
     open: tuple[RunRecord, ...]
     ids: tuple[str, ...]
     gold: tuple[str, ...]
+    clustered: RowClusters | None = None
+    clusters: Clusters | None = None
+
+    @cached_property
+    def always(self) -> Right:
+        """[1, examples], how right it is to give the most frequent answer to each."""
+        return np.array([[answer == self.majority[0] for answer in self.gold]])
 
     @cached_property
     def majority(self) -> tuple[str, float]:
@@ -135,8 +155,8 @@ class Section:
 
     @cached_property
     def majority_interval(self) -> tuple[float, float]:
-        """The 95 % interval of the majority's share (Wilson)."""
-        return wilson_interval(round(self.majority[1] * len(self.gold)), len(self.gold))
+        """The 95 % interval of the majority's share."""
+        return accuracy_interval(self.always, self.clusters)
 
     @property
     def spec(self) -> StageSpec:
@@ -181,14 +201,19 @@ def check_examples(records: Sequence[RunRecord]) -> list[RunRecord]:
     ]
 
 
-def sections(records: Sequence[RunRecord]) -> list[Section]:
+def sections(records: Sequence[RunRecord], cluster_column: str | None = None) -> list[Section]:
     """Group runs by what they were evaluated on; a run shared by several sweeps counts once.
 
     Args:
         records: The runs of one or more sweeps, checked by :func:`check_examples`.
+        cluster_column: The column that dependent examples have in common; empty for none; None
+            for what the sweeps noted.
 
     Returns:
         The sections in the order in which they first appear.
+
+    Raises:
+        UserError: The sweeps noted different columns, or a cluster cannot be read.
     """
     unique: dict[str, RunRecord] = {}
     for record in records:
@@ -203,10 +228,12 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
         *groups.values()
     ]
     first = kept[0][0].last if kept else None
-    return [_section(group, first) for group in kept]
+    return [_section(group, first, cluster_column) for group in kept]
 
 
-def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
+def _section(
+    records: list[RunRecord], first: StageSpec | None, cluster_column: str | None
+) -> Section:
     complete = [record for record in records if record.complete]
     by_setting: dict[str, list[RunRecord]] = {}
     for record in complete:
@@ -218,18 +245,49 @@ def _section(records: list[RunRecord], first: StageSpec | None) -> Section:
     base = [runs for runs in by_setting.values() if runs[0].method == "base"]
     variants = _variants([runs[0] for runs in own])
     last = records[0].last
+    clustered, groups = _clusters(records, ids, cluster_column)
     return Section(
         title=f"{last.model.name} on {last.data.name}",
         apart=_difference(first, last) if first is not None else "",
         settings=tuple(
-            _setting(runs, variant, ids) for runs, variant in zip(own, variants, strict=True)
+            _setting(runs, variant, ids, groups)
+            for runs, variant in zip(own, variants, strict=True)
         ),
         # Nothing is trained, so the runs of all its seeds are the same.
-        base=_setting(base[0][:1], {}, ids) if base else None,
+        base=_setting(base[0][:1], {}, ids, groups) if base else None,
         open=tuple(record for record in records if not record.complete),
         ids=tuple(ids),
         gold=tuple(map(str, gold)),
+        clustered=clustered,
+        clusters=groups,
     )
+
+
+def _clusters(
+    records: Sequence[RunRecord], ids: Sequence[str], asked: str | None
+) -> tuple[RowClusters | None, Clusters | None]:
+    """Which examples belong together: as the data has it, and by number."""
+    task = records[0].last.data
+    if asked is None:
+        sweeps = {record.sweep.folder: record.sweep for record in records}.values()
+        noted = [clusters(sweep, task) for sweep in sweeps]
+        columns = {one.column if one else "none" for one in noted}
+        if len(columns) > 1:
+            raise UserError(
+                f"the sweeps have data.cluster_column={' and '.join(sorted(columns))} for "
+                f"{task.name}; choose with --cluster-column COLUMN (or none)"
+            )
+        found = noted[0]
+    else:
+        found = read_clusters(task, asked) if asked else None
+    if found is None or not ids:
+        return found, None
+    if unknown := [id for id in ids if id not in found.of]:
+        raise UserError(
+            f"data.cluster_column={found.column}: the data has no row {unknown[0]} any more, "
+            f"which was evaluated; restore {task.name}, or use --cluster-column none"
+        )
+    return found, numbered([found.of[id] for id in ids])
 
 
 def _examples(record: RunRecord) -> str:
@@ -239,14 +297,36 @@ def _examples(record: RunRecord) -> str:
     return hashlib.sha256(repr(sorted(pairs)).encode()).hexdigest()
 
 
-def _setting(runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str]) -> Setting:
+def _setting(
+    runs: list[RunRecord], variant: dict[str, str], ids: Sequence[str], groups: Clusters | None
+) -> Setting:
     ordered = sorted(runs, key=lambda run: run.last.seed)
-    rows = []
+    right, logprob = [], []
     for run in ordered:
         assert run.predictions is not None  # only complete runs come here
         answers = run.predictions.set_index("id").loc[list(ids)]
-        rows.append(answers.credit.to_numpy(dtype=float))
-    return Setting(tuple(ordered), variant, np.stack(rows))
+        right.append(answers.credit.to_numpy(dtype=float))
+        logprob.append(_logprob(answers))
+    known = [one for one in logprob if one is not None]
+    return Setting(
+        tuple(ordered),
+        variant,
+        np.stack(right),
+        np.stack(known) if len(known) == len(ordered) else None,
+        groups,
+    )
+
+
+def _logprob(answers: pd.DataFrame) -> NDArray[np.float64] | None:
+    """[examples], the log-probability of the right choice; None where a finite one is missing."""
+    names = {label: f"logprob_{label}" for label in answers.gold.unique()}
+    if not {*names.values()} <= {*answers.columns}:
+        return None
+    found = np.empty(len(answers))
+    for label, name in names.items():
+        own = (answers.gold == label).to_numpy()
+        found[own] = answers[name].to_numpy(dtype=float)[own]
+    return found if np.isfinite(found).all() else None
 
 
 def _evaluation(stage: StageSpec) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from heft_pipeline.evidence.claims import Claim, Side
-from heft_pipeline.evidence.significance import ALPHA, Comparison, Right, compare, holm
+from heft_pipeline.evidence.claims import LOGPROB, Claim, Side
+from heft_pipeline.evidence.comparison import ALPHA, EXAMPLES, Comparison, compare
+from heft_pipeline.evidence.simultaneous import Simultaneous, simultaneous
 from heft_pipeline.report.records import RunRecord
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.settings.schema import METHOD_NAMES
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not decided by this data"
+ONE_RUN = "this run only"
 MISSING, UNFINISHED = "not in this sweep", "not complete yet"
+UNMEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,17 @@ class Verdict:
         claim: The claim.
         what: The claim as people read it; where it fits several pairs of settings, with what
             tells this pair from the others.
-        verdict: ``supported``, ``contradicted``, ``not decided by this data``, ``not in this
-            sweep`` or ``not complete yet``.
+        verdict: ``supported``, ``contradicted``, ``not decided by this data``, ``this run only``
+            (nothing is said of other seeds), ``not in this sweep``, ``not complete yet`` or ``not
+            measured``.
         comparison: The comparison; None where the sweep lacks what the claim names.
-        adjusted: Holm's p-value over all claims of the report that could be tested.
+        interval: The difference's interval, which holds for all claims of the report at once with
+            a probability of 95 %. The verdict is read from it.
+        pointwise: The 95 % interval that the difference would have as the only claim.
+        holds: Whether the interval agrees with the claim (True), disagrees (False), or leaves it
+            open (None).
+        adjusted: The p-value over all claims of the report; below 0.05 where ``holds`` is not None.
+        level: One minus the coverage of ``interval`` by itself.
         why: What is missing, and how to add it; empty where nothing is.
         budgets: The training operations of both sides in TFLOP; 0 for what is not trained.
         pair: The compared settings; None for a constant answer or a missing setting.
@@ -36,43 +47,75 @@ class Verdict:
     what: str
     verdict: str
     comparison: Comparison | None = None
-    adjusted: float | None = None
+    interval: tuple[float, float] = (-1.0, 1.0)
+    pointwise: tuple[float, float] = (-1.0, 1.0)
+    holds: bool | None = None
+    adjusted: float = 1.0
+    level: float = ALPHA
     why: str = ""
     budgets: tuple[float, float] = (0.0, 0.0)
     pair: tuple[Setting | None, Setting | None] = (None, None)
 
+    @property
+    def gap(self) -> float:
+        """How far the difference is from where the claim would turn."""
+        found = self.comparison
+        assert found is not None
+        return min(abs(found.difference - boundary) for boundary in self.claim.boundaries)
 
-def judge(claims: Sequence[Claim], section_list: Sequence[Section]) -> list[list[Verdict]]:
+    @property
+    def needed(self) -> tuple[int | None, int | None]:
+        """How many seeds, or how many examples, would show a difference of this size."""
+        assert self.comparison is not None
+        return self.comparison.needed(self.gap, self.level)
+
+
+def judge(
+    claims: Sequence[Sequence[Claim]], section_list: Sequence[Section], scope: str
+) -> list[list[Verdict]]:
     """Test claims on each section.
 
     A claim that fits several pairs of settings (of several ranks or learning rates) is tested on
     each pair whose sides agree in them, and each test counts in the correction.
 
     Args:
-        claims: The claims.
+        claims: The claims for each section.
         section_list: The sections.
+        scope: What verdicts speak of: other ``seeds``, other ``examples`` or ``both``.
 
     Returns:
-        A list of verdicts for each section. The p-values are adjusted for all of them together.
+        A list of verdicts for each section. The intervals hold for all of them together.
     """
-    found = [[v for claim in claims for v in _judge(claim, s)] for s in section_list]
-    tested = [v.comparison.p_value for verdicts in found for v in verdicts if v.comparison]
-    adjusted = iter(holm(tested))
+    found = [
+        [v for claim in own for v in _judge(claim, section, scope)]
+        for own, section in zip(claims, section_list, strict=True)
+    ]
+    family = simultaneous([[v.comparison for v in verdicts if v.comparison] for verdicts in found])
     return [
-        [_decide(v, next(adjusted)) if v.comparison else v for v in verdicts] for verdicts in found
+        [_decide(v, v.comparison, family) if v.comparison else v for v in verdicts]
+        for verdicts in found
     ]
 
 
-def _decide(verdict: Verdict, adjusted: float) -> Verdict:
-    assert verdict.comparison is not None
-    word = OPEN
-    if adjusted < ALPHA:
-        word = SUPPORTED if verdict.comparison.difference > 0 else CONTRADICTED
-    return replace(verdict, verdict=word, adjusted=adjusted)
+def _decide(verdict: Verdict, found: Comparison, family: Simultaneous) -> Verdict:
+    low, high = found.estimate.interval(family.alpha)
+    holds = verdict.claim.holds(low, high)
+    word = {True: SUPPORTED, False: CONTRADICTED, None: OPEN}[holds]
+    if found.scope == EXAMPLES and any(one is not None and one.epochs for one in verdict.pair):
+        word = ONE_RUN
+    return replace(
+        verdict,
+        verdict=word,
+        interval=(low, high),
+        pointwise=found.estimate.interval(ALPHA),
+        holds=holds,
+        adjusted=family.adjusted(found.p_value(verdict.claim.boundaries)),
+        level=family.alpha,
+    )
 
 
-def _judge(claim: Claim, section: Section) -> list[Verdict]:
-    sides = [claim.better, claim.worse]
+def _judge(claim: Claim, section: Section, scope: str) -> list[Verdict]:
+    sides = [claim.first, claim.second]
     found = [_candidates(side, section) for side in sides]
     missing = [side for side, candidates in zip(sides, found, strict=True) if not candidates]
     if missing:
@@ -83,7 +126,7 @@ def _judge(claim: Claim, section: Section) -> list[Verdict]:
     if not pairs:
         why = "no two of the settings that it fits agree in rank and configuration; name a rank"
         return [Verdict(claim, str(claim), MISSING, why=why)]
-    return [_compared(claim, pair, section, several=len(pairs) > 1) for pair in pairs]
+    return [_compared(claim, pair, section, scope, several=len(pairs) > 1) for pair in pairs]
 
 
 def _candidates(side: Side, section: Section) -> list[Setting | None]:
@@ -104,7 +147,7 @@ def _agree(one: Setting | None, two: Setting | None, claim: Claim) -> bool:
     """Whether two settings differ in nothing but what the claim is about."""
     if one is None or two is None or not one.ranks or not two.ranks:
         return True
-    ranks_are_named = claim.better.rank is not None or claim.worse.rank is not None
+    ranks_are_named = claim.first.rank is not None or claim.second.rank is not None
     shared = one.variant.keys() & two.variant.keys()
     return (ranks_are_named or bool({*one.ranks} & {*two.ranks})) and all(
         one.variant[key] == two.variant[key] for key in shared
@@ -130,9 +173,12 @@ def _named(run: RunRecord, sides: Sequence[Side]) -> bool:
 
 
 def _compared(
-    claim: Claim, pair: tuple[Setting | None, Setting | None], section: Section, several: bool
+    claim: Claim,
+    pair: tuple[Setting | None, Setting | None],
+    section: Section,
+    scope: str,
+    several: bool,
 ) -> Verdict:
-    first, second = _paired(pair, section)
     details = ""
     if several:
         named = [setting for setting in pair if setting is not None]
@@ -141,31 +187,49 @@ def _compared(
         details = " ".join(
             [f"r{ranks}" if ranks else "", *(f"{k}={v}" for k, v in variants.items())]
         )
-    return Verdict(
-        claim,
-        f"{claim} {details}".strip(),
-        OPEN,
-        comparison=compare(first, second),
-        budgets=tuple(s.costs["train_tflop"] if s else 0.0 for s in pair),  # type: ignore[arg-type]
-        pair=pair,
+    verdict = Verdict(claim, f"{claim} {details}".strip(), UNMEASURED, pair=pair)
+    by_logprob = claim.metric == LOGPROB
+    if by_logprob and any(setting is None or setting.logprob is None for setting in pair):
+        why = "a predictions.parquet lacks the choices' log-probabilities, or some are infinite"
+        return replace(verdict, why=why)
+    seeds, first, second = _paired(pair, section, by_logprob)
+    return replace(
+        verdict,
+        verdict=OPEN,
+        comparison=compare(
+            first - second,
+            seeds=seeds,
+            clusters=section.clusters,
+            scope=scope,
+            accuracy=not by_logprob,
+        ),
+        budgets=(_operations(pair[0]), _operations(pair[1])),
     )
 
 
-def _paired(pair: tuple[Setting | None, Setting | None], section: Section) -> tuple[Right, Right]:
-    """Both sides' right answers, paired by seed: equal seeds, or without any, in their order.
+def _operations(setting: Setting | None) -> float:
+    return setting.costs["train_tflop"] if setting else 0.0
+
+
+def _paired(
+    pair: tuple[Setting | None, Setting | None], section: Section, by_logprob: bool
+) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """The seeds, and both sides' values, paired by seed: equal ones, or without any, in order.
 
     A side that is not trained has no seeds; it is repeated for each seed of the other side.
     """
     trained = [setting for setting in pair if setting is not None and setting.epochs]
-    if len(trained) == 2:
-        common = sorted({*trained[0].seeds} & {*trained[1].seeds})
-        few = min(len(setting.seeds) for setting in trained)
-        rows = [
-            [setting.seeds.index(seed) for seed in common] if common else list(range(few))
-            for setting in trained
-        ]
-        return trained[0].right[rows[0]], trained[1].right[rows[1]]
-    seeds = len(trained[0].seeds) if trained else 1
-    constant = np.array([answer == section.majority[0] for answer in section.gold])[None]
-    sides = [constant if setting is None else setting.right for setting in pair]
-    return tuple(np.repeat(s, seeds, axis=0) if len(s) < seeds else s for s in sides)  # type: ignore[return-value]
+    common = sorted(set.intersection(*({*setting.seeds} for setting in trained))) if trained else []
+    count = min((len(setting.seeds) for setting in trained), default=1)
+    seeds = common or list(range(count))
+
+    def values(setting: Setting | None) -> NDArray[np.float64]:
+        if setting is None:
+            return np.repeat(section.always.astype(float), len(seeds), axis=0)
+        by_choice = setting.logprob if by_logprob else None
+        known = setting.right.astype(float) if by_choice is None else by_choice
+        if not setting.epochs:
+            return np.repeat(known[:1], len(seeds), axis=0)
+        return known[[setting.seeds.index(seed) for seed in seeds] if common else seeds]
+
+    return seeds, values(pair[0]), values(pair[1])

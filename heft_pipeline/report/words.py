@@ -1,10 +1,7 @@
-"""How the report writes numbers and verdicts."""
+"""How the report writes numbers."""
 
-from heft_pipeline.evidence.significance import ALPHA, POWER, Comparison
+from heft_pipeline.evidence.claims import ACCURACY
 from heft_pipeline.report.sections import Setting
-from heft_pipeline.report.verdicts import Verdict
-
-_MOST_EXAMPLES = 10_000_000
 
 
 def share(value: float) -> str:
@@ -25,6 +22,33 @@ def interval(low: float, high: float) -> str:
 def points(value: float) -> str:
     """A difference of shares in percentage points with a sign, e.g. ``+0.12``."""
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def amount(value: float, metric: str = ACCURACY) -> str:
+    """A difference with a sign: points of accuracy, e.g. ``+0.12``, or nats, e.g. ``+0.012``."""
+    if metric == ACCURACY:
+        return points(value)
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def size(value: float, metric: str = ACCURACY) -> str:
+    """The size of a difference with its unit, e.g. ``10.90 points`` or ``0.012 nats``."""
+    return f"{amount(abs(value), metric)[1:]} {unit(metric)}"
+
+
+def unit(metric: str) -> str:
+    """What differences of a metric are counted in."""
+    return "points" if metric == ACCURACY else "nats"
+
+
+def number(value: float) -> str:
+    """A number with three digits that count and no exponent, e.g. ``1,060`` or ``0.298``."""
+    return f"{float(f'{value:.3g}'):,.12g}" if value else "0"
+
+
+def rounded(value: int) -> str:
+    """A number with two digits that count: more would suggest a precision that it lacks."""
+    return f"{round(value, -max(0, len(str(value)) - 2)):,}"
 
 
 def short(number: float) -> str:
@@ -72,84 +96,3 @@ def variant(setting: Setting) -> str:
 def p_value(value: float) -> str:
     """A p-value, e.g. ``p = 0.034`` or ``p < 0.001``."""
     return "p < 0.001" if value < 0.001 else f"p = {value:#.2g}"
-
-
-def effect(verdict: Verdict) -> str:
-    """What was measured, in one sentence.
-
-    Args:
-        verdict: The verdict on a claim that could be tested.
-
-    Returns:
-        For instance ``-1.20 points (95 % interval -3.90 to +1.50; p = 0.39, ...)``.
-    """
-    found = verdict.comparison
-    assert found is not None
-    adjusted = verdict.adjusted if verdict.adjusted is not None else found.p_value
-    return (
-        f"{points(found.difference)} points (95 % interval {points(found.low)} to "
-        f"{points(found.high)}; {p_value(found.p_value)}, {_with_holm(adjusted)})"
-    )
-
-
-def explanation(verdict: Verdict) -> str:
-    """How a verdict came about, and what would decide an open one, for people.
-
-    Args:
-        verdict: Any verdict.
-
-    Returns:
-        A few sentences.
-    """
-    found = verdict.comparison
-    if found is None:
-        return f"{verdict.why[:1].upper()}{verdict.why[1:]}."
-    seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
-    mean = "" if found.seeds == 1 else " on average"
-    sentences = [
-        f"On {found.examples:,} examples and {seeds}, only the first is right on "
-        f"{found.wins:.0f}{mean}, and only the second on {found.losses:.0f}."
-    ]
-    if all(verdict.budgets):
-        one, two = verdict.budgets
-        sentences.append(f"Training took {one:.3g} against {two:.3g} TFLOP.")
-    if found.seeds == 1:
-        sentences.append("One seed says nothing about how much other seeds would differ.")
-    sentences.append(_what_it_takes(found))
-    return " ".join(sentences)
-
-
-def test_name(verdict: Verdict) -> str:
-    """The name of the test behind a verdict."""
-    found = verdict.comparison
-    if found is None:
-        return ""
-    return "exact McNemar" if found.seeds == 1 else "two-way random effects, seeds and examples"
-
-
-def _with_holm(adjusted: float) -> str:
-    return f"{p_value(adjusted)} after Holm's correction"
-
-
-def _what_it_takes(found: Comparison) -> str:
-    if not found.difference:
-        return "There is no difference to detect."
-    chance = f"a difference of this size with {POWER:.0%} power at a level of {ALPHA:.0%}"
-    examples = found.needed_examples
-    if examples is not None and examples <= _MOST_EXAMPLES:
-        with_seeds = "" if found.seeds == 1 else f" with {found.seeds} seeds"
-        return f"Detecting {chance} takes about {_rounded(examples)} examples{with_seeds}."
-    if examples is not None:
-        return f"Detecting {chance} takes more than {_MOST_EXAMPLES:,} examples."
-    if found.needed_seeds is not None:
-        return (
-            f"With {found.seeds} seeds, no number of examples would be enough to detect {chance}; "
-            f"about {_rounded(found.needed_seeds)} seeds would be enough on these examples."
-        )
-    return f"Detecting {chance} takes both more seeds and more examples."
-
-
-def _rounded(number: int) -> str:
-    """Two significant digits: more would suggest a precision that an estimate lacks."""
-    digits = max(0, len(str(number)) - 2)
-    return f"{round(number, -digits):,}"

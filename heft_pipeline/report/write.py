@@ -1,6 +1,7 @@
 """Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
 import base64
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +10,26 @@ from typing import Any
 from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape as escape_rich
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from heft_pipeline.evidence.claims import Claim
-from heft_pipeline.evidence.significance import ALPHA
-from heft_pipeline.report import words
+from heft_pipeline.report import sentences, words
 from heft_pipeline.report.content import Report, make_report, open_runs
 from heft_pipeline.report.figures import Figure
+from heft_pipeline.report.options import ReportOptions
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
     MISSING,
+    ONE_RUN,
     OPEN,
     SUPPORTED,
     UNFINISHED,
+    UNMEASURED,
     Verdict,
 )
 from heft_pipeline.store.sweep_folders import Sweep
@@ -36,42 +39,49 @@ _MARKS = {
     CONTRADICTED: "\N{BALLOT X}",
     OPEN: "?",
     MISSING: "\N{EN DASH}",
+    UNMEASURED: "\N{EN DASH}",
     UNFINISHED: "\N{HORIZONTAL ELLIPSIS}",
 }
 _CLASSES = {
     SUPPORTED: "supported",
     CONTRADICTED: "contradicted",
     OPEN: "undecided",
+    ONE_RUN: "undecided",
     MISSING: "missing",
+    UNMEASURED: "missing",
     UNFINISHED: "missing",
 }
 _COLOURS = {
     SUPPORTED: "green",
     CONTRADICTED: "red",
     OPEN: "yellow",
+    ONE_RUN: "cyan",
     MISSING: "dim",
+    UNMEASURED: "dim",
     UNFINISHED: "dim",
 }
 _MOST_ROWS = 60
 
 
 def write_report(
-    sweeps: Sequence[Sweep], folder: Path, claims: Sequence[Claim] | None = None
+    sweeps: Sequence[Sweep], folder: Path, options: ReportOptions | None = None
 ) -> Group:
-    """Write ``report.html``, ``report.md``, ``results.csv`` and ``figures/``.
+    """Write ``report.html``, ``report.md``, ``results.csv``, ``claims.json`` and ``figures/``.
 
     Args:
         sweeps: One or more sweeps; runs that are not complete are marked.
         folder: Where to write: a sweep's own folder, or one for several together.
-        claims: The claims to test; None for those that the sweeps were given.
+        options: What to test, and how; None for what the sweeps were given.
 
     Returns:
         The comparison, for a terminal of 80 columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".report.lock"):
-        report = make_report(sweeps, claims, folder / "figures")
+        report = make_report(sweeps, options, folder / "figures")
         _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
+        claims = [record for content in report.sections for record in content.claims]
+        _replace(folder / "claims.json", json.dumps(claims, indent=2) + "\n")
         _replace(folder / "report.md", _rendered("report.md.j2", report, folder))
         _replace(folder / "report.html", _rendered("report.html.j2", report, folder))
     return terminal(report)
@@ -95,9 +105,15 @@ def terminal(report: Report) -> Group:
         if content.dtypes:
             shown.append(Text(content.dtypes, style="yellow"))
         shown += [Text(sentence) for sentence in content.paper]
-        shown += [_terminal_verdict(verdict) for verdict in content.verdicts]
+        shown += [line for verdict in content.verdicts for line in _terminal_verdict(verdict)]
+        if content.about:
+            shown.append(Text(content.about, style="dim"))
     if report.state:
         shown.append(Text(report.state, style="yellow"))
+    if report.advice:
+        # The command is to be copied, and so is not broken into lines.
+        command = Text(f"  {report.advice.command}", no_wrap=True, overflow="ignore")
+        shown += [Text(report.advice.why), command]
     return Group(*shown)
 
 
@@ -112,8 +128,8 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
     return environment.get_template(template).render(
         report=report,
         words=words,
-        alpha=ALPHA,
-        marks=_MARKS,
+        sentences=sentences,
+        mark=_mark,
         classes=_CLASSES,
         picture=_picture,
         notes=notes,
@@ -135,7 +151,8 @@ def notes(section: Section) -> str:
         "differ."
         if section.seeds <= 1
         else "Accuracy is the mean over seeds. Its interval treats both seeds and examples as "
-        "random samples (Wilson's interval for one seed)."
+        "random samples (Wilson's interval for one seed), and is of this accuracy alone: whether "
+        "two differ is said by the claims."
     )
     return (
         f"{how} Epochs are those of each stage, with their sum in brackets. Parameters, seconds, "
@@ -185,7 +202,7 @@ def _terminal_table(title: str, section: Section) -> Table:
             _accuracy(setting),
             words.short(costs["trainable_params"]),
             f"{costs['train_seconds']:.1f}",
-            f"{costs['train_tflop']:.3g}",
+            words.number(costs["train_tflop"]),
             *([escape_rich(words.variant(setting))] if section.variants else []),
         )
     for runs in unfinished[:_MOST_ROWS]:
@@ -217,20 +234,30 @@ def _accuracy(setting: Setting) -> str:
     return f"{words.share(setting.accuracy)} ({words.interval(*setting.interval)})"
 
 
-def _terminal_verdict(verdict: Verdict) -> Text:
-    found = verdict.comparison
+def _terminal_verdict(verdict: Verdict) -> list[RenderableType]:
     text = Text()
-    text.append(f"{_MARKS[verdict.verdict]} {verdict.what}: ", style="bold")
-    text.append(verdict.verdict, style=_COLOURS[verdict.verdict])
-    if found is not None:
-        one = ", for this one seed" if found.seeds == 1 and verdict.verdict != OPEN else ""
-        text.append(
-            f"{one} ({words.points(found.difference)} points, "
-            f"{words.points(found.low)} to {words.points(found.high)})"
-        )
-    else:
-        text.append(f" ({verdict.why})")
-    return text
+    text.append(f"{_mark(verdict)} {verdict.what}: ", style="bold")
+    said = sentences.statement(verdict)
+    word, rest = said[: len(verdict.verdict)], said[len(verdict.verdict) :]
+    if verdict.verdict == ONE_RUN:
+        word, rest = "", said
+    text.append(word, style=_COLOURS[verdict.verdict])
+    text.append(rest)
+    if verdict.comparison is None:
+        return [text]
+    details = filter(None, [sentences.noise(verdict), sentences.would_decide(verdict)])
+    return [text, Padding(Text("; ".join(details), style="dim"), (0, 0, 0, 2))]
+
+
+def _mark(verdict: Verdict) -> str:
+    """A character for a verdict; of one run's result, an arrow."""
+    if verdict.verdict == ONE_RUN:
+        if verdict.holds is None:
+            return "?"
+        if verdict.claim.margin:
+            return "\N{BULLET}"
+        return "\N{UPWARDS ARROW}" if verdict.holds else "\N{DOWNWARDS ARROW}"
+    return _MARKS[verdict.verdict]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, register, schema
 from heft_pipeline.settings.tracking import TrackingSettings
+from heft_pipeline.store.example_clusters import clusters
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.training.metrics import read_metrics
@@ -146,6 +147,21 @@ class PlannedRun:
         except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
+    def _interval(self, last: StageSpec, result: Mapping[str, Any]) -> tuple[float, float]:
+        """The 95 % interval of the accuracy, which counts clusters of examples where there are."""
+        from heft_pipeline.evidence.clusters import numbered
+        from heft_pipeline.evidence.intervals import accuracy_interval, wilson_interval
+
+        groups = clusters(self.sweep, last.data)
+        file = self.sweep.store.folder(last.fingerprint) / "predictions.parquet"
+        if groups is None or not file.is_file():
+            return wilson_interval(result["accuracy"] * result["n_eval"], result["n_eval"])
+        import pandas as pd
+
+        answers = pd.read_parquet(file, columns=["id", "credit"])
+        names = [groups.of.get(id, id) for id in answers.id]
+        return accuracy_interval(answers.credit.to_numpy(dtype=float)[None], numbered(names))
+
     def tracked(self, tracking: TrackingSettings) -> TrackedRun:
         """Read everything that there is to send of the run now.
 
@@ -170,7 +186,9 @@ class PlannedRun:
             for prefix, stage in zip(prefixes, stages, strict=True)
             if stage.adapters and store.is_complete(stage.fingerprint)
         ]
-        summary = _summary(done, self.entry) if complete else {}
+        summary = (
+            _summary(done, self.entry, self._interval(stages[-1], done[-1])) if complete else {}
+        )
         return TrackedRun(
             sweep=self.sweep.name,
             name=self.name,
@@ -239,11 +257,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _summary(results: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> dict[str, Any]:
-    from heft_pipeline.evidence.intervals import wilson_interval  # imports scipy
-
+def _summary(
+    results: Sequence[Mapping[str, Any]],
+    entry: Mapping[str, Any],
+    interval: tuple[float, float],
+) -> dict[str, Any]:
     last = results[-1]
-    low, high = wilson_interval(last["accuracy"] * last["n_eval"], last["n_eval"])
+    low, high = interval
     seconds = sum(r["train_seconds"] for r in results)
     examples = sum(r["train_examples"] for r in results)
     return {

@@ -25,6 +25,7 @@ CANNOT_CHANGE_A_RESULT = {
     "data.revision",
     "data.name",
     "data.allow_overlap",
+    "data.cluster_column",
     "lora.init_from",
     "reft.init_from",
     "training.log_every_steps",

@@ -24,7 +24,7 @@ def make_sweep(
     runs: Sequence[tuple[str, float]],
     *,
     name: str = "made",
-    claims: Sequence[str] = PAPER,
+    claims: Sequence[str] | None = PAPER,
     extra: Sequence[str] = (),
 ) -> Sweep:
     """A complete sweep of the shipped model on the shipped task.
@@ -33,7 +33,7 @@ def make_sweep(
         output_dir: Where to.
         runs: Overrides, separated by blanks, and the accuracy that is made up.
         name: The sweep's name.
-        claims: The report's claims.
+        claims: The report's claims; None for those that fit.
         extra: Overrides of all runs.
 
     Returns:
@@ -47,7 +47,11 @@ def make_sweep(
         )
     plan = Plan(tuple(made), untouched(made))
     sweep = Sweep(output_dir / "sweeps" / name)
-    sweep.record(plan, command="python -m heft_pipeline -m made=up", claims=list(claims))
+    sweep.record(
+        plan,
+        command="python -m heft_pipeline -m made=up",
+        report={"claims": None if claims is None else list(claims)},
+    )
     for run, (_, accuracy) in zip(made, runs, strict=True):
         for stage in run.stages:
             if not sweep.store.is_complete(stage.fingerprint):
@@ -67,7 +71,11 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
     right = ease < np.quantile(ease, accuracy)
     prediction = np.where(right, gold, np.where(np.array(gold) == "true", "false", "true"))
     credit = right.astype(float)
-    table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction, "credit": credit})
+    table = pd.DataFrame({"id": ids, "gold": gold, "prediction": prediction})
+    for label in ("true", "false"):
+        sure = np.where(prediction == label, 0.9, 0.1) ** (0.5 + ease)
+        table[f"logprob_{label}"] = np.log(sure).astype(np.float32)
+    table["credit"] = credit
     table.to_parquet(folder / "predictions.parquet", index=False)
     epochs = stage.epochs
     with (folder / "metrics.jsonl").open("w") as file:

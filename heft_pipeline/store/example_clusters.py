@@ -1,0 +1,76 @@
+"""A sweep's ``clusters.json``: which of its reported examples belong together."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from filelock import FileLock
+
+from heft_pipeline.data.rows import RowClusters, read_clusters
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.errors import UserError
+from heft_pipeline.store.stage_folders import write_json
+from heft_pipeline.store.sweep_folders import Sweep
+
+CLUSTERS = "clusters.json"
+
+
+def record_clusters(sweep: Sweep, tasks: Iterable[DataSettings]) -> None:
+    """Note the clusters of tasks' reported rows, so that a report needs no data.
+
+    The newest ``data.cluster_column`` of a task counts.
+
+    Args:
+        sweep: The sweep, whose folder is there.
+        tasks: The tasks.
+
+    Raises:
+        UserError: A task has no such column, or two of them name different ones for one task.
+    """
+    asked: dict[str, DataSettings] = {}
+    for task in tasks:
+        other = asked.setdefault(_key(task), task)
+        if other.cluster_column != task.cluster_column:
+            raise UserError(
+                f"data.cluster_column={task.cluster_column} and {other.cluster_column} are asked "
+                f"for the same rows of {task.name}; it changes only the report: choose one"
+            )
+    with FileLock(sweep.folder / ".plan.lock"):
+        known = _read(sweep)
+        found = dict(known)
+        for key, task in asked.items():
+            column = task.cluster_column
+            if column is None:
+                found.pop(key, None)
+            elif found.get(key, {}).get("column") != column:
+                found[key] = dataclasses.asdict(read_clusters(task, column))
+        if found != known:
+            write_json(sweep.folder / CLUSTERS, found)
+
+
+def clusters(sweep: Sweep, task: DataSettings) -> RowClusters | None:
+    """Which reported rows of a task belong together.
+
+    Args:
+        sweep: The sweep.
+        task: The task.
+
+    Returns:
+        The clusters; None where rows are independent.
+    """
+    entry = _read(sweep).get(_key(task))
+    return None if entry is None else RowClusters(**entry)
+
+
+def _key(task: DataSettings) -> str:
+    """What decides which rows are reported."""
+    parts = [task.content, task.subset, task.eval_split, task.max_eval_rows, task.id_column]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _read(sweep: Sweep) -> dict[str, Any]:
+    path = sweep.folder / CLUSTERS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
