@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from heft_pipeline.errors import UserError
 
 UNTRAINED = ("base", "majority")
@@ -63,7 +65,7 @@ class Claim:
 
     def __str__(self) -> str:
         sign = {">": "", ">=": " - ", "=": " +- "}[self.relation]
-        size = f"{sign}{self.margin:g}" if sign else ""
+        size = f"{sign}{np.format_float_positional(self.margin, trim='-')}" if sign else ""
         by = f" by {self.metric}" if self.metric != ACCURACY else ""
         return f"{self.first} {self.relation} {self.second}{size}{by}"
 

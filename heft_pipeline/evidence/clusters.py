@@ -31,6 +31,24 @@ def by_cluster(cells: NDArray[np.float64], clusters: Clusters | None) -> NDArray
     return np.asarray(mean + (sums - sizes * mean) / sizes.mean())
 
 
+def evenness(clusters: Clusters | None) -> float:
+    """How much clusters of different sizes are worth: 1 where all have one size.
+
+    It is the effective number of clusters as a share of their number, and stands for the degrees
+    of freedom that a variance between them has: one cluster with half of the examples makes half
+    of that variance, however many others there are (Carter, Schnepel and Steigerwald 2017, Review
+    of Economics and Statistics 99, 698-709; with independent examples within a cluster it is
+    Kish's number, the square of the sizes' sum over the sum of their squares).
+
+    Args:
+        clusters: The examples' clusters.
+    """
+    if clusters is None:
+        return 1.0
+    sizes = np.bincount(clusters).astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum() / len(sizes))
+
+
 def numbered(names: list[str]) -> Clusters | None:
     """Number clusters.
 

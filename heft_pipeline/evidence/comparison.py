@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from heft_pipeline.evidence.clusters import Clusters, by_cluster
+from heft_pipeline.evidence.clusters import Clusters, by_cluster, evenness
 from heft_pipeline.evidence.estimates import Estimate, ScoreEstimate, StudentEstimate
-from heft_pipeline.evidence.two_way_variance import Components, Quantiles, TwoWay, two_way
+from heft_pipeline.evidence.two_way_variance import Components, Quantiles, two_way
 
 #: The significance level and the power of everything that is reported.
 ALPHA, POWER = 0.05, 0.8
@@ -118,13 +118,17 @@ class Comparison:
 
         Returns:
             How many seeds on these examples, and how many examples with these seeds, would show
-            it with 80 % power; None where no number would, or where the seeds' spread is unknown.
+            it with 80 % power; None where no number would, where the spread is unknown, or where
+            the comparison does not speak of others.
         """
         scoped = self._scoped
-        seeds = None
+        seeds = examples = None
+        if scoped.examples < 2 and self.scope != SEEDS:
+            return None, None
         if scoped.of_seeds is not None:
             seeds = _least(lambda n: scoped.resized(seeds=n), gap, alpha)
-        examples = _least(lambda n: scoped.resized(examples=n), gap, alpha)
+        if self.scope != SEEDS:
+            examples = _least(lambda n: scoped.resized(examples=n), gap, alpha)
         if examples is not None:  # from clusters
             examples = math.ceil(examples * self.examples / scoped.examples)
         return seeds, examples if examples is None or examples < _MOST else None
@@ -137,7 +141,7 @@ class Comparison:
             return found
         if self.scope == EXAMPLES:
             own = found.of_examples + found.of_rest / found.seeds
-            return Components(None, own, 0.0, found.seeds, found.examples)
+            return Components(None, own, 0.0, found.seeds, found.examples, found.evenness)
         own = found.of_seeds + found.of_rest / found.examples
         return Components(own, 0.0, 0.0, found.seeds, found.examples)
 
@@ -168,7 +172,7 @@ def compare(
 
     One seed speaks of other examples only: of independent ones by Tango's score interval, whose
     test is McNemar's; of clusters of examples, and of log-probabilities, by Student's interval
-    with cluster-robust errors and one degree of freedom less than there are clusters. Several
+    with cluster-robust errors and one degree of freedom less than the clusters are worth. Several
     seeds get a two-way random-effects analysis of seeds and examples (or clusters), so that the
     conclusion extends to other seeds and other examples; or Student's interval over one of the
     two, with the other as it is.
@@ -187,49 +191,64 @@ def compare(
     count = len(cells)
     scope = EXAMPLES if count == 1 else scope
     names = tuple(range(count)) if seeds is None else tuple(seeds)
-    table = two_way(cells) if count > 1 else None
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
-    student = _student(cells, table, scope, accuracy)
-    independent = clusters is None and accuracy and count == 1
-    wins, losses = differences.clip(min=0), -differences.clip(max=0)
-    if not accuracy:  # how many, not how much
-        wins, losses = wins > 0, losses > 0
-    won, lost = float(wins.sum() / count), float(losses.sum() / count)
+    mean = float(cells.mean())
+    variance, quantiles, components = _spread(cells, scope, evenness(clusters))
+    wins = float(differences.clip(min=0).sum() / count)
+    losses = float(-differences.clip(max=0).sum() / count)
+    estimate: Estimate = StudentEstimate(mean, math.sqrt(variance), quantiles)
+    if count == 1 and accuracy and clusters is None:
+        estimate = ScoreEstimate(wins, losses, len(by_example))
+    elif accuracy:
+        least = _least_variance(differences, None if scope == SEEDS else clusters)
+        estimate = StudentEstimate(mean, math.sqrt(max(variance, least)), quantiles, most=1.0)
     return Comparison(
-        difference=student.mean,
-        wins=won,
-        losses=lost,
+        difference=mean,
+        wins=wins if accuracy else float((differences > 0).sum() / count),
+        losses=losses if accuracy else float((differences < 0).sum() / count),
         seeds=names,
         examples=differences.shape[1],
         clusters=None if clusters is None else len(by_example),
         scope=scope,
-        estimate=ScoreEstimate(won, lost, len(by_example)) if independent else student,
-        components=table.components
-        if table is not None
-        else Components(None, _variance(by_example), 0.0, 1, len(by_example)),
+        estimate=estimate,
+        components=components,
         by_seed=by_seed,
-        deviations=Deviations(
-            by_seed - student.mean, by_example - student.mean, student.quantiles.weight
-        ),
+        deviations=Deviations(by_seed - mean, by_example - mean, quantiles.weight),
     )
 
 
-def _student(
-    cells: NDArray[np.float64], table: TwoWay | None, scope: str, accuracy: bool
-) -> StudentEstimate:
-    """The mean of a table of seeds and examples (or clusters), with the error of its scope."""
+def _spread(
+    cells: NDArray[np.float64], scope: str, even: float
+) -> tuple[float, Quantiles, Components]:
+    """The variance of the mean of cells, its quantiles, and where it comes from."""
+    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
     seeds, examples = cells.shape
-    if table is not None and scope == BOTH:
-        variance, quantiles = table.variance, table.quantiles
+    if seeds > 1:
+        table = two_way(cells, even)
+        variance, quantiles, components = table.variance, table.quantiles, table.components
     else:
-        own = cells.mean(axis=1 if scope == SEEDS else 0)
+        components = Components(None, _variance(by_example), 0.0, 1, examples, even)
+    if scope != BOTH:
+        own = by_seed if scope == SEEDS else by_example
         variance = _variance(own) / len(own)
-        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, examples - 1)
-    # Where (almost) no pair differs, a variance near 0 is no evidence of certainty; it is kept
-    # from falling below that of one pair won and one lost (Bonett and Price 2012).
-    least = 2 / (examples + 2) ** 2 if accuracy else 0.0
-    error = math.sqrt(max(variance, least))
-    return StudentEstimate(float(cells.mean()), error, quantiles, 1.0 if accuracy else math.inf)
+        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, even * examples - 1)
+    if scope != SEEDS and examples == 1:  # it does not show how examples differ
+        variance = math.inf
+    return variance, quantiles, components
+
+
+def _least_variance(differences: NDArray[np.float64], clusters: Clusters | None) -> float:
+    """What the variance of a mean of right answers is kept from falling below.
+
+    Where (almost) no pair differs, a variance near 0 is no evidence of certainty. It is at least
+    that of one pair won and one lost (Bonett and Price 2012); of clusters, that of one won and one
+    lost as a whole, divided among those that do differ, which show how far they agree within.
+    """
+    differ = (differences != 0).any(axis=0)
+    count, found = len(differ), int(differ.sum())
+    if clusters is not None:
+        count, found = int(clusters.max()) + 1, len(np.unique(clusters[differ]))
+    return 2 / max(1, found) / (count + 2) ** 2
 
 
 def _variance(values: NDArray[np.float64]) -> float:

@@ -4,16 +4,16 @@ import math
 
 from scipy.stats import norm
 
-from heft_pipeline.evidence.clusters import Clusters, by_cluster
+from heft_pipeline.evidence.clusters import Clusters, by_cluster, evenness
 from heft_pipeline.evidence.two_way_variance import Quantiles, Right, two_way
 
 
-def wilson_interval(correct: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a proportion.
 
     Args:
         correct: The number of right answers; an exact tie adds what chance gives it.
-        total: The number of answers, at least 1.
+        total: The number of answers, at least 1; of clusters, the number that they are worth.
         confidence: The nominal coverage.
 
     Returns:
@@ -46,15 +46,16 @@ def accuracy_interval(
     if seeds == 1 and clusters is None:
         return wilson_interval(float(right.sum()), examples, confidence)
     cells = by_cluster(right.astype(float), clusters)
+    even = evenness(clusters)
     count = cells.shape[1]
     if seeds == 1:
         variance = float(cells.var(ddof=1)) / count if count > 1 else 0.0
-        quantiles = Quantiles(0.0, 1, count - 1)
+        quantiles = Quantiles(0.0, 1, even * count - 1)
     else:
-        table = two_way(cells)
+        table = two_way(cells, even)
         variance, quantiles = table.variance, table.quantiles
     if not variance or share in (0, 1):  # all right or all wrong
-        return wilson_interval(share * count, count, confidence)
+        return wilson_interval(share * even * count, even * count, confidence)
     size = share * (1 - share) / variance
     return _wilson(share, size, quantiles.upper((1 - confidence) / 2))
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,10 @@ from scipy.stats import t
 #: [seeds, examples]: 1 or true for each right answer, 0 for each wrong one, 1/n where n choices
 #: were exactly equal and the right one was among them. Every row has the same examples.
 Right = NDArray[np.bool_] | NDArray[np.float64]
+
+
+#: The tail beside an interval of 95 %.
+_TAIL = 0.025
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Components:
         of_rest: The variance that neither explains; 0 with one seed.
         seeds: The number of seeds.
         examples: The number of examples or clusters.
+        evenness: What clusters of different sizes are worth, as a share of their number.
     """
 
     of_seeds: float | None
@@ -30,6 +36,7 @@ class Components:
     of_rest: float
     seeds: int
     examples: int
+    evenness: float = 1.0
 
     @property
     def variances(self) -> tuple[float, float, float]:
@@ -54,10 +61,11 @@ class Components:
     def quantiles(self) -> "Quantiles":
         """The quantiles that are to be expected for that error."""
         if self.of_seeds is None:
-            return Quantiles(0.0, 1, self.examples - 1)
+            return Quantiles(0.0, 1, self.evenness * self.examples - 1)
         seeds = self.examples * self.of_seeds + self.of_rest
         whole = seeds + self.seeds * self.of_examples
-        return Quantiles(seeds / whole if whole else 0.0, self.seeds - 1, self.examples - 1)
+        freedom = self.evenness * self.examples - 1
+        return Quantiles(seeds / whole if whole else 0.0, self.seeds - 1, freedom)
 
     def half_width(self, alpha: float) -> float:
         """Half the width that an interval is to be expected to have.
@@ -74,9 +82,12 @@ class Quantiles:
 
     The error's square is a sum of two variances with different degrees of freedom. Its quantile
     lies between Student's two, as in Cochran's (1951) approximation; here their squares are
-    weighted, the seeds' by the square of their share. Satterthwaite's single number of degrees of
+    weighted, the seeds' by a power of their share. Satterthwaite's single number of degrees of
     freedom is too bold where seeds are few and differ much: by chance few seeds look alike, and
-    just then he counts many degrees of freedom.
+    just then he counts many degrees of freedom. With a power of 1 the quantile is never exceeded
+    too often, but too seldom where seeds hardly differ; a power of 2 is a little bold in the worst
+    case (7 % instead of 5 % with two seeds), and the bolder the smaller the tail (1.8 % instead of
+    0.5 %). So it is 2 for an interval of 95 %, and falls to 1 with the tail.
 
     Attributes:
         weight: The seeds' mean square as a share of the whole, from 0 (seeds play no part) to 1.
@@ -86,13 +97,13 @@ class Quantiles:
 
     weight: float
     seeds: int
-    examples: int
+    examples: float
 
     def upper(self, tail: float) -> float:
         """The value that is exceeded with a probability of ``tail``, at most a half."""
-        part = self.weight**2
+        part = self.weight ** (1 + min(1.0, tail / _TAIL))
         squares = [
-            share * float(t.isf(tail, max(1, freedom))) ** 2 if share else 0.0
+            share * _student(tail, max(1, freedom)) ** 2 if share else 0.0
             for share, freedom in ((part, self.seeds), (1 - part, self.examples))
         ]
         return math.sqrt(sum(squares))
@@ -109,6 +120,11 @@ class Quantiles:
             above = self.upper(math.exp(middle) / 2) > value
             low, high = (middle, high) if above else (low, middle)
         return math.exp(high) / 2
+
+
+@lru_cache(maxsize=1024)
+def _student(tail: float, freedom: float) -> float:
+    return float(t.isf(tail, freedom))
 
 
 @dataclass(frozen=True)
@@ -128,11 +144,12 @@ class TwoWay:
     components: Components
 
 
-def two_way(cells: NDArray[np.float64]) -> TwoWay:
+def two_way(cells: NDArray[np.float64], evenness: float = 1.0) -> TwoWay:
     """Analyse a table as crossed random effects (Clark 1973).
 
     Args:
         cells: [seeds, examples], at least 2 seeds.
+        evenness: What clusters of different sizes are worth, as a share of their number.
 
     Returns:
         The mean with its variance and the variance's components.
@@ -151,12 +168,13 @@ def two_way(cells: NDArray[np.float64]) -> TwoWay:
     return TwoWay(
         mean=float(mean),
         variance=total / (seeds * examples),
-        quantiles=Quantiles(weight, seeds - 1, examples - 1),
+        quantiles=Quantiles(weight, seeds - 1, evenness * examples - 1),
         components=Components(
             of_seeds=max(0.0, (of_seeds - of_rest) / examples),
             of_examples=max(0.0, (of_examples - of_rest) / seeds),
             of_rest=of_rest,
             seeds=seeds,
             examples=examples,
+            evenness=evenness,
         ),
     )
