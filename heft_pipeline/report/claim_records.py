@@ -1,5 +1,6 @@
 """``claims.json`` and the data of the figure of effects: one record for each claim."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def claim_records(
         ``low`` and ``high`` (of the interval that the verdict is read from), ``p`` (adjusted for
         all claims, and below 0.05 exactly where the interval decides the claim), ``n_seeds``,
         ``n_examples``, ``components`` (variance components; ``seeds`` is null with one seed),
-        ``words``, and further details. What was not measured is null.
+        ``words``, and further details. What was not measured is null, and so is an infinite end.
     """
     return [_record(verdict, section, pointwise) for verdict in verdicts]
 
@@ -43,8 +44,8 @@ def _record(verdict: Verdict, section: Section, pointwise: bool) -> dict[str, An
         needed_seeds, needed_examples = verdict.needed
         measured |= {
             "difference": found.difference,
-            "low": low,
-            "high": high,
+            "low": low if math.isfinite(low) else None,
+            "high": high if math.isfinite(high) else None,
             "p": verdict.adjusted,
             "n_seeds": len(found.seeds),
             "n_examples": found.examples,

@@ -1,5 +1,6 @@
 """The report's figure of the difference that each claim is about, with its interval."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,12 @@ def effects(
     Returns:
         The figure; None where no claim could be tested.
     """
-    tested = [(v, v.comparison) for v in verdicts if v.comparison is not None]
+    # One cluster alone shows nothing of others: its interval is everything.
+    tested = [
+        (v, v.comparison)
+        for v in verdicts
+        if v.comparison is not None and math.isfinite(v.interval[1] - v.interval[0])
+    ]
     if not tested:
         return None
     drawn = tested[:_MOST]

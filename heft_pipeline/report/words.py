@@ -1,5 +1,7 @@
 """How the report writes numbers."""
 
+import math
+
 from heft_pipeline.evidence.claims import ACCURACY
 from heft_pipeline.report.sections import Setting
 
@@ -26,6 +28,8 @@ def points(value: float) -> str:
 
 def amount(value: float, metric: str = ACCURACY) -> str:
     """A difference with a sign: points of accuracy, e.g. ``+0.12``, or nats, e.g. ``+0.012``."""
+    if math.isinf(value):
+        return "+\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
     if metric == ACCURACY:
         return points(value)
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -250,3 +250,13 @@ def test_what_the_sweep_noted_is_what_its_report_shows(tmp_path: Path) -> None:
     assert noted_options([sweep]).scope == "seeds"
     assert "speak of other seeds on these examples" in written(sweep)
     assert not math.isnan(json.loads((sweep.folder / "claims.json").read_text())[0]["p"])
+
+
+def test_one_cluster_shows_nothing_of_others(tmp_path: Path) -> None:
+    claims = ["heft@3 > lora@3", "heft@3 > lora@3 by logprob"]
+    sweep = make_sweep(tmp_path, table(2), claims=claims)
+    clustered(sweep, 1000)
+    text = written(sweep)
+    assert text.count("not decided by this data") == 2
+    records = json.loads((sweep.folder / "claims.json").read_text())
+    assert [(r["low"], r["high"], r["p"]) for r in records] == [(-1, 1, 1), (None, None, 1)]
