@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from heft_pipeline.errors import UserError
 
 UNTRAINED = ("base", "majority")
@@ -63,9 +65,14 @@ class Claim:
 
     def __str__(self) -> str:
         sign = {">": "", ">=": " - ", "=": " +- "}[self.relation]
-        size = f"{sign}{self.margin:g}" if sign else ""
+        size = f"{sign}{self.margin_text}" if sign else ""
         by = f" by {self.metric}" if self.metric != ACCURACY else ""
         return f"{self.first} {self.relation} {self.second}{size}{by}"
+
+    @property
+    def margin_text(self) -> str:
+        """The margin in everyday notation, as :func:`parse_claim` reads it."""
+        return np.format_float_positional(self.margin, trim="-")
 
     @property
     def boundaries(self) -> tuple[float, ...]:
