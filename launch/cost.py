@@ -93,7 +93,7 @@ def _show_table(
     share = launcher.dry_run_utilisation
     hours = 1 / (3600 * 1e12 * gpu.tflops * share)
     table = Table(
-        title=f"cost on {launcher.dry_run_gpu} at {share:.0%} of {gpu.tflops:g} TFLOP/s",
+        title=f"cost on {launcher.dry_run_gpu} at {share:.0%} of {_short(gpu.tflops)} TFLOP/s",
         title_justify="left",
         title_style="",
         box=SIMPLE_HEAD,

@@ -65,9 +65,14 @@ class Claim:
 
     def __str__(self) -> str:
         sign = {">": "", ">=": " - ", "=": " +- "}[self.relation]
-        size = f"{sign}{np.format_float_positional(self.margin, trim='-')}" if sign else ""
+        size = f"{sign}{self.margin_text}" if sign else ""
         by = f" by {self.metric}" if self.metric != ACCURACY else ""
         return f"{self.first} {self.relation} {self.second}{size}{by}"
+
+    @property
+    def margin_text(self) -> str:
+        """The margin in everyday notation, as :func:`parse_claim` reads it."""
+        return np.format_float_positional(self.margin, trim="-")
 
     @property
     def boundaries(self) -> tuple[float, ...]:

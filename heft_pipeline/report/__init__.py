@@ -1,4 +1,4 @@
-"""What a sweep's numbers say: report.html, report.md, results.csv, figures, the terminal's table.
+"""What a sweep's numbers say: report.html, .md, .tex, results.csv, figures, the terminal's table.
 
 Everything is made from the store's files alone, without torch.
 """

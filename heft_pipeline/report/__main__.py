@@ -68,7 +68,7 @@ def _options(given: argparse.Namespace, sweeps: Sequence[Sweep]) -> ReportOption
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.report",
-        description="Write report.html, report.md, results.csv and figures/ for one or more "
+        description="Write report.html, .md and .tex, results.csv and figures/ for one or more "
         "sweeps, including those that are still running. Several sweeps make one report.",
     )
     parser.add_argument("sweep", nargs="*", help="a sweep's name or folder; the newest by default")

@@ -16,15 +16,16 @@ from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.deciding_command import Advice, advice
 from heft_pipeline.report.default_claims import default_claims
 from heft_pipeline.report.disagreement import Disagreement, disagreement
+from heft_pipeline.report.drawing import Figure, style
 from heft_pipeline.report.dtypes import different_dtypes
 from heft_pipeline.report.edit_figure import edit_figure
 from heft_pipeline.report.figures import (
-    Figure,
     accuracy_against_compute,
     accuracy_over_epochs,
     accuracy_over_rank,
 )
 from heft_pipeline.report.forest_plot import effects
+from heft_pipeline.report.noise_figure import noise_figure
 from heft_pipeline.report.options import ReportOptions, noted_options
 from heft_pipeline.report.paper_numbers import SOURCE, paper_row, what_it_supports
 from heft_pipeline.report.provenance import Fact, provenance
@@ -80,6 +81,8 @@ class SectionContent:
         dtypes: Which runs were computed in which dtype; empty where all were in the same.
         paper: What the paper's own numbers can support, where they are in the table.
         beside: What there is to say beside accuracy; None for nothing.
+        noise: The figure of where the claims' noise comes from; None where no claim could be
+            tested.
     """
 
     section: Section
@@ -94,6 +97,7 @@ class SectionContent:
     dtypes: str
     paper: tuple[str, ...] = ()
     beside: BesideAccuracy | None = None
+    noise: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -161,10 +165,11 @@ def make_report(
     claims = [default_claims(part.settings) if asked is None else asked for part in parts]
     judged = judge(claims, parts, options.scope)
     tested = sum(verdict.comparison is not None for verdicts in judged for verdict in verdicts)
-    contents = [
-        _content(part, verdicts, (tested, options), figures, f"-{number}" if number > 1 else "")
-        for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1)
-    ]
+    with style():
+        contents = [
+            _content(part, verdicts, (tested, options), figures, f"-{number}" if number > 1 else "")
+            for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1)
+        ]
     return Report(
         title=", ".join(sweep.name for sweep in sweeps),
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -233,6 +238,7 @@ def _content(
         dtypes=dtypes,
         paper=paper,
         beside=beside,
+        noise=noise_figure(verdicts, folder / f"noise{suffix}"),
     )
 
 

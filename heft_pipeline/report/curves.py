@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.report.figures import SIZE, Figure, main_settings, save, tidy
+from heft_pipeline.report.drawing import SIZE, SMALL, Figure, percentages, plain_numbers, save, tidy
+from heft_pipeline.report.figures import main_settings
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.training.metrics import read_metrics
 
@@ -18,14 +19,16 @@ _LINES = ["-", "--", "-.", ":"]
 _SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"]
 
 _SCORED = (
-    "Top: the training loss; bottom: accuracy on the dev split, which chooses the epoch that is "
-    "kept."
+    "The training loss stands on the left, and accuracy on the dev split, which chooses the epoch "
+    "that is kept, on the right."
 )
-_UNSCORED = "The training loss; no dev split was held out, and the last epoch is kept."
+_UNSCORED = "This is the training loss. No dev split was held out, and so the last epoch is kept."
+#: The legend names so many settings; the CSV has them all.
+_MOST_NAMED = 4
 
 
 def training_curves(section: Section, path: Path) -> Figure | None:
-    """Draw training loss and dev accuracy by epoch, with a column for each kind of stage.
+    """Draw training loss and dev accuracy by epoch, with a row for each kind of stage.
 
     Args:
         section: The compared runs.
@@ -42,54 +45,60 @@ def training_curves(section: Section, path: Path) -> Figure | None:
     scored = data.dev_accuracy.notna().any()
     values = ["train_loss"] + ["dev_accuracy"] * bool(scored)
     drawing, grid = plt.subplots(
-        len(values),
         len(kinds),
-        figsize=(max(SIZE[0], 2.1 * len(kinds)), 2.2 * len(values)),
+        len(values),
+        figsize=(SIZE[0], 0.3 + 1.35 * len(kinds)),
         layout="constrained",
         squeeze=False,
-        sharex="col",
-        sharey="row",
+        sharex="row",
+        sharey="col",
     )
-    for column, kind in enumerate(kinds):
+    for row, kind in enumerate(kinds):
         lines = data[data.stage == kind].groupby(["epochs", "rank"], dropna=False)
         for number, ((epochs, rank), group) in enumerate(lines):
             mean = group.groupby("epoch")[values].mean()
-            # With many settings the legend names the first few; the CSV has them all.
             name = f"{epochs} epochs" + (f", r{rank}" if data["rank"].nunique() > 1 else "")
-            for row, value in enumerate(mean.columns):
+            for column, value in enumerate(mean.columns):
                 grid[row][column].plot(
                     mean.index,
                     mean[value],
                     color=_SHADES[number % len(_SHADES)],
                     linestyle=_LINES[number % len(_LINES)],
                     marker="o" if len(mean) < 8 else None,
-                    markersize=3,
-                    label=name if number < 6 else None,
+                    markersize=2.5,
+                    label=name if number < _MOST_NAMED else None,
                 )
-        grid[0][column].set_title(kind, loc="left", fontsize=10)
-        grid[-1][column].set_xlabel("epoch")
-        grid[-1][column].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        grid[0][column].legend(frameon=False, fontsize=7)
+        grid[row][0].set_title(kind, loc="left", fontweight="bold", fontsize=SMALL)
+        grid[row][0].legend(frameon=False, borderpad=0, handlelength=1.8, labelspacing=0.2)
+        grid[row][0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     _label_axes(grid)
-    seeds = "Means over seeds. " if section.seeds > 1 else ""
+    seeds = "Lines are means over seeds. " if section.seeds > 1 else ""
+    stacked = (
+        "\N{LEFT DOUBLE QUOTATION MARK}A on B\N{RIGHT DOUBLE QUOTATION MARK} means that A was "
+        "trained on top of the finished stage B."
+        if any(" on " in kind for kind in kinds)
+        else ""
+    )
     return save(
         drawing,
         path,
         data,
-        "Training curves by stage",
-        f"{seeds}{_SCORED if scored else _UNSCORED} "
-        '"A on B" means that A was trained on top of the finished stage B. '
-        f"{left_out}".strip(),
+        "How training went",
+        " ".join(filter(None, [f"{seeds}{_SCORED if scored else _UNSCORED}", stacked, left_out])),
     )
 
 
 def _label_axes(grid: Any) -> None:
-    grid[0][0].set_ylabel("training loss (nats)")
-    if len(grid) > 1:
-        grid[1][0].set_ylabel("dev accuracy")
-        grid[1][0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for row in grid:
+        row[0].set_ylabel("training loss (nats)")
+        if len(row) > 1:
+            row[1].set_ylabel("dev accuracy")
     for axes in grid.flat:
+        axes.set_xlabel("epoch")
+        axes.yaxis.set_major_formatter(plain_numbers())
         tidy(axes)
+    if len(grid[0]) > 1:
+        grid[0][1].yaxis.set_major_formatter(percentages())
 
 
 def _curves(settings: Sequence[Setting]) -> pd.DataFrame:

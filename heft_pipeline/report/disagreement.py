@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from heft_pipeline.data.encode import render
 from heft_pipeline.data.rows import read_eval
 from heft_pipeline.errors import UserError
-from heft_pipeline.report.figures import Figure, save
+from heft_pipeline.report.drawing import SIZE, Figure, save
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.verdicts import Verdict
 
@@ -150,7 +150,7 @@ def _draw(
 ) -> Figure:
     both, only_first, only_second, neither = counts
     table = np.array([[both, only_first], [only_second, neither]])
-    drawing, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+    drawing, axes = plt.subplots(figsize=(SIZE[0], 2.2), layout="constrained")
     axes.imshow(table, cmap="Greys", vmin=0, vmax=table.max() * 1.6, aspect="auto")
     for row in range(2):
         for column in range(2):
@@ -158,10 +158,10 @@ def _draw(
             axes.text(
                 column,
                 row,
-                f"{value:.0f}\n{value / table.sum():.1%}",
+                f"{value:,.0f}\n{value / table.sum():.1%}",
                 ha="center",
                 va="center",
-                fontsize=12,
+                fontsize=9,
             )
     axes.set_xticks([0, 1], [f"{names[1]} right", f"{names[1]} wrong"])
     axes.set_yticks([0, 1], [f"{names[0]} right", f"{names[0]} wrong"], rotation=90, va="center")
@@ -173,9 +173,9 @@ def _draw(
         path,
         data,
         f"Where {names[0]} and {names[1]} disagree",
-        "Evaluated examples by which of the two answers them correctly"
-        + (f", means over {seeds} seeds." if seeds > 1 else ".")
-        + " A paired test uses only the two cells in which they differ.",
+        "Each number counts the evaluated examples that both, one or neither of the two answers "
+        f"correctly{f' (means over {seeds} seeds)' if seeds > 1 else ''}. A paired test uses only "
+        "the two cells in which they differ.",
     )
 
 

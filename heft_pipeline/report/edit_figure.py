@@ -7,13 +7,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from heft_pipeline.adapters.kind import AdapterSettings
-from heft_pipeline.report.figures import Figure, save
+from heft_pipeline.report.drawing import SIZE, SMALL, Figure, plain_numbers, save
 from heft_pipeline.report.sections import Section, Setting
 
 _MOST_TICKS = 8
-_MOST_CELLS = 64
+#: With more rows or columns than this, cells have no room for their numbers.
+_MOST_NUMBERED = 8
 _VALUES = ["relative_edit", "edit_norm", "hidden_norm"]
 
 
@@ -39,21 +41,28 @@ def edit_figure(section: Section, path: Path, kind: type[AdapterSettings]) -> Fi
         return None
     highest = max(table.relative_edit.max() for table in panels.values())
     drawing, grid = plt.subplots(
-        len(panels), 1, figsize=(5.0, 2.5 * len(panels)), layout="constrained", squeeze=False
+        len(panels), 1, figsize=(SIZE[0], 1.8 * len(panels)), layout="constrained", squeeze=False
     )
     for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
         image = _draw(axes, table, highest)
-        axes.set_title(name, loc="left", fontsize=10)
-    grid[-1][0].set_xlabel("prompt position: f1 is the first token, l1 the last")
-    drawing.colorbar(image, ax=list(grid.flat), label="size of the edit / of the state", shrink=0.8)
+        axes.set_title(name, loc="left", fontweight="bold", fontsize=SMALL)
+    grid[-1][0].set_xlabel("position in the prompt")
+    bar = drawing.colorbar(
+        image, ax=list(grid.flat), label="relative size of the edit", shrink=0.9, aspect=30
+    )
+    bar.locator = MaxNLocator(5)
+    bar.formatter = plain_numbers()
+    bar.update_ticks()
     data = pd.concat([t.assign(setting=name) for name, t in panels.items()], ignore_index=True)
     return save(
         drawing,
         path,
         data,
-        f"{kind.title}'s edit by layer and position",
-        f"The L2 norm of what {kind.title} changes in a hidden state, divided by the norm of that "
-        f"state before: a mean over dev examples{' and seeds' if section.seeds > 1 else ''}.",
+        f"How much {kind.title} changes the hidden states",
+        f"Each number is the L2 norm of what {kind.title} changes in a hidden state, divided by "
+        "the norm of that state before; it is a mean over dev examples"
+        f"{' and seeds' if section.seeds > 1 else ''}. Position f1 is the first token of the "
+        "prompt, and l1 is the last.",
     )
 
 
@@ -89,11 +98,12 @@ def _draw(axes: Axes, table: pd.DataFrame, highest: float) -> AxesImage:
     positions = list(dict.fromkeys(table.position))
     cells = table.pivot(index="layer", columns="position", values="relative_edit")[positions]
     image = axes.imshow(cells, cmap="Greys", vmin=0, vmax=highest, aspect="auto", origin="lower")
-    axes.set_xticks(range(len(positions)), positions, fontsize=8)
+    columns = range(0, len(positions), max(1, math.ceil(len(positions) / _MOST_TICKS)))
+    axes.set_xticks(columns, [positions[column] for column in columns])
     rows = range(0, len(cells), max(1, math.ceil(len(cells) / _MOST_TICKS)))
     axes.set_yticks(rows, [cells.index[row] for row in rows])  # not every layer need be edited
     axes.set_ylabel("decoder layer")
-    if cells.size <= _MOST_CELLS:
+    if max(cells.shape) <= _MOST_NUMBERED:
         for row, values in enumerate(cells.to_numpy()):
             for column, value in enumerate(values):
                 axes.text(
@@ -102,7 +112,7 @@ def _draw(axes: Axes, table: pd.DataFrame, highest: float) -> AxesImage:
                     f"{value:.2f}",
                     ha="center",
                     va="center",
-                    fontsize=7,
+                    fontsize=SMALL,
                     color="white" if value > 0.6 * highest else "black",
                 )
     return image

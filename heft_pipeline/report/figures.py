@@ -1,19 +1,27 @@
 """The report's figures of accuracy: over epochs, over rank, and against compute."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
-
-matplotlib.use("Agg")  # opens no window
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from heft_pipeline.report.drawing import (
+    SIZE,
+    SMALL,
+    Figure,
+    legend_above,
+    moved_right,
+    percentages,
+    plain_numbers,
+    save,
+    tidy,
+)
 from heft_pipeline.report.sections import Section, Setting
 
 #: Each method's colour (Okabe and Ito's palette for colour blindness), marker and line; the
@@ -26,38 +34,11 @@ _STYLES = {
 }
 _OTHERS = [("#56B4E9", "v", "-"), ("#D55E00", "P", "--"), ("#000000", "X", "-.")]
 _MOST_LINES = 8
-SIZE = (5.0, 3.5)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure.
-
-    Attributes:
-        title: What it shows.
-        caption: How to read it, and what it leaves out.
-        path: The path of its files without their endings: ``.png``, ``.svg``, and ``.csv`` with
-            the drawn numbers.
-    """
-
-    title: str
-    caption: str
-    path: Path
-
-    @property
-    def png(self) -> Path:
-        """The bitmap."""
-        return self.path.with_name(f"{self.path.name}.png")
-
-    @property
-    def svg(self) -> Path:
-        """The vector drawing."""
-        return self.path.with_name(f"{self.path.name}.svg")
-
-    @property
-    def csv(self) -> Path:
-        """The drawn numbers."""
-        return self.path.with_name(f"{self.path.name}.csv")
+#: How far lines, and the dots of seeds, stand apart, in points.
+_APART, _SEEDS_APART = 4.0, 1.0
+#: Where a mark's name stands, so that those of two methods at one place can be read.
+_NAMED = [((4, 3), "left"), ((4, -8), "left"), ((-4, 3), "right"), ((-4, -8), "right")]
+_IN_THE_TABLE = "the others are in the table."
 
 
 def accuracy_over_epochs(section: Section, path: Path) -> Figure | None:
@@ -79,9 +60,11 @@ def accuracy_over_epochs(section: Section, path: Path) -> Figure | None:
         path,
         x=lambda setting: setting.epochs[-1],
         series=lambda setting: setting.method,
-        label="epochs of each stage (HEFT trains two stages)",
-        title="Accuracy over epochs",
-        caption=left_out,
+        label="epochs of each stage",
+        title="How accuracy changes with epochs",
+        caption=f"HEFT trains two stages, each for as many epochs. {left_out}".strip()
+        if any(len(setting.epochs) > 1 for setting in drawn)
+        else left_out,
     )
 
 
@@ -99,15 +82,17 @@ def accuracy_over_rank(section: Section, path: Path) -> Figure | None:
     drawn = [s for s in section.settings if len(s.ranks) == 1 and _agrees(s, variant)]
     if len({s.ranks for s in drawn}) < 2:
         return None
-    words = [f"{key}={value}" for key, value in variant.items()]
     caption = ""
     if len(drawn) < len(section.settings):
-        which = f"Drawn: {', '.join(words)}, " if words else "Drawn: "
-        caption = f"{which}one rank for both adapters; the other settings are in the table."
+        values = [f"{key}={value}" for key, value in variant.items()]
+        caption = (
+            "Only settings with one rank for all adapters"
+            f"{' and ' if values else ''}{', '.join(values)} are drawn; {_IN_THE_TABLE}"
+        )
     if len({s.short for s in drawn}) > _MOST_LINES:
         most = max(s.epochs[-1] for s in drawn)
         drawn = [s for s in drawn if s.epochs[-1] == most]
-        caption = f"At {most} epochs of each stage; the others are in the table."
+        caption = f"Only settings with {most} epochs of each stage are drawn; {_IN_THE_TABLE}"
     return _accuracy_lines(
         section,
         drawn,
@@ -115,7 +100,7 @@ def accuracy_over_rank(section: Section, path: Path) -> Figure | None:
         x=lambda setting: setting.ranks[0],
         series=lambda setting: setting.short,
         label="rank of the adapters",
-        title="Accuracy over rank",
+        title="How accuracy changes with the rank",
         caption=caption,
     )
 
@@ -143,14 +128,14 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
         [s.accuracy for s in front],
         where="post",
         color="0.35",
-        linewidth=1,
+        linewidth=0.8,
         zorder=1,
         label="Pareto front",
     )
     _scatter(axes, settings)
     _references(axes, section)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=_log_steps(settings)))
     _finish_axes(axes, "training operations of all stages (TFLOP)")
     data = _table(settings, "train_tflop", lambda setting: setting.costs["train_tflop"])
     data["pareto"] = [setting in front for setting in settings]
@@ -158,45 +143,11 @@ def accuracy_against_compute(section: Section, path: Path) -> Figure | None:
         drawing,
         path,
         data,
-        "Accuracy against compute",
-        "Anything below the stepped line is equalled or beaten at a lower cost. A run is charged "
-        "for every stage that it stands on.",
+        "What accuracy costs",
+        "Whatever lies below the stepped line (the Pareto front) is equalled or beaten at a lower "
+        "cost. A run is charged for every stage that it stands on. Bars are 95 % intervals."
+        f"{_dots(settings)}",
     )
-
-
-def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: str) -> Figure:
-    """Write a drawing as PNG and SVG with its data beside it, and close it.
-
-    Args:
-        drawing: matplotlib's figure.
-        path: The files' path without an ending.
-        data: The drawn numbers.
-        title: What it shows.
-        caption: How to read it.
-
-    Returns:
-        The figure.
-    """
-    figure = Figure(title, caption, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(figure.png, dpi=160)
-    # With a fixed salt and no date, the same numbers give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "heft"}):
-        drawing.savefig(figure.svg, metadata={"Date": None})
-    plt.close(drawing)
-    data.to_csv(figure.csv, index=False)
-    return figure
-
-
-def tidy(axes: Axes) -> None:
-    """Remove the lines of axes that carry no information.
-
-    Args:
-        axes: The axes.
-    """
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _pareto(settings: Sequence[Setting]) -> list[Setting]:
@@ -214,6 +165,7 @@ def _scatter(axes: Axes, settings: Sequence[Setting]) -> None:
     groups = _grouped(settings, lambda setting: setting.method)
     for number, (name, group) in enumerate(groups.items()):
         colour, marker, _ = _style(name, number)
+        place, side = _NAMED[number % len(_NAMED)]
         axes.errorbar(
             [s.costs["train_tflop"] for s in group],
             [s.accuracy for s in group],
@@ -221,16 +173,18 @@ def _scatter(axes: Axes, settings: Sequence[Setting]) -> None:
             color=colour,
             marker=marker,
             linestyle="none",
-            capsize=3,
             label=name,
         )
+        for setting in group:
+            _draw_seeds(axes, setting, [run.costs["train_tflop"] for run in setting.runs], colour)
         for setting in group if annotated else ():
             axes.annotate(
                 setting.short.removeprefix(name),
                 (setting.costs["train_tflop"], setting.accuracy),
                 textcoords="offset points",
-                xytext=(5, 4),
-                fontsize=8,
+                xytext=place,
+                ha=side,
+                fontsize=SMALL,
             )
 
 
@@ -247,12 +201,14 @@ def _accuracy_lines(
 ) -> Figure:
     drawing, axes = plt.subplots(figsize=SIZE, layout="constrained")
     lines = _grouped(settings, series)
+    apart = min(_APART, 4 * _APART / max(1, len(lines) - 1))
     for number, (name, group) in enumerate(lines.items()):
-        # Lines are moved apart a little, so that marks at the same place stay visible.
-        places = [x(s) * 1.025 ** (number - (len(lines) - 1) / 2) for s in group]
+        right = apart * (number - (len(lines) - 1) / 2)
+        places = [x(setting) for setting in group]
+        moved = moved_right(axes, right)
         colour, marker, line = _style(group[0].method, number)
         low, high = [s.interval[0] for s in group], [s.interval[1] for s in group]
-        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0, transform=moved)
         axes.errorbar(
             places,
             [s.accuracy for s in group],
@@ -260,9 +216,11 @@ def _accuracy_lines(
             color=colour,
             marker=marker,
             linestyle=line,
-            capsize=3,
             label=name,
+            transform=moved,
         )
+        for setting in group:
+            _draw_seeds(axes, setting, [x(setting)] * len(setting.seeds), colour, right)
     _references(axes, section)
     axes.set_xscale("log")
     ticks = sorted({x(setting) for setting in settings})
@@ -271,8 +229,9 @@ def _accuracy_lines(
     band = "Bands and bars are 95 % intervals" + (
         f" over {section.seeds} seeds and {len(section.ids):,} examples."
         if section.seeds > 1
-        else f" of {len(section.ids):,} examples with one seed, and say nothing about other seeds."
+        else f" over {len(section.ids):,} examples. With one seed, they say nothing about others."
     )
+    band += _dots(settings)
     data = _table(settings, "x", x)
     return save(drawing, path, data, title, f"{band} {caption}".strip())
 
@@ -295,9 +254,9 @@ def main_settings(section: Section) -> tuple[list[Setting], str]:
     chosen = [s for s in section.settings if {*s.ranks} <= {*ranks} and _agrees(s, variant)]
     if len(chosen) == len(section.settings):
         return chosen, ""
-    words = [f"rank {'/'.join(map(str, ranks))}"] if ranks else []
-    words += [f"{key}={value}" for key, value in variant.items()]
-    return chosen, f"Drawn: {', '.join(words)}; the other settings are in the table."
+    values = [f"rank {'/'.join(map(str, ranks))}"] if ranks else []
+    values += [f"{key}={value}" for key, value in variant.items()]
+    return chosen, f"Only settings with {', '.join(values)} are drawn; {_IN_THE_TABLE}"
 
 
 def _first_variant(section: Section) -> dict[str, str]:
@@ -332,13 +291,61 @@ def _errors(group: Sequence[Setting]) -> list[list[float]]:
     ]
 
 
+def _draw_seeds(
+    axes: Axes, setting: Setting, places: Sequence[float], colour: str, right: float = 0.0
+) -> None:
+    """Mark each seed's own accuracy with a pale dot; a single seed is the setting's own mark."""
+    accuracies = setting.right.mean(axis=1)
+    count = len(accuracies)
+    for number, (place, accuracy) in enumerate(zip(places, accuracies, strict=True)):
+        if count > 1:
+            beside = right + _SEEDS_APART * (number - (count - 1) / 2)
+            axes.plot(
+                place,
+                accuracy,
+                color=colour,
+                alpha=0.45,
+                linestyle="none",
+                marker="o",
+                markersize=2,
+                markeredgewidth=0,
+                zorder=1.5,
+                transform=moved_right(axes, beside),
+            )
+
+
+def _dots(settings: Sequence[Setting]) -> str:
+    """What the caption says of the dots of single seeds."""
+    several = any(len(setting.seeds) > 1 for setting in settings)
+    return " The small pale dots are single seeds." if several else ""
+
+
+def _log_steps(settings: Sequence[Setting]) -> tuple[int, ...]:
+    """The digits that are marked in each power of ten of the cost: fewer over many powers."""
+    costs = [setting.costs["train_tflop"] for setting in settings]
+    if max(costs) > 50 * min(costs):
+        return (1,)
+    return (1, 2, 5) if min(costs) > 0.001 and max(costs) < 1000 else (1, 3)
+
+
+def _cut(answer: str) -> str:
+    """An answer in quotation marks, as far as the legend has room for it."""
+    return repr(answer if len(answer) <= 9 else f"{answer[:8]}\N{HORIZONTAL ELLIPSIS}")
+
+
 def _references(axes: Axes, section: Section) -> None:
-    axes.axhline(section.majority[1], color="0.5", linewidth=1, label="majority class", zorder=0)
+    axes.axhline(
+        section.majority[1],
+        color="0.5",
+        linewidth=0.8,
+        label=f"always {_cut(section.majority[0])}",
+        zorder=0,
+    )
     if section.base:
         axes.axhline(
             section.base.accuracy,
             color="0.2",
-            linewidth=1,
+            linewidth=0.8,
             linestyle=(0, (1, 2)),
             label="untouched model",
             zorder=0,
@@ -347,14 +354,15 @@ def _references(axes: Axes, section: Section) -> None:
 
 def _finish_axes(axes: Axes, label: str) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(plain_numbers())
+    axes.yaxis.set_major_formatter(percentages())
     axes.set(xlabel=label, ylabel="accuracy (95 % interval)")
     tidy(axes)
-    # Above the axes it hides nothing.
-    axes.legend(
-        frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0
-    )
+    handles = axes.get_legend_handles_labels()[0]
+    drawing = axes.figure
+    assert isinstance(drawing, Drawing)
+    # What was trained comes first, and then the lines to compare it with.
+    legend_above(drawing, sorted(handles, key=lambda one: isinstance(one, Line2D)))
 
 
 def _table(settings: Sequence[Setting], column: str, x: Callable[[Setting], float]) -> pd.DataFrame:
@@ -370,6 +378,7 @@ def _table(settings: Sequence[Setting], column: str, x: Callable[[Setting], floa
             "low": low,
             "high": high,
             "seeds": len(setting.seeds),
+            "accuracy_of_each_seed": " ".join(map(str, setting.right.mean(axis=1))),
         }
 
     return pd.DataFrame([row(setting) for setting in settings])

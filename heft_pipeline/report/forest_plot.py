@@ -1,6 +1,7 @@
 """The report's figure of the difference that each claim is about, with its interval."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from matplotlib.axes import Axes
 
 from heft_pipeline.evidence.claims import ACCURACY, LOGPROB
 from heft_pipeline.evidence.comparison import Comparison
-from heft_pipeline.report.figures import Figure, save
+from heft_pipeline.report.drawing import SIZE, SMALL, Figure, plain_numbers, save
 from heft_pipeline.report.verdicts import CONTRADICTED, ONE_RUN, SUPPORTED, Verdict
 
 _MOST = 30
+#: A claim's row in inches, a line of its name in rows, and how many letters one has room for.
+_INCHES, _LINE, _LETTERS = 0.42, 0.3, 60
 #: Decided claims have a filled mark, whose shape shows the direction.
 _MARKS = {SUPPORTED: (">", "black"), CONTRADICTED: ("<", "black"), ONE_RUN: ("s", "white")}
 _LABELS = {
     ACCURACY: "difference (points of accuracy)",
-    LOGPROB: "difference (log-probability of the right choice, nats)",
+    LOGPROB: "difference (log-probability of the right answer, nats)",
 }
 
 
@@ -49,8 +52,8 @@ def effects(
     groups = [group for group in groups if group]
     drawing, grid = plt.subplots(
         len(groups),
-        figsize=(5.0, 0.6 * len(groups) + 0.4 + 0.42 * len(drawn)),
-        height_ratios=[len(group) + 0.5 for group in groups],
+        figsize=(SIZE[0], 0.5 * len(groups) + _INCHES * (len(drawn) + _extra_lines(drawn))),
+        height_ratios=[len(group) + _extra_lines(group) for group in groups],
         layout="constrained",
         squeeze=False,
     )
@@ -59,52 +62,79 @@ def effects(
     more = f" The first {_MOST} of {len(tested)} claims are drawn." if len(tested) > _MOST else ""
     of_one_run = any(verdict.verdict == ONE_RUN for verdict, _ in drawn)
     squares = " Squares speak of these runs only, not of other seeds." if of_one_run else ""
+    margins = any(verdict.claim.margin for verdict, _ in drawn)
+    dotted = " (where the claim allows a margin, a dotted one)" if margins else ""
+    several = any(len(found.seeds) > 1 for _, found in drawn)
+    dots = " The small pale dots are single seeds." if several else ""
     at_once = " for all claims of the report at once" if len(tested) > 1 else ""
     return save(
         drawing,
         path,
         pd.json_normalize([record for record in records if record["difference"] is not None]),
-        "Effects",
-        "To the right of the line, the claim's first side is better. The bars cover with "
-        f"95 %{at_once}. Filled marks are decided, open marks are not: their bar crosses the line, "
-        "or the dotted one where the claim allows a margin. Dots are single seeds."
-        f"{squares}{more}",
+        "How large the differences are",
+        "To the right of the line at 0, the claim's first side is better. The bars are 95 % "
+        f"intervals{at_once}. A filled mark means that the claim is decided. An open mark means "
+        f"that it is not, because the bar crosses the line{dotted}.{squares}{dots}{more}",
     )
+
+
+def named_claim(what: str) -> str:
+    """A claim in lines that fit above a column's axes."""
+    return textwrap.fill(what, _LETTERS, subsequent_indent="   ")
+
+
+def _extra_lines(drawn: Sequence[tuple[Verdict, Comparison]]) -> float:
+    """The room that the names of more than one line take, in rows."""
+    return sum(_LINE * named_claim(verdict.what).count("\n") for verdict, _ in drawn)
 
 
 def _draw(axes: Axes, group: Sequence[tuple[Verdict, Comparison]]) -> None:
     metric = group[0][0].claim.metric
     scale = 100 if metric == ACCURACY else 1
-    axes.axvline(0, color="0.4", linewidth=1)
-    for row, (verdict, found) in enumerate(group):
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    bottom = 0.0
+    for verdict, found in group:
+        name = named_claim(verdict.what)
+        # The name stands above the bar, and the dots of seeds below it.
+        row = bottom - _LINE * (name.count("\n") + 1) - 0.22
+        axes.text(
+            0,
+            bottom,
+            name,
+            transform=axes.get_yaxis_transform(),
+            va="top",
+            fontsize=SMALL,
+            bbox={"color": "white", "pad": 0.5, "alpha": 0.85},
+            zorder=2,
+        ).set_in_layout(False)
+        bottom = row - (1 - _LINE - 0.22)
         mark, fill = _MARKS.get(verdict.verdict, ("o", "white"))
-        if verdict.claim.margin:
-            for boundary in verdict.claim.boundaries:
-                place = [scale * boundary] * 2
-                axes.plot(place, [-row - 0.35, -row + 0.35], color="0.4", linestyle=":")
+        for boundary in verdict.claim.boundaries if verdict.claim.margin else ():
+            place = [scale * boundary] * 2
+            axes.plot(place, [row - 0.3, row + 0.2], color="0.4", linestyle=":")
         if len(found.seeds) > 1:
             axes.plot(
                 scale * found.by_seed,
-                [-row - 0.22] * len(found.by_seed),
+                [row - 0.25] * len(found.by_seed),
                 linestyle="none",
-                marker=".",
-                markersize=4,
-                color="0.55",
+                marker="o",
+                markersize=2,
+                markeredgewidth=0,
+                color="0.5",
             )
         low, high = verdict.interval
         axes.errorbar(
             scale * found.difference,
-            -row,
+            row,
             xerr=[[scale * (found.difference - low)], [scale * (high - found.difference)]],
             color="black",
             marker=mark,
             markerfacecolor=fill,
-            capsize=3,
         )
-    axes.set_yticks([-row for row in range(len(group))], [v.what for v, _ in group])
-    axes.set_ylim(-len(group) + 0.4, 0.6)
+    axes.set_ylim(bottom, 0.1)
+    axes.set_yticks([])
     axes.set_xlabel(_LABELS[metric])
+    axes.xaxis.set_major_formatter(plain_numbers())
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)

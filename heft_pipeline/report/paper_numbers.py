@@ -165,7 +165,7 @@ def what_it_supports(rows: Iterable[PaperRow]) -> list[str]:
             found.append(
                 f"The paper's {words.percent(one.accuracy)} for {one.name} against "
                 f"{words.percent(other.accuracy)} for {other.name} is {more} of {_REPORTED:,} "
-                f"answers. However the two models' answers are paired, p is at least {least:.3g} "
-                f"({more} to 0), so its table cannot tell them apart."
+                f"answers. However the two models' answers are paired, p is at least "
+                f"{words.number(least)} ({more} to 0), so its table cannot tell them apart."
             )
     return found

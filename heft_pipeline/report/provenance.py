@@ -96,7 +96,7 @@ def _model(stage: StageSpec) -> str:
 
 def _data(stage: StageSpec) -> str:
     data = stage.data
-    dev = data.dev_split or (f"{data.dev_size:g} of train" if data.has_dev else "none")
+    dev = data.dev_split or (f"{words.number(data.dev_size)} of train" if data.has_dev else "none")
     return (
         f"{data.name} ({_content(data.content)}): train {data.train_split}, dev {dev}, "
         f"reported {data.eval_split}"

@@ -58,7 +58,7 @@ def _of_these_runs(claim: Claim, holds: bool | None, difference: float) -> str:
             return "no difference shown"
         return f"{'higher' if holds else 'lower'} by {words.size(difference, claim.metric)}"
     unit = words.unit(claim.metric)
-    margin = f"{claim.margin:g} {unit[:-1] if claim.margin == 1 else unit}"
+    margin = f"{claim.margin_text} {unit[:-1] if claim.margin == 1 else unit}"
     if claim.relation == "=":
         known = {True: "less than {} apart", False: "more than {} apart"}
     else:

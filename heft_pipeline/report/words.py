@@ -47,7 +47,7 @@ def unit(metric: str) -> str:
 
 def number(value: float) -> str:
     """A number with three digits that count and no exponent, e.g. ``1,060`` or ``0.298``."""
-    return f"{float(f'{value:.3g}'):,.12g}" if value else "0"
+    return _with_digits(value, 3)
 
 
 def rounded(value: int) -> str:
@@ -58,8 +58,8 @@ def rounded(value: int) -> str:
 def short(number: float) -> str:
     """A count in at most five characters, e.g. ``69.6k``."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
+        if float(f"{number:.3g}") >= size:
+            return f"{_with_digits(number / size, 3)}{letter}"
     return f"{number:.0f}"
 
 
@@ -100,3 +100,13 @@ def variant(setting: Setting) -> str:
 def p_value(value: float) -> str:
     """A p-value, e.g. ``p = 0.034`` or ``p < 0.001``."""
     return "p < 0.001" if value < 0.001 else f"p = {value:#.2g}"
+
+
+def _with_digits(value: float, digits: int) -> str:
+    """A number with some digits that count, however large or small it is."""
+    if not value or not math.isfinite(value):
+        return f"{value:.0f}"
+    rounded = float(f"{value:.{digits}g}")
+    behind = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    text = f"{rounded:,.{behind}f}"
+    return text.rstrip("0").rstrip(".") if behind else text

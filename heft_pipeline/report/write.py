@@ -18,7 +18,8 @@ from rich.text import Text
 
 from heft_pipeline.report import sentences, words
 from heft_pipeline.report.content import Report, make_report, open_runs
-from heft_pipeline.report.figures import Figure
+from heft_pipeline.report.drawing import Figure
+from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
@@ -66,7 +67,7 @@ _MOST_ROWS = 60
 def write_report(
     sweeps: Sequence[Sweep], folder: Path, options: ReportOptions | None = None
 ) -> Group:
-    """Write ``report.html``, ``report.md``, ``results.csv``, ``claims.json`` and ``figures/``.
+    """Write ``report.html``, ``.md`` and ``.tex``, ``results.csv``, ``claims.json``, ``figures/``.
 
     Args:
         sweeps: One or more sweeps; runs that are not complete are marked.
@@ -82,6 +83,7 @@ def write_report(
         _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
         claims = [record for content in report.sections for record in content.claims]
         _replace(folder / "claims.json", json.dumps(claims, indent=2) + "\n")
+        _replace(folder / "report.tex", latex(report))
         _replace(folder / "report.md", _rendered("report.md.j2", report, folder))
         _replace(folder / "report.html", _rendered("report.html.j2", report, folder))
     return terminal(report)
@@ -203,7 +205,7 @@ def _terminal_table(title: str, section: Section) -> Table:
             words.ranks(setting),
             _accuracy(setting),
             words.short(costs["trainable_params"]),
-            f"{costs['train_seconds']:.1f}",
+            f"{costs['train_seconds']:,.1f}",
             words.number(costs["train_tflop"]),
             *([escape_rich(words.variant(setting))] if section.variants else []),
         )

@@ -27,6 +27,7 @@ def make_sweep(
     name: str = "made",
     claims: Sequence[str] | None = PAPER,
     extra: Sequence[str] = (),
+    cost: float = 1.0,
 ) -> Sweep:
     """A complete sweep of the shipped model on the shipped task.
 
@@ -36,6 +37,7 @@ def make_sweep(
         name: The sweep's name.
         claims: The report's claims; None for those that fit.
         extra: Overrides of all runs.
+        cost: What the parameters, seconds and operations of all stages are multiplied by.
 
     Returns:
         The sweep.
@@ -57,13 +59,13 @@ def make_sweep(
     for run, (_, accuracy) in zip(made, runs, strict=True):
         for stage in run.stages:
             if not sweep.store.is_complete(stage.fingerprint):
-                complete(sweep.store, stage, accuracy)
+                complete(sweep.store, stage, accuracy, cost)
     for base in plan.baselines:
         complete(sweep.store, base, 0.5)
     return sweep
 
 
-def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
+def complete(store: Store, stage: StageSpec, accuracy: float, cost: float = 1.0) -> None:
     """Write a stage's files, with answers of an accuracy."""
     folder = store.begin(stage)
     ids, gold = _examples(stage)
@@ -96,7 +98,7 @@ def complete(store: Store, stage: StageSpec, accuracy: float) -> None:
         edits.assign(edit_norm=1.0, hidden_norm=2.0).to_csv(
             folder / f"{kind}_edits.csv", index=False
         )
-    store.complete(stage.fingerprint, _result(right, epochs))
+    store.complete(stage.fingerprint, _result(right, epochs, cost))
 
 
 def forget(store: Store, stage: StageSpec, rise: float, windows: int = 12) -> None:
@@ -110,15 +112,15 @@ def forget(store: Store, stage: StageSpec, rise: float, windows: int = 12) -> No
     store.note_text_losses(stage.fingerprint, text.digest, entry | {"losses": losses.tolist()})
 
 
-def _result(right: Any, epochs: int) -> dict[str, Any]:
+def _result(right: Any, epochs: int, cost: float) -> dict[str, Any]:
     return {
         "accuracy": float(right.mean()),
         "n_eval": len(right),
         "n_train": 800,
         "n_dev": 100,
-        "trainable_params": 1000 if epochs else 0,
-        "train_seconds": 2.0 * epochs,
-        "train_tflop": 0.1 * epochs,
+        "trainable_params": round(1000 * cost) if epochs else 0,
+        "train_seconds": 2.0 * epochs * cost,
+        "train_tflop": 0.1 * epochs * cost,
         "train_examples": 800 * epochs,
         "peak_memory_mb": 500.0,
         "wall_seconds": 3.0 * epochs + 1,

@@ -61,9 +61,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-def look(page: Path, width: int) -> dict[str, Any]:
+def look(page: Path, width: int, script: str = LOOK) -> dict[str, Any]:
     seen = page.with_name(f"seen{width}.html")
-    seen.write_text(page.read_text().replace("</body>", f"{LOOK}</body>"))
+    seen.write_text(page.read_text().replace("</body>", f"{script}</body>"))
     frame = page.with_name(f"frame{width}.html")
     frame.write_text(FRAME.replace("SOURCE", seen.name).replace("WIDTH", str(width)))
     done = subprocess.run(
@@ -78,6 +78,62 @@ def look(page: Path, width: int) -> dict[str, Any]:
     return found
 
 
+#: Sorts the page as a reader would, and tells what came of it.
+SORT = """
+<script>addEventListener("load", () => {
+  const table = document.querySelector("table.comparison"), told = {};
+  const heads = [...table.tHead.rows[0].cells], names = heads.map(h => h.textContent);
+  const rows = table.tBodies[0].rows;
+  const cells = name => [...rows].map(r => r.cells[names.indexOf(name)].textContent);
+  const press = name => heads[names.indexOf(name)].querySelector("button").click();
+  told.first = cells("method");
+  told.keys = heads.every(h => h.querySelector("button").tabIndex === 0);
+  for (const name of names) {
+    press(name); told[name] = cells(name);
+    const up = heads[names.indexOf(name)].getAttribute("aria-sort");
+    press(name); told["down " + name] = cells(name);
+    told["aria " + name] = [up, heads[names.indexOf(name)].getAttribute("aria-sort"),
+      heads.filter(h => h.hasAttribute("aria-sort")).length];
+  }
+  const list = document.querySelector(".sorter select");
+  told.list = getComputedStyle(document.querySelector(".sorter")).display;
+  const choose = value => { list.value = value; list.dispatchEvent(new Event("change")); };
+  choose(names.indexOf("accuracy")); told.chosen = cells("accuracy");
+  document.querySelector(".sorter button").click(); told.turned = cells("accuracy");
+  choose(-1); told.restored = cells("method");
+  parent.postMessage(JSON.stringify(told), "*");
+});</script>
+"""
+
+
+@pytest.mark.parametrize(("width", "listed"), [(1280, "none"), (390, "block")])
+def test_the_comparison_sorts_by_each_heading(width: int, listed: str, tmp_path: Path) -> None:
+    runs = [("method=lora epochs=20", 0.7), ("method=lora epochs=3", 0.6)]
+    runs += [("method=heft epochs=3", 0.64), ("method=reft epochs=100 rank=16", 0.55)]
+    sweep = make_sweep(tmp_path, [*runs, ("method=lora epochs=4", 0.6)], cost=50.0)
+    unfinished = sweep.plan()["runs"][-1]["stages"][-1]
+    (sweep.store.folder(unfinished) / "result.json").unlink()
+    write_report([sweep], tmp_path)
+    page = tmp_path / "report.html"
+    seen = look(page, width, SORT)
+    top = [
+        "always \N{LEFT DOUBLE QUOTATION MARK}true\N{RIGHT DOUBLE QUOTATION MARK}",
+        "untouched model",
+    ]
+    assert seen["first"] == [*top, "lora", "lora", "heft", "reft", "lora"]
+    assert seen["keys"], "a heading can be reached and pressed with the keyboard"
+    assert seen["method"] == [*top, "heft", "lora", "lora", "lora", "reft"]
+    assert seen["epochs"][2:] == ["3", "3 (6)", "4", "20", "100"]
+    assert seen["down epochs"][2:] == ["100", "20", "4", "3 (6)", "3"]
+    assert seen["accuracy"][2:] == ["55.0%", "60.0%", "64.0%", "70.0%", "incomplete"]
+    assert seen["train seconds"][2:] == ["300.0", "600.0", "2,000.0", "10,000.0", ""]
+    assert seen["aria accuracy"] == ["ascending", "descending", 1]
+    assert seen["list"] == listed, "a phone has no headings to press"
+    assert seen["chosen"] == seen["accuracy"]
+    assert seen["turned"] == seen["down accuracy"]
+    assert seen["restored"] == seen["first"]
+
+
 @pytest.mark.parametrize(("width", "head"), [(1280, "table-header-group"), (390, "none")])
 def test_nothing_overflows_and_every_image_is_there(page: Path, width: int, head: str) -> None:
     seen = look(page, width)
@@ -85,7 +141,7 @@ def test_nothing_overflows_and_every_image_is_there(page: Path, width: int, head
     assert seen["scroll"] <= width
     assert seen["past"] == []
     assert seen["clipped"] == []
-    assert seen["images"] == 7
+    assert seen["images"] == 8
     assert seen["broken"] == []
     assert seen["small"] == 0
     assert seen["head"] == head, "a phone shows each row as a card"

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from rich.console import Console
 
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.evidence.claims import parse_claim
 from heft_pipeline.plan import graph
-from heft_pipeline.report import write_report
+from heft_pipeline.report import words, write_report
 from heft_pipeline.report.__main__ import main
 from heft_pipeline.report.content import Report, SectionContent, make_report
+from heft_pipeline.report.drawing import plain_numbers, style
 from heft_pipeline.report.options import ReportOptions
 from heft_pipeline.report.paper_numbers import SOURCE
 from heft_pipeline.report.records import COLUMNS, results_table
@@ -108,11 +110,12 @@ def test_the_files_are_there_and_each_figure_has_its_data(tmp_path: Path) -> Non
     folder = tmp_path / "report"
     names = {
         "accuracy_over_epochs", "accuracy_over_rank", "accuracy_against_compute",
-        "training_curves", "reft_edits", "disagreement", "effects",
+        "training_curves", "reft_edits", "disagreement", "effects", "noise",
     }  # fmt: skip
     for name in names:
         assert (folder / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert "<svg" in (folder / f"figures/{name}.svg").read_text()
+        assert (folder / f"figures/{name}.pdf").read_bytes()[:5] == b"%PDF-"
         assert len(pd.read_csv(folder / f"figures/{name}.csv")) >= 1
     assert {f.stem for f in (folder / "figures").iterdir()} == names
     table = pd.read_csv(folder / "results.csv")
@@ -385,7 +388,7 @@ def test_the_command_line_reports_sweeps_by_name_and_checks_claims(
 def test_text_of_examples_is_escaped(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, [TABLE[9]], extra=['data.name="<script>x</script>"'])
     shown(sweep, tmp_path)
-    assert "<script>" not in (tmp_path / "report/report.html").read_text()
+    assert "<script>x" not in (tmp_path / "report/report.html").read_text()
 
 
 def test_complete_counts_a_damaged_runs_other_seeds(tmp_path: Path) -> None:
@@ -453,3 +456,116 @@ def test_edits_are_drawn_under_the_numbers_of_their_layers() -> None:
     _draw(axes, pd.DataFrame(rows, columns=["layer", "position", "relative_edit"]), 0.1)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "9"]
     plt.close()
+
+
+@pytest.mark.parametrize("cost", [1e-7, 1e8])
+def test_no_text_of_a_report_has_an_exponent(cost: float, tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[0], TABLE[3], TABLE[9]], cost=cost)
+    folder = tmp_path / "report"
+    texts = [shown(sweep, tmp_path)]
+    texts += [(folder / name).read_text() for name in ("report.md", "report.tex")]
+    page = re.sub(r'="data:[^"]*"|<script>.*?</script>', "", (folder / "report.html").read_text())
+    for text in [*texts, page]:
+        # Learning rates are shown as they are typed.
+        plain = re.sub(r"learning[_ ]rate[= ]\S+|sha256:\w+|\b[0-9a-f]{12,}\b", "", text)
+        assert not re.findall(r"\b\d+(?:\.\d+)?e[+-]?\d+", plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (4.77e-5, "0.0000477"), (0.298, "0.298"), (0.6, "0.6"), (1060.4, "1,060"),
+     (3.456e13, "34,600,000,000,000"), (-0.00002, "-0.00002")],
+)  # fmt: skip
+def test_numbers_are_written_in_everyday_notation(value: float, said: str) -> None:
+    assert words.number(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(8224, "8.22k"), (999_960, "1M"), (6.7e9, "6.7B"), (12, "12"), (1e13, "10,000B")],
+)
+def test_counts_are_short(value: float, said: str) -> None:
+    assert words.short(value) == said
+
+
+def test_axes_have_numbers_in_everyday_notation() -> None:
+    with style():
+        _, axes = plt.subplots()
+        axes.plot([0, 2e7], [1e-7, 5e-7])
+        axes.yaxis.set_major_formatter(plain_numbers())
+        axes.figure.draw_without_rendering()
+        ticks = [tick.get_text() for tick in [*axes.get_xticklabels(), *axes.get_yticklabels()]]
+        offsets = [axis.get_offset_text().get_text() for axis in (axes.xaxis, axes.yaxis)]
+        plt.close()
+    assert "20000000" in ticks
+    assert "0.0000002" in ticks
+    assert offsets == ["", ""]
+
+
+def test_a_figure_is_as_wide_as_a_column_with_text_that_stays_text(tmp_path: Path) -> None:
+    reported(make_sweep(tmp_path, TABLE), figures=tmp_path / "figures")
+    for path in (tmp_path / "figures").glob("*.pdf"):
+        content = path.read_bytes()
+        box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content)
+        assert box, path.name
+        assert float(box[1]) == pytest.approx(72 * 3.3, abs=0.1), path.name
+        assert b"/Type42" not in content
+        assert b"/CIDFontType2" in content or b"/TrueType" in content, path.name
+        assert b"CreationDate" not in content
+
+
+def test_equal_numbers_make_equal_figures(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, TABLE[::3])
+    for folder in ("one", "two"):
+        reported(sweep, figures=tmp_path / folder)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_single_seeds_are_drawn_and_explained_where_there_are_several(
+    several: bool, tmp_path: Path
+) -> None:
+    sweep = make_sweep(tmp_path, TABLE if several else TABLE[::3])
+    (content,) = reported(sweep, figures=tmp_path / "figures").sections
+    for figure in content.figures:
+        if figure.path.name.startswith("accuracy"):
+            assert ("small pale dots are single seeds" in figure.caption) == several
+            seeds = pd.read_csv(figure.csv, dtype=str).accuracy_of_each_seed
+            assert all(len(of.split()) == (3 if several else 1) for of in seeds)
+
+
+def test_the_figure_of_noise_has_each_source_and_what_more_data_would_bring(
+    tmp_path: Path,
+) -> None:
+    sweep = make_sweep(tmp_path, TABLE)
+    (content,) = reported(sweep, figures=tmp_path / "figures").sections
+    assert content.noise is not None
+    table = pd.read_csv(content.noise.csv)
+    assert len(table) == len(content.verdicts)
+    shares = table[["share_of_seeds", "share_of_examples", "share_of_rest"]]
+    assert shares.sum(axis=1).tolist() == pytest.approx([1.0, 1.0])
+    assert (table.half_width_with_1_more_seed < table.half_width_now).all()
+    assert (table.half_width_with_1000_more_examples < table.half_width_now).all()
+    assert table.seeds_that_would_decide.isna().all(), "both claims are decided"
+
+
+def test_the_noise_of_one_seed_is_of_examples_alone(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [TABLE[9], TABLE[3]])
+    (content,) = reported(sweep, "heft@3 > lora@20", figures=tmp_path / "figures").sections
+    assert content.noise is not None
+    assert "does not show how much seeds differ" in content.noise.caption
+    table = pd.read_csv(content.noise.csv)
+    assert table.share_of_seeds.isna().tolist() == [True]
+    assert table.share_of_examples.tolist() == [1]
+
+
+def test_titles_and_captions_are_whole_sentences(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, [*TABLE, ("method=lora epochs=3 rank=16", 0.62)])
+    (content,) = reported(sweep, figures=tmp_path / "figures").sections
+    assert content.effects is not None
+    assert content.noise is not None
+    for figure in [*content.figures, content.effects, content.noise]:
+        assert re.fullmatch(r"[A-Z].*[^.]", figure.title)
+        assert re.fullmatch(r"([A-Z\N{LEFT DOUBLE QUOTATION MARK}].*\.)", figure.caption)
+        assert "  " not in figure.caption
