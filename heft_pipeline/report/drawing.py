@@ -108,6 +108,7 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
     figure = Figure(title, caption, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(figure.png, dpi=240)
+    drawing.set_layout_engine("none")  # everything has its place, which takes long to find
     drawing.savefig(figure.svg, metadata={"Date": None})
     drawing.savefig(figure.pdf, metadata={"CreationDate": None})
     plt.close(drawing)
