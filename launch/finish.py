@@ -17,7 +17,7 @@ def report(sweep: Sweep, console: Console) -> None:
 
     with console.status("writing the report"):
         shown = write_report([sweep], sweep.folder)
-    console.print(shown)
+    console.print(shown, crop=False)
     console.print(f"{sweep.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

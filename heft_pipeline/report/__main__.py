@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"Error: {error.filename}: {error.strerror}; choose --to DIR", file=sys.stderr)
         return 1
-    console.print(shown)
+    console.print(shown, crop=False)
     console.print(f"{folder / 'report.html'}", highlight=False, soft_wrap=True)
     return 0
 

@@ -9,6 +9,8 @@ from heft_pipeline.report.verdicts import ONE_RUN, OPEN, Verdict
 
 #: To ask for more seeds than this is no advice.
 _MOST_SEEDS = 30
+#: More seeds in a row are written as a range.
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def advice(verdicts: Sequence[Verdict], command: str) -> Advice | None:
 
 def _with_seeds(command: str, seeds: Sequence[int]) -> str:
     parts = [part for part in shlex.split(command) if not part.startswith("seed=")]
-    if not {"-m", "--multirun"} & {*parts}:
+    if not {"-m", "--multirun"} & {*parts[3:]}:
         parts.insert(3, "-m")  # behind python -m heft_pipeline
-    return shlex.join([*parts, f"seed={','.join(map(str, sorted(seeds)))}"])
+    first, last = min(seeds), max(seeds)
+    each = ",".join(map(str, sorted(seeds)))
+    in_a_row = len(seeds) > _MOST_LISTED and last - first + 1 == len(seeds)
+    return shlex.join([*parts, f"seed=range({first},{last + 1})" if in_a_row else f"seed={each}"])

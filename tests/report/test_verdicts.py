@@ -145,17 +145,33 @@ def test_few_seeds_are_said_to_rest_on_a_model(seeds: int, said: bool, tmp_path:
     assert (record["sign_flip_p"] is None) == said
 
 
-def test_a_claim_that_seeds_would_decide_comes_with_the_command(tmp_path: Path) -> None:
+def advised(sweep: Sweep) -> str:
+    found = make_report([sweep], None, None).advice
+    return found.command if found else ""
+
+
+def test_a_claim_that_seeds_would_decide_comes_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = make_sweep(tmp_path, table(3, spread=0.012), claims=["heft@3 > lora@3"])
     (content,) = make_report([sweep], None, None).sections
     (verdict,) = content.verdicts
     assert verdict.verdict == "not decided by this data"
     seeds, _ = verdict.needed
-    text = written(sweep)
-    if seeds is not None and seeds <= 30:
-        assert f"seed={','.join(map(str, range(seeds)))}" in text
-    else:
-        assert "seed=" not in text
+    assert seeds is not None
+    command = f"python -m heft_pipeline -m made=up 'seed=range(0,{seeds})'"
+    assert advised(sweep) == command
+    assert main([str(sweep.folder)]) == 0
+    assert f"  {command}\n" in capsys.readouterr().out, "on one line, to be copied"
+    plan = json.loads((sweep.folder / "plan.json").read_text())
+    for given, asked in (
+        ("method=heft,lora seed=0,1,2", "-m method=heft,lora"),
+        ("-m +experiment=rank_sweep", "-m +experiment=rank_sweep"),
+        ("--multirun seed=5 'prompt=a b'", "--multirun 'prompt=a b'"),
+    ):
+        plan["command"] = f"python -m heft_pipeline {given}"
+        (sweep.folder / "plan.json").write_text(json.dumps(plan))
+        assert advised(sweep) == f"python -m heft_pipeline {asked} 'seed=range(0,{seeds})'"
 
 
 def test_without_claims_the_report_tests_what_the_sweep_has(tmp_path: Path) -> None:
