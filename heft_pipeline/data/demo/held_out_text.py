@@ -11,14 +11,14 @@ from pathlib import Path
 from random import Random
 
 from .corpus import Form, make_document, make_retelling
-from .language import KINDS
+from .language import READ
 
 NAME = "held_out_text.txt"
 N_DOCUMENTS = 32
 DOCUMENT_WORDS = 127
 """Each document is cut to this length: with the token before it, it fills one window."""
 
-_ENOUGH_REMARKS, _ENOUGH_RETELLINGS = 12, 4
+_ENOUGH_REMARKS, _ENOUGH_RETELLINGS = 20, 6
 _FORMS: Mapping[Form, float] = {"note": 0.4, "mark": 0.3, "verdict": 0.3}
 
 
@@ -38,7 +38,7 @@ def held_out_text(seed: int, held_out: frozenset[str]) -> str:
         document = (
             make_retelling(rng, _ENOUGH_RETELLINGS, held_out)
             if number % 2
-            else make_document(rng, _ENOUGH_REMARKS, KINDS, _FORMS, held_out)
+            else make_document(rng, _ENOUGH_REMARKS, READ, _FORMS, held_out)
         )
         words = document.words[:DOCUMENT_WORDS]
         if len(words) < DOCUMENT_WORDS or "[EOS]" in words:
