@@ -115,7 +115,7 @@ def test_examples_without_finite_log_probabilities_are_counted(tmp_path: Path) -
     table.loc[:6, "logprob_true"] = np.nan
     table.to_parquet(path, index=False)
     (gap,) = beside(sweep).gaps
-    assert gap.startswith("Calibration leaves out 7 of 1,000 examples")
+    assert gap.startswith("Calibration leaves out 7 of 1,200 examples")
     assert gap.endswith("(lora@3 r8).")
 
 

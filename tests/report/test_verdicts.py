@@ -201,7 +201,7 @@ def test_a_sweep_that_nobody_made_claims_about_has_none(
 def clustered(sweep: Sweep, size: int) -> None:
     """Note a column by which each ``size`` examples in a row belong together."""
     data = make_report([sweep], None, None).sections[0].section.spec.data
-    ids = [f"test/{number}" for number in range(1000)]
+    ids = [f"test/{number}" for number in range(1200)]
     path = sweep.folder / "clusters.json"
     from heft_pipeline.store.example_clusters import _key
 
@@ -217,7 +217,7 @@ def test_clusters_count_in_every_interval_and_are_named(tmp_path: Path) -> None:
     for one, other in zip(before.verdicts, after.verdicts, strict=True):
         assert one.comparison is not None
         assert other.comparison is not None
-        assert other.comparison.clusters == 100
+        assert other.comparison.clusters == 120
         assert one.comparison.difference == pytest.approx(other.comparison.difference)
         assert one.interval != other.interval
     settings = zip(before.section.settings, after.section.settings, strict=True)
@@ -226,7 +226,7 @@ def test_clusters_count_in_every_interval_and_are_named(tmp_path: Path) -> None:
         assert before_setting.interval != after_setting.interval
     assert before.section.majority_interval != after.section.majority_interval
     text = written(sweep)
-    assert "The 1,000 examples count as 100 clusters, by passage. 53 of them share theirs" in text
+    assert "The 1,200 examples count as 120 clusters, by passage. 53 of them share theirs" in text
     assert main([str(sweep.folder), "--cluster-column", "none"]) == 0
     assert "clusters, by" not in (sweep.folder / "report.html").read_text()
 
@@ -242,7 +242,7 @@ def test_a_cluster_column_that_is_missing_is_refused(tmp_path: Path) -> None:
     found = clusters(sweep, data)
     assert found is not None
     assert len({*found.of.values()}) == 4
-    assert found.trained == 1000
+    assert found.trained == 1200
     assert main([str(sweep.folder), "--cluster-column", "pasage"]) == 1
     record_clusters(sweep, [data])
     assert clusters(sweep, data) is None, "the newest command counts"
@@ -273,7 +273,7 @@ def test_what_the_sweep_noted_is_what_its_report_shows(tmp_path: Path) -> None:
 def test_one_cluster_shows_nothing_of_others(tmp_path: Path) -> None:
     claims = ["heft@3 > lora@3", "heft@3 > lora@3 by logprob"]
     sweep = make_sweep(tmp_path, table(2), claims=claims)
-    clustered(sweep, 1000)
+    clustered(sweep, 1200)
     text = written(sweep)
     assert text.count("not decided by this data") == 2
     records = json.loads((sweep.folder / "claims.json").read_text())
