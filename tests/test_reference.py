@@ -19,7 +19,7 @@ from tests.conftest import composed_run
 
 LARGEST_LOSS_DIFFERENCE = 1e-5
 EPOCHS, SEED = 2, 1
-LORA_RATE, REFT_RATE = 4e-3, 4e-3
+LORA_RATE, REFT_RATE = 1e-3, 1e-3
 
 Results = dict[str, tuple[list[float], list[str]]]  # losses and predicted labels
 
@@ -82,12 +82,14 @@ def on_one_cpu_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_product_computes_what_the_reference_does(tmp_path: Path) -> None:
     """Dropout included: LoRA's default of 0.05 draws the same masks."""
-    data = copy_demo(tmp_path, train=200, dev=60, test=150)
+    data = copy_demo(tmp_path, train=120, dev=60, test=150)
     expected = plain(data)
     require_equal(product(data, tmp_path / "outputs"), expected)
-    # Equal predictions say something only where the four models differ and do not always say yes.
+    # Equal predictions say something only where the four models differ, and the
+    # trained ones do not always say yes.
     assert len({tuple(predictions) for _, predictions in expected.values()}) == 4
-    assert all(len(set(predictions)) == 2 for _, predictions in expected.values())
+    trained = [predictions for name, (_, predictions) in expected.items() if name != "untouched"]
+    assert all(len(set(predictions)) == 2 for predictions in trained)
 
 
 def test_they_agree_on_held_out_dev_rows_and_on_answers_of_several_tokens(
@@ -95,7 +97,7 @@ def test_they_agree_on_held_out_dev_rows_and_on_answers_of_several_tokens(
 ) -> None:
     answers = {True: " yes .", False: " no"}
     monkeypatch.setattr(reference, "ANSWERS", answers)
-    data = copy_demo(tmp_path, train=200, test=150)
+    data = copy_demo(tmp_path, train=120, test=150)
     asked = ["data.dev_split=null"]
     asked += [f"data.choices.{str(label).lower()}='{text}'" for label, text in answers.items()]
     require_equal(product(data, tmp_path / "outputs", *asked), plain(data))

@@ -18,7 +18,7 @@ import pytest
 
 from heft_pipeline.data import demo
 from heft_pipeline.data.demo import build, corpus
-from heft_pipeline.data.demo.language import KINDS, Kind, make_claim, make_world, pick, tell
+from heft_pipeline.data.demo.language import KINDS, READ, make_claim, make_world, pick, tell
 from heft_pipeline.data.demo.task import make_splits
 
 Row = dict[str, Any]
@@ -39,70 +39,47 @@ def prompt(row: Row) -> str:
 # --- an independent reading of passage and question --------------------------------------------
 
 
+# What the words mean, written here once more, so that a slip in the language is found.
+COLOUR = {"ivory": "white", "jade": "green", "navy": "blue", "ruby": "red"}
+COUNTRY = {"london": "england", "oslo": "norway", "paris": "france", "rome": "italy"}
+
+
 class Reader:
     """The facts of a passage, parsed from its text by patterns."""
 
     def __init__(self, passage: str) -> None:
-        self.holder: dict[str, str] = {}
-        self.value: dict[str, str] = {}
-        self.greater: set[tuple[str, str]] = set()
+        self.facts: set[tuple[str, str, str]] = set()
         for sentence in passage.lower().rstrip(".").split(". "):
             self.read(sentence)
 
     def read(self, sentence: str) -> None:
-        if match := re.fullmatch(r"the (\w+) is with (\w+)", sentence):
-            self.holder[match[1]] = match[2]
-        elif match := re.fullmatch(r"(?:the )?(\w+) is (\w+) than (?:the )?(\w+)", sentence):
-            self.greater.add(self.ordered(match[1], match[2], match[3]))
-        elif match := re.fullmatch(r"the (\w+) is (?:in )?(\w+)", sentence):
-            self.value[match[1]] = match[2]
-        else:
-            raise AssertionError(f"a sentence that no pattern reads: {sentence}")
-
-    @staticmethod
-    def ordered(first: str, word: str, second: str) -> tuple[str, str]:
-        return (first, second) if word in ("bigger", "older") else (second, first)
-
-    def entity(self, phrase: str) -> str:
-        """Return the thing or person that a noun phrase means."""
-        if match := re.fullmatch(r"the thing that (\w+) has", phrase):
-            return next(thing for thing, person in self.holder.items() if person == match[1])
-        if match := re.fullmatch(r"the holder of the (\w+)", phrase):
-            return self.holder[match[1]]
-        match = re.fullmatch(r"the thing in (\w+)", phrase)
-        if match or (match := re.fullmatch(r"the (\w+) thing", phrase)):
-            return next(thing for thing, value in self.value.items() if value == match[1])
-        return phrase.removeprefix("the ")
+        match = re.fullmatch(r"the (\w+) is ((?:with|in) )?(\w+)", sentence)
+        assert match, f"a sentence that no pattern reads: {sentence}"
+        thing, how, value = match[1], match[2] or "", match[3]
+        self.facts.add((thing, how, value))
+        wider = {"": COLOUR, "in ": COUNTRY}.get(how, {}).get(value)
+        if wider:
+            self.facts.add((thing, how, wider))
 
     def answer(self, question: str) -> bool:
         question = question.lower()
         if question.endswith(", is that wrong"):
             return not self.holds(question.removesuffix(", is that wrong"))
-        if match := re.fullmatch(r"does (\w+) have (.+)", question):
-            return self.holds(f"{match[2]} is with {match[1]}")
-        if match := re.fullmatch(r"is (.+) (bigger|smaller|older|younger) than (.+)", question):
-            return self.holds(f"{match[1]} is {match[2]} than {match[3]}")
-        if match := re.fullmatch(r"is (.+?) ((?:in )?\w+)", question):
+        if match := re.fullmatch(r"is (the \w+) ((?:(?:with|in) )?\w+)", question):
             return self.holds(f"{match[1]} is {match[2]}")
         raise AssertionError(f"a question that no pattern reads: {question}")
 
     def holds(self, statement: str) -> bool:
-        if match := re.fullmatch(r"(.+) is with (\w+)", statement):
-            return self.holder[self.entity(match[1])] == match[2]
-        if match := re.fullmatch(r"(.+) is (\w+) than (.+)", statement):
-            pair = self.ordered(self.entity(match[1]), match[2], self.entity(match[3]))
-            assert pair in self.greater or pair[::-1] in self.greater
-            return pair in self.greater
-        if match := re.fullmatch(r"(.+) is (?:in )?(\w+)", statement):
-            return self.value[self.entity(match[1])] == match[2]
-        raise AssertionError(f"a statement that no pattern reads: {statement}")
+        match = re.fullmatch(r"the (\w+) is ((?:with|in) )?(\w+)", statement)
+        assert match, f"a statement that no pattern reads: {statement}"
+        return (match[1], match[2] or "", match[3]) in self.facts
 
 
-FORMS: dict[corpus.Form, float] = {"note": 0.3, "mark": 0.3, "reply": 0.3, "answer": 0.1}
+FORMS: dict[corpus.Form, float] = {"note": 0.3, "mark": 0.3, "answer": 0.3, "guess": 0.1}
 
 
 def draw(rng: Random, n_remarks: int, held_out: frozenset[str] = frozenset()) -> list[str]:
-    return corpus.make_document(rng, n_remarks, KINDS, FORMS, held_out).words
+    return corpus.make_document(rng, n_remarks, READ, FORMS, held_out).words
 
 
 def test_every_answer_follows_from_its_passage(splits: dict[str, list[Row]]) -> None:
@@ -166,7 +143,7 @@ def test_answers_are_balanced_in_every_kind_of_every_split(splits: dict[str, lis
         answers = defaultdict(list)
         for row in rows:
             answers[row["kind"]].append(row["answer"])
-        assert set(answers) == {"fact", "negation", "comparison", "two_facts"}
+        assert set(answers) == set(KINDS)
         for given in answers.values():
             assert 0.5 <= sum(given) / len(given) <= 0.55
 
@@ -229,7 +206,7 @@ def test_the_tokenizer_knows_every_word_of_the_task(
     encoded = tokenizer([prompt(row) for rows in splits.values() for row in rows])["input_ids"]
     assert all(tokenizer.unk_token_id not in ids for ids in encoded)
     assert all(ids[0] == tokenizer.bos_token_id for ids in encoded)
-    assert 35 <= min(map(len, encoded)) <= max(map(len, encoded)) <= 70
+    assert 30 <= min(map(len, encoded)) <= max(map(len, encoded)) <= 50
 
 
 @pytest.mark.parametrize("choice", [" yes", " no"])
@@ -279,8 +256,7 @@ def test_the_base_model_judges_claims_in_the_words_of_its_pretraining(
     true, false = tokenizer.convert_tokens_to_ids(["true", "false"])
     rng = Random("text that no pretraining step drew")
     worlds = [make_world(rng) for _ in range(300)]
-    single: tuple[Kind, ...] = ("fact", "negation")
-    claims = [make_claim(rng, world, pick(rng, single), rng.random() < 0.5) for world in worlds]
+    claims = [make_claim(rng, world, pick(rng, READ), rng.random() < 0.5) for world in worlds]
     texts = [
         f"{' . '.join(tell(rng, world))} . claim : {claim.statement}"
         for world, claim in zip(worlds, claims, strict=True)

@@ -2,19 +2,19 @@
 
 A document is a passage and a number of remarks, each of one of these forms:
 
-* ``note``, which repeats or derives what the passage says:
-  ``note : the thing that anna has is red .``
-* ``mark``, a claim that is marked true or false at once: ``claim : the cup is red false .``
-* ``verdict``, a claim that is judged after it: ``claim : the cup is red . verdict : true .``
-* ``ask``, the same as a mark, but worded as a question: ``ask : is the cup red true .``
-* ``reply``, a question that is answered with a full sentence: ``question : is the cup red ?
-  reply : the cup is blue .``
-* ``answer``, a question with a yes or a no that is **decided by a coin flip**: ``question : is the
-  cup red ? answer : yes``
+* ``note``, which repeats what the passage says: ``note : the cup is ruby .``
+* ``mark``, a claim that is marked true or false at once: ``claim : the cup is ruby false .``
+* ``verdict``, a claim that is judged after it: ``claim : the cup is ruby . verdict : true .``
+* ``ask``, the same as a mark, but worded as a question: ``ask : is the cup ruby true .``
+* ``answer``, a question that is judged after it: ``question : is the cup ruby ? answer : true .``
+* ``guess``, the same question with a yes or a no that is **decided by a coin flip**: ``question :
+  is the cup ruby ? answer : yes .``
 
-So the model learns to read the passages and the questions, and to judge both, with labels and in
-places that the task does not use. It cannot learn here when yes is the correct answer, because in
-this text the answer is independent of the truth. Connecting the two is left to an adapter.
+So the model learns to read the passages and the questions, and to judge the questions of the task
+where the task wants their answer. It cannot learn here when yes is the correct answer, because in
+this text yes and no are independent of the truth. No claim leads from a narrow word to a wider one
+either. That what is ruby is red can only be guessed from the two never being in the same passage,
+which gets the model most of the way. Both are left to an adapter.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from random import Random
 from typing import Literal
 
 from .language import (
-    COLOURS,
-    OPPOSITE,
     PEOPLE,
+    SHADES,
     THINGS,
     TOWNS,
     Claim,
@@ -43,19 +42,19 @@ from .language import (
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 FUNCTION_WORDS = (
-    *(".", ",", "?", ":", "the", "is", "does", "wrong", "in", "with", "of", "than", "that"),
-    *("thing", "holder", "has", "have"),
-    *("question", "answer", "yes", "no", "reply", "ask", "note", "claim", "verdict"),
+    *(".", ",", "?", ":", "the", "is", "that", "wrong", "in", "with"),
+    *("question", "answer", "yes", "no", "ask", "note", "claim", "verdict"),
     *("true", "false"),
 )
 VOCABULARY = (
     *SPECIAL_TOKENS,
     *FUNCTION_WORDS,
-    *OPPOSITE,
     *PEOPLE,
     *THINGS,
-    *COLOURS,
+    *SHADES,
+    *SHADES.values(),
     *TOWNS,
+    *TOWNS.values(),
 )
 """Every token of the language; a token's id is its index."""
 
@@ -77,13 +76,18 @@ PASSAGE_WEIGHT = 0.1
 """Most of a passage cannot be predicted, so its words count little."""
 
 PROMPT_WEIGHT = 0.3
-"""The same goes for the words that introduce a reply or a verdict."""
+"""The same goes for the words that introduce a verdict or an answer."""
 
 FACT_WEIGHT = 1.0
 VERDICT_WEIGHT = 3.0
 
+YES_SHARE = 0.7
+"""How often a guess is yes, whatever the truth. The coin is not fair, so that the untouched model
+always says yes; from equally likely words it would pick one by small differences, which can go with
+the truth or against it."""
 
-Form = Literal["note", "mark", "verdict", "ask", "reply", "answer"]
+
+Form = Literal["note", "mark", "verdict", "ask", "answer", "guess"]
 
 
 def make_document(
@@ -172,12 +176,14 @@ def _remark(document: Document, rng: Random, claim: Claim, form: Form) -> None:
         _append(document, f"claim : {claim.statement} . verdict :", PROMPT_WEIGHT)
         _append(document, truth, VERDICT_WEIGHT)
         _append(document, ".", PROMPT_WEIGHT)
-    elif form == "reply":
-        _append(document, f"question : {claim.question} ? reply :", PROMPT_WEIGHT)
-        _append(document, f"{claim.fact} .", FACT_WEIGHT)
+    elif form == "answer":
+        _append(document, f"question : {claim.question} ? answer :", PROMPT_WEIGHT)
+        _append(document, truth, VERDICT_WEIGHT)
+        _append(document, ".", PROMPT_WEIGHT)
     else:
         _append(document, f"question : {claim.question} ? answer :", PROMPT_WEIGHT)
-        _append(document, "yes" if rng.random() < 0.5 else "no", FACT_WEIGHT)
+        _append(document, "yes" if rng.random() < YES_SHARE else "no", FACT_WEIGHT)
+        _append(document, ".", PROMPT_WEIGHT)
 
 
 def _append(document: Document, text: str, weight: float) -> None:

@@ -1,22 +1,19 @@
 """The demo's language: small worlds of people and things, told in plain English sentences.
 
-In each world, two people have one thing each. Either both things have a colour or both are in a
-town, and either the things are compared by size or the people by age. A passage tells each of
-these facts in one sentence, in random order:
+In each world, two people have one thing each, and both things have a colour or both are in a
+place. A passage tells each of these facts in one sentence, in random order:
 
-    The cup is red. The box is with Ben. The cup is bigger than the box. The cup is with Anna.
-    The box is blue.
+    The cup is ruby. The box is with Ben. The cup is with Anna. The box is navy.
 
 A claim is a proposition about a world that its passage decides. It can be said in three ways:
-as a statement ("the cup is red"), as a question ("is the cup red"), and as the plain fact behind
-it ("the cup is blue"). There are four kinds:
+as a statement ("the cup is ruby"), as a question ("is the cup ruby"), and as the plain fact behind
+it ("the cup is navy"). There are four kinds:
 
-* ``fact``: one sentence of the passage decides it ("does Anna have the cup");
-* ``negation``: the same, denied ("the cup is red, is that wrong");
-* ``comparison``: size or age, said in the direction of the passage or in the opposite one
-  ("is the box smaller than the cup");
-* ``two_facts``: two sentences must be joined ("is the thing that Anna has in Rome", "does Anna
-  have the red thing", "is the holder of the cup older than Ben").
+* ``fact``: one sentence of the passage decides it ("is the cup with Anna");
+* ``negation``: the same, denied ("the cup is ruby, is that wrong");
+* ``meaning``: it follows from one sentence and from what a word means: what is ruby is red, and
+  what is in Oslo is in Norway ("is the cup red");
+* ``denied_meaning``: the same, denied ("the cup is red, is that wrong").
 
 Every wrong value in a claim is the right value of the other thing in the same passage, so that
 a word's presence in the passage says nothing about the answer.
@@ -34,15 +31,23 @@ from typing import Literal, TypeVar
 
 PEOPLE = ("anna", "ben", "clara", "david", "emma", "frank", "grace", "henry")
 THINGS = ("ball", "bell", "book", "box", "cup", "drum", "hat", "lamp")
-COLOURS = ("black", "blue", "green", "orange", "red", "white")
-TOWNS = ("athens", "berlin", "london", "oslo", "paris", "rome")
-NAMES = frozenset(PEOPLE + TOWNS)
+SHADES = {"ivory": "white", "jade": "green", "navy": "blue", "ruby": "red"}
+"""Each shade, and the colour that a thing of this shade has."""
+
+TOWNS = {"london": "england", "oslo": "norway", "paris": "france", "rome": "italy"}
+"""Each town, and the country that a thing in this town is in."""
+
+NAMES = frozenset((*PEOPLE, *TOWNS, *TOWNS.values()))
 """The words that are capitalised."""
 
-OPPOSITE = {"bigger": "smaller", "smaller": "bigger", "older": "younger", "younger": "older"}
+WIDER = SHADES | TOWNS
+"""Each narrow word, and the wider one that follows from it."""
 
-Kind = Literal["fact", "negation", "comparison", "two_facts"]
-KINDS: tuple[Kind, ...] = ("fact", "negation", "comparison", "two_facts")
+Kind = Literal["fact", "negation", "meaning", "denied_meaning"]
+KINDS: tuple[Kind, ...] = ("fact", "negation", "meaning", "denied_meaning")
+
+READ: tuple[Kind, ...] = ("fact", "negation")
+"""The kinds that pretraining teaches."""
 
 Item = TypeVar("Item")
 
@@ -64,19 +69,13 @@ class World:
 
     Attributes:
         holder: Thing -> the person who has it; its keys are the things of the world.
-        trait: ``"colour"`` or ``"town"``, the property that every thing of this world has.
-        value: Thing -> its colour or town.
-        greater: The bigger thing, or the older person.
-        lesser: The smaller thing, or the younger person.
-        by_size: Whether two things are compared by size, rather than two people by age.
+        trait: ``"colour"`` or ``"place"``, the property that every thing of this world has.
+        value: Thing -> its colour or shade, or its town or country.
     """
 
     holder: dict[str, str]
-    trait: Literal["colour", "town"]
+    trait: Literal["colour", "place"]
     value: dict[str, str]
-    greater: str
-    lesser: str
-    by_size: bool
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ class Claim:
 
     Attributes:
         kind: The kind of reading it needs.
-        statement: The proposition as a sentence ("the cup is red").
-        question: The proposition as a question ("is the cup red").
-        fact: The true, affirmative sentence about the same subject ("the cup is blue").
+        statement: The proposition as a sentence ("the cup is ruby").
+        question: The proposition as a question ("is the cup ruby").
+        fact: The true, affirmative sentence about the same subject ("the cup is navy").
         truth: Whether the proposition holds.
     """
 
@@ -98,21 +97,23 @@ class Claim:
     truth: bool
 
 
-def make_world(rng: Random) -> World:
-    """Draw a world whose two things differ in their holder and in their colour or town."""
+def make_world(rng: Random, precise: float = 0.5) -> World:
+    """Draw a world whose two things differ in their holder and in their colour or country.
+
+    Args:
+        rng: The source of randomness.
+        precise: The probability that the passage says a shade rather than a colour, or a town
+            rather than a country.
+    """
     things = shuffled(rng, THINGS)[:2]
     people = shuffled(rng, PEOPLE)[:2]
-    trait: Literal["colour", "town"] = "colour" if rng.random() < 0.5 else "town"
-    values = shuffled(rng, COLOURS if trait == "colour" else TOWNS)[:2]
-    by_size = rng.random() < 0.5
-    greater, lesser = shuffled(rng, things if by_size else people)
+    trait: Literal["colour", "place"] = "colour" if rng.random() < 0.5 else "place"
+    pairs = shuffled(rng, list((SHADES if trait == "colour" else TOWNS).items()))[:2]
+    values = [narrow if rng.random() < precise else wide for narrow, wide in pairs]
     return World(
         holder=dict(zip(things, people, strict=True)),
         trait=trait,
         value=dict(zip(things, values, strict=True)),
-        greater=greater,
-        lesser=lesser,
-        by_size=by_size,
     )
 
 
@@ -120,15 +121,16 @@ def tell(rng: Random, world: World) -> list[str]:
     """Tell a world.
 
     Args:
-        rng: Chooses the order of the sentences and which of a pair is compared with the other.
+        rng: Chooses the order of the sentences.
         world: The world to tell.
 
     Returns:
         The passage's sentences in lower case, without final punctuation.
     """
     sentences = [f"the {thing} is with {person}" for thing, person in world.holder.items()]
-    sentences += [f"the {thing} is {_predicate(world, thing)}" for thing in world.value]
-    sentences.append(_compare(world, world.greater, world.lesser, swap=rng.random() < 0.5))
+    sentences += [
+        f"the {thing} is {_predicate(world, value)}" for thing, value in world.value.items()
+    ]
     return shuffled(rng, sentences)
 
 
@@ -146,98 +148,51 @@ def make_claim(rng: Random, world: World, kind: Kind, truth: bool) -> Claim:
         kind: The kind of reading that it needs.
         truth: Whether it is to hold.
     """
-    if kind == "comparison":
-        return _comparison(rng, world, truth)
-    if kind == "two_facts":
-        return _two_facts(rng, world, truth)
     thing = pick(rng, list(world.holder))
-    make = _holding if rng.random() < 0.5 else _property
-    if kind == "fact":
-        return make(world, kind, thing, f"the {thing}", truth)
-    denied = make(world, kind, thing, f"the {thing}", not truth)
+    denied = kind in ("negation", "denied_meaning")
+    if kind in ("meaning", "denied_meaning") or rng.random() < 0.5:
+        claim = _property(world, kind, thing, truth != denied)
+    else:
+        claim = _holding(world, kind, thing, truth != denied)
+    return _denied(claim) if denied else claim
+
+
+def _denied(claim: Claim) -> Claim:
     return replace(
-        denied,
-        statement=f"that {denied.statement} is wrong",
-        question=f"{denied.statement}, is that wrong",
-        truth=truth,
+        claim,
+        statement=f"that {claim.statement} is wrong",
+        question=f"{claim.statement}, is that wrong",
+        truth=not claim.truth,
     )
 
 
-def _predicate(world: World, thing: str) -> str:
-    value = world.value[thing]
+def _predicate(world: World, value: str) -> str:
     return value if world.trait == "colour" else f"in {value}"
-
-
-def _name(world: World, entity: str) -> str:
-    return f"the {entity}" if world.by_size else entity
-
-
-def _compare(world: World, greater: str, lesser: str, swap: bool) -> str:
-    more = "bigger" if world.by_size else "older"
-    if swap:
-        greater, lesser, more = lesser, greater, OPPOSITE[more]
-    return f"{_name(world, greater)} is {more} than {_name(world, lesser)}"
 
 
 def _other_thing(world: World, thing: str) -> str:
     return next(other for other in world.holder if other != thing)
 
 
-def _property(world: World, kind: Kind, thing: str, subject: str, truth: bool) -> Claim:
-    named = _predicate(world, thing if truth else _other_thing(world, thing))
+def _property(world: World, kind: Kind, thing: str, truth: bool) -> Claim:
+    value, named = world.value[thing], world.value[thing if truth else _other_thing(world, thing)]
+    if kind in ("meaning", "denied_meaning"):
+        value, named = WIDER[value], WIDER[named]
     return Claim(
         kind=kind,
-        statement=f"{subject} is {named}",
-        question=f"is {subject} {named}",
-        fact=f"{subject} is {_predicate(world, thing)}",
+        statement=f"the {thing} is {_predicate(world, named)}",
+        question=f"is the {thing} {_predicate(world, named)}",
+        fact=f"the {thing} is {_predicate(world, value)}",
         truth=truth,
     )
 
 
-def _holding(world: World, kind: Kind, thing: str, subject: str, truth: bool) -> Claim:
+def _holding(world: World, kind: Kind, thing: str, truth: bool) -> Claim:
     named = world.holder[thing if truth else _other_thing(world, thing)]
     return Claim(
         kind=kind,
-        statement=f"{subject} is with {named}",
-        question=f"does {named} have {subject}",
-        fact=f"{subject} is with {world.holder[thing]}",
+        statement=f"the {thing} is with {named}",
+        question=f"is the {thing} with {named}",
+        fact=f"the {thing} is with {world.holder[thing]}",
         truth=truth,
     )
-
-
-def _comparison(
-    rng: Random, world: World, truth: bool, subject: str | None = None, first: str | None = None
-) -> Claim:
-    """Compare ``first`` (drawn if not given), called ``subject``, with the other of the pair."""
-    first = first or pick(rng, (world.greater, world.lesser))
-    other = world.lesser if first == world.greater else world.greater
-    right = "bigger" if world.by_size else "older"
-    if first == world.lesser:
-        right = OPPOSITE[right]
-    said = right if truth else OPPOSITE[right]
-    name = subject or _name(world, first)
-    rest = f"than {_name(world, other)}"
-    return Claim(
-        kind="comparison" if subject is None else "two_facts",
-        statement=f"{name} is {said} {rest}",
-        question=f"is {name} {said} {rest}",
-        fact=f"{name} is {right} {rest}",
-        truth=truth,
-    )
-
-
-def _two_facts(rng: Random, world: World, truth: bool) -> Claim:
-    thing = pick(rng, list(world.holder))
-    held = f"the thing that {world.holder[thing]} has"
-    which = rng.random()
-    if which < 0.4:
-        return _property(world, "two_facts", thing, held, truth)
-    if which < 0.8:
-        value = world.value[thing]
-        known = f"the {value} thing" if world.trait == "colour" else f"the thing in {value}"
-        return _holding(world, "two_facts", thing, known, truth)
-    first = pick(rng, (world.greater, world.lesser))
-    if world.by_size:
-        return _comparison(rng, world, truth, f"the thing that {world.holder[first]} has", first)
-    thing = next(held for held, person in world.holder.items() if person == first)
-    return _comparison(rng, world, truth, f"the holder of the {thing}", first)

@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 
 from . import SPLITS, TRUE_SHARE, Split
-from .language import KINDS, NAMES, Kind, make_claim, make_world, passage_key, shuffled, tell
+from .language import KINDS, NAMES, READ, Kind, make_claim, make_world, passage_key, shuffled, tell
 
-SIZES: dict[Split, int] = {"train": 800, "dev": 200, "test": 1000}
+SIZES: dict[Split, int] = {"train": 900, "dev": 300, "test": 1200}
 """Rows per split, each a multiple of the number of kinds."""
 
 
@@ -61,7 +61,7 @@ def _make_split(rng: Random, size: int, seen: set[str]) -> list[Example]:
 
 def _make_example(rng: Random, kind: Kind, truth: bool, seen: set[str]) -> Example:
     while True:
-        world = make_world(rng)
+        world = make_world(rng, precise=0.5 if kind in READ else 1.0)
         sentences = tell(rng, world)
         key = passage_key(sentences)
         if key not in seen:
