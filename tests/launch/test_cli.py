@@ -54,9 +54,16 @@ def test_a_sweep_ends_in_a_table_and_a_report(cli: Cli, small: list[str], tmp_pa
     drawn = pd.read_csv(folder / "figures" / "accuracy_over_epochs.csv")
     assert len(drawn) == 6
     assert "untouched model" in text
-    assert "heft@3 > lora@20: not in this sweep" in text
-    assert "not in this sweep" in (folder / "report.html").read_text()
-    assert "not in this sweep" in out
+    claims = [claim["claim"] for claim in json.loads((folder / "claims.json").read_text())]
+    assert claims == [
+        *(f"heft@{epochs} > {other}@{epochs}" for epochs in (1, 2) for other in ("lora", "reft")),
+        *(f"heft@1 > {other}@2" for other in ("lora", "reft")),
+    ]
+    for claim in claims:
+        assert claim in text
+        assert claim in out
+    assert "not in this sweep" not in text
+    assert "seed=0,1,2,3,4,5" in out
     edits = pd.read_csv(folder / "figures" / "reft_edits.csv")
     assert set(edits.setting) == {"reft@2", "heft@2 (on LoRA)"}
     plan = json.loads((folder / "plan.json").read_text())
