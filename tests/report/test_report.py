@@ -51,14 +51,14 @@ def test_verdicts_say_what_the_data_supports_and_contradicts(tmp_path: Path) -> 
     assert (lora.verdict, reft.verdict) == ("contradicted", "supported")
     assert lora.comparison is not None
     assert lora.comparison.difference == pytest.approx(-0.06, abs=0.002)
-    assert (lora.comparison.seeds, lora.comparison.examples) == (3, 1000)
+    assert (lora.comparison.seeds, lora.comparison.examples) == (3, 1200)
     assert lora.adjusted is not None
     assert lora.adjusted >= lora.comparison.p_value
     assert lora.budgets == pytest.approx((0.6, 2.0))
 
 
 def test_the_papers_margin_is_not_decided_by_as_many_examples(tmp_path: Path) -> None:
-    """A tenth of a point on a thousand examples: the report must not call it better."""
+    """A tenth of a point on 1,200 examples: the report must not call it better."""
     sweep = make_sweep(tmp_path, [("method=heft epochs=3", 0.701), ("method=lora epochs=20", 0.7)])
     (content,) = reported(sweep).sections
     margin, missing = content.verdicts
@@ -69,7 +69,7 @@ def test_the_papers_margin_is_not_decided_by_as_many_examples(tmp_path: Path) ->
     assert missing.verdict == "not in this sweep"
     assert "method=reft epochs=20 would add it" in missing.why
     text = shown(sweep, tmp_path)
-    assert "? heft@3 > lora@20: not decided by this data (+0.10 points" in text
+    assert "? heft@3 > lora@20: not decided by this data (+0.08 points" in text
     assert "not in this sweep" in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -146,7 +146,7 @@ def test_disagreement_counts_and_shows_examples_with_their_text(tmp_path: Path) 
     found = content.disagreement
     assert found is not None
     assert (found.first, found.second) == ("heft@3", "lora@20")
-    assert sum(found.counts) == pytest.approx(1000)
+    assert sum(found.counts) == pytest.approx(1200)
     (verdict, _) = content.verdicts
     assert verdict.comparison is not None
     assert found.counts[1:3] == (verdict.comparison.wins, verdict.comparison.losses)
@@ -226,7 +226,7 @@ def test_a_setting_is_named_only_where_it_varies(tmp_path: Path) -> None:
     (content,) = reported(make_sweep(tmp_path, other, name="other")).sections
     variants = [setting.variant for setting in content.section.settings]
     joint = "joint.batch_size"
-    assert variants == [{}, {}, {joint: "32"}, {}, {joint: "8"}, {}]
+    assert variants == [{}, {}, {joint: "16"}, {}, {joint: "8"}, {}]
 
 
 def test_edits_are_drawn_wherever_a_stage_has_recorded_them(tmp_path: Path) -> None:
