@@ -1,5 +1,6 @@
 """How the report says what was found about a claim, in which way, and what would decide it."""
 
+import math
 from collections.abc import Sequence
 
 from heft_pipeline.data.rows import RowClusters
@@ -136,7 +137,7 @@ def noise(verdict: Verdict) -> str:
         (name, f"±{words.size(width, metric)}") for name, width in widths_with_more(verdict).items()
     )
     bought = [f"{width.split()[0]} with {name}" for name, width in more]
-    return f"{now[1]}: {sources}; {', '.join(bought)}"
+    return "; ".join(filter(None, [f"{now[1]}: {sources}", ", ".join(bought)]))
 
 
 def would_decide(verdict: Verdict) -> str:
@@ -154,7 +155,8 @@ def would_decide(verdict: Verdict) -> str:
     named = [f"{words.rounded(seeds)} seeds"] if seeds is not None else []
     if examples is not None and examples <= _MOST_EXAMPLES:
         named.append(f"{words.rounded(examples)} examples")
-    return f"about {' or '.join(named)} would decide" if named else ""
+    verb = "show a difference" if verdict.verdict == ONE_RUN else "decide"
+    return f"about {' or '.join(named)} would {verb}" if named else ""
 
 
 def widths_with_more(verdict: Verdict) -> dict[str, float]:
@@ -171,8 +173,10 @@ def widths_with_more(verdict: Verdict) -> dict[str, float]:
     assert found is not None
     low, high = verdict.interval
     half, usual = (high - low) / 2, found.half_width(verdict.level)
-    scale = half / usual if usual else 1.0
     widths = {"now": half}
+    if not usual or math.isinf(half):  # nothing is known to shrink
+        return widths
+    scale = half / usual
     if found.scope != EXAMPLES:
         widths["1 more seed"] = scale * found.half_width(verdict.level, seeds=1)
     if found.scope != SEEDS:
