@@ -8,7 +8,7 @@ import numpy as np
 
 from heft_pipeline.evidence.agreement import agreement
 from heft_pipeline.evidence.calibration import BINS, Calibration, calibration
-from heft_pipeline.evidence.resampling import Integers, Measurement
+from heft_pipeline.evidence.resampling import Measurement
 from heft_pipeline.evidence.rise import mean_over_windows
 from heft_pipeline.report import words
 from heft_pipeline.report.sections import Section, Setting
@@ -84,7 +84,7 @@ def beside_accuracy(section: Section) -> BesideAccuracy | None:
     cells: list[tuple[str, dict[str, str]]] = []
     rises: list[tuple[Setting, Measurement]] = []
     for setting in (*shown, *section.settings):
-        known = _named(setting) | _of_choices(section, setting, section.clusters, gaps)
+        known = words.named(setting) | _of_choices(section, setting, gaps)
         forgotten = _forgotten(setting, gaps)
         if forgotten is not None:
             known |= _of_forgetting(forgotten)
@@ -108,18 +108,7 @@ def beside_accuracy(section: Section) -> BesideAccuracy | None:
     )
 
 
-def _named(setting: Setting) -> dict[str, str]:
-    return {
-        "method": "untouched model" if setting.method == "base" else setting.method,
-        "epochs": words.epochs(setting.epochs),
-        "rank": words.ranks(setting),
-        "setting": words.variant(setting),
-    }
-
-
-def _of_choices(
-    section: Section, setting: Setting, clusters: Integers | None, gaps: _Gaps
-) -> dict[str, str]:
+def _of_choices(section: Section, setting: Setting, gaps: _Gaps) -> dict[str, str]:
     """The cells that follow from the choices' log-probabilities and the predictions."""
     tables = []
     for run in setting.runs:
@@ -131,7 +120,7 @@ def _of_choices(
         tables.append(table)
     cells: dict[str, str] = {}
     log_probabilities = np.stack([table.log_probabilities for table in tables])
-    measured = calibration(log_probabilities, tables[0].gold, clusters)
+    measured = calibration(log_probabilities, tables[0].gold, section.clusters)
     if measured is None:
         gaps.add("None of the log-probabilities is a usable number", setting)
     else:
@@ -141,7 +130,7 @@ def _of_choices(
             gaps.add(
                 f"Calibration leaves out {many}, whose log-probabilities are not numbers", setting
             )
-    same = agreement(np.stack([table.predicted for table in tables]), clusters)
+    same = agreement(np.stack([table.predicted for table in tables]), section.clusters)
     if same is not None:
         share = same.share
         cells[_SAME] = f"{words.share(share.value)} ({words.interval(share.low, share.high)})"

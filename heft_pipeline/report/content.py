@@ -308,11 +308,7 @@ def open_runs(section: Section) -> list[list[RunRecord]]:
 
 
 def _measured(setting: Setting) -> dict[str, str]:
-    return {
-        "method": "untouched model" if setting.method == "base" else setting.method,
-        "epochs": words.epochs(setting.epochs),
-        "rank": words.ranks(setting),
-        "setting": words.variant(setting),
+    return words.named(setting) | {
         "seeds": str(len(setting.seeds)) if setting.epochs else "",
         "accuracy": words.share(setting.accuracy),
         "95 % interval": words.interval(*setting.interval),

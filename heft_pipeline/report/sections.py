@@ -21,6 +21,7 @@ from heft_pipeline.evidence.intervals import accuracy_interval
 from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
+from heft_pipeline.store.beside_predictions import choice_table
 from heft_pipeline.store.example_clusters import clusters
 
 #: The settings of a task that decide which examples are evaluated, and how they read.
@@ -319,13 +320,10 @@ def _setting(
 
 def _logprob(answers: pd.DataFrame) -> NDArray[np.float64] | None:
     """[examples], the log-probability of the right choice; None where a finite one is missing."""
-    names = {label: f"logprob_{label}" for label in answers.gold.unique()}
-    if not {*names.values()} <= {*answers.columns}:
+    table = choice_table(answers)
+    if table is None:
         return None
-    found = np.empty(len(answers))
-    for label, name in names.items():
-        own = (answers.gold == label).to_numpy()
-        found[own] = answers[name].to_numpy(dtype=float)[own]
+    found = table.log_probabilities[np.arange(len(answers)), table.gold]
     return found if np.isfinite(found).all() else None
 
 

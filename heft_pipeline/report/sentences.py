@@ -14,7 +14,7 @@ from heft_pipeline.evidence.comparison import (
     Comparison,
 )
 from heft_pipeline.report import words
-from heft_pipeline.report.verdicts import ONE_RUN, OPEN, Verdict
+from heft_pipeline.report.verdicts import ONE_RUN, Verdict
 
 _MOST_EXAMPLES, _MORE_EXAMPLES = 10_000_000, 1000
 _SPEAKS_OF = {
@@ -275,7 +275,7 @@ def _test(verdict: Verdict, found: Comparison) -> str:
 
 
 def _what_it_takes(verdict: Verdict, found: Comparison) -> str:
-    if verdict.verdict not in (OPEN, ONE_RUN) or verdict.holds is not None:
+    if verdict.holds is not None:
         return ""
     if not verdict.gap:
         return "There is no difference to detect."

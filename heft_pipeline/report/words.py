@@ -110,3 +110,13 @@ def _with_digits(value: float, digits: int) -> str:
     behind = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     text = f"{rounded:,.{behind}f}"
     return text.rstrip("0").rstrip(".") if behind else text
+
+
+def named(setting: Setting) -> dict[str, str]:
+    """The cells of a table that say which setting a row is of, by their headings."""
+    return {
+        "method": "untouched model" if setting.method == "base" else setting.method,
+        "epochs": epochs(setting.epochs),
+        "rank": ranks(setting),
+        "setting": variant(setting),
+    }

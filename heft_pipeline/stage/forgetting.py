@@ -84,13 +84,11 @@ def measure_forgetting(
         measured = {"windows": len(windows), "tokens": tokens, "losses": losses}
         store.note_text_losses(key, text.digest, entry | measured)
     except Exception as error:
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         # A full or read-only disk must not fail the stage either.
         with contextlib.suppress(OSError):
             _write_log(store.folder(key), text, error)
-            store.note_text_losses(
-                key, text.digest, entry | {"why": (why.splitlines() or ["?"])[0]}
-            )
+            why = (_reason(error).splitlines() or ["?"])[0]
+            store.note_text_losses(key, text.digest, entry | {"why": why})
 
 
 def measure_finished(stage: StageSpec, store: Store, text: OtherText) -> str:
@@ -120,7 +118,11 @@ def measure_finished(stage: StageSpec, store: Store, text: OtherText) -> str:
     except Exception as error:
         with contextlib.suppress(OSError):
             _write_log(store.folder(key), text, error)
-        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _write_log(folder: Path, text: OtherText, error: Exception) -> None:
