@@ -13,7 +13,7 @@ from heft_pipeline.devices.memory import peak_mb, reset_peak
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.base_model import quieten
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.scoring.generate import Decoding
+from heft_pipeline.scoring.generate import Decoding, longest_answer
 from heft_pipeline.scoring.score import score
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.run_stage import run_stage
@@ -95,17 +95,16 @@ def evaluate(piece: Piece) -> Measured:
     device = resolve_device(stage.device)
     task = cached_task(stage)
     base = cached_base(stage.model, device)
-    longest = max(map(len, task.choices))
-    how = None if piece.work == "score" else Decoding(task.texts, longest)
+    how = None if piece.work == "score" else Decoding(longest_answer(task))
     size = stage.evaluation.batch_size
     with adapted(base, []) as model:
         torch.manual_seed(stage.seed)
         model.add(stage.adapters)
         model.finish()
-        score(model, task.eval[: piece.batch_size], task.choices, batch_size=size, decoding=how)
+        score(model, task.eval[: piece.batch_size], batch_size=size, decoding=how)
         reset_peak(device)
         started = piece.clock()
-        scores = score(model, task.eval, task.choices, batch_size=size, decoding=how)
+        scores = score(model, task.eval, batch_size=size, decoding=how)
         seconds = piece.clock() - started
     return Measured(
         dtype=base.dtype,
@@ -119,4 +118,4 @@ def evaluate(piece: Piece) -> Measured:
 
 def input_tokens(task: Task) -> int:
     """The unpadded input tokens of an epoch: prompts, and answers without their last token."""
-    return sum(len(e.prompt) + len(task.answered(e)) - 1 for e in task.train)
+    return sum(len(e.prompt) + len(e.answer) - 1 for e in task.train)

@@ -136,7 +136,7 @@ def _as_in_paper(
     piece: Piece, stage: StageSpec, model: Any, tokenizer: Any, task: Task
 ) -> dict[str, Any]:
     """The rows and the collator of the script in the HEFT paper's appendix."""
-    texts = [(e.prompt, task.answered(e)) for e in task.train]
+    texts = [(e.prompt, e.answer) for e in task.train]
     if isinstance(stage.adapters[0], LoraSettings):
         tokenizer.pad_token = tokenizer.eos_token
         end = tokenizer.eos_token_id  # which the collator leaves out of the loss, as padding
@@ -214,7 +214,7 @@ def generate(piece: Piece) -> Measured:
     reft_model.eval()
     rows = [_reft_row(task, e, stage, model, tokenizer, False) for e in task.eval]
     collator = make_data_collator(tokenizer, model)
-    new_tokens = piece.max_new_tokens or max(map(len, task.choices)) + 1
+    new_tokens = piece.max_new_tokens or max(map(len, task.eval[0].choices)) + 1
 
     def decoded(some: list[dict[str, Any]]) -> list[int]:
         chosen = []
@@ -298,7 +298,7 @@ def _reft(stage: StageSpec) -> ReftSettings:
 
 
 def _row(task: Task, example: Example) -> dict[str, Any]:
-    answer = task.choices[example.gold]
+    answer = example.answer
     ids = [*example.prompt, *answer]
     labels = [-100] * len(example.prompt) + list(answer)
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
@@ -326,7 +326,7 @@ def _reft_row(
 
 
 def _choice(task: Task, text: list[int]) -> int:
-    for index, choice in enumerate(task.choices):
+    for index, choice in enumerate(task.eval[0].choices):
         if tuple(text[: len(choice)]) == choice:
             return index
     return -1

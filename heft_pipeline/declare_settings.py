@@ -128,6 +128,7 @@ def setting(
     rule: Rule | None = None,
     example: Any = None,
     identity: bool = True,
+    newer: bool = False,
 ) -> Any:
     """Declare a setting.
 
@@ -143,6 +144,8 @@ def setting(
         rule: A further check.
         example: A valid value for messages; by default ``default``, if that is a plain value.
         identity: Whether it can change a stage's result, and so is part of the fingerprint.
+        newer: Whether stages were stored before it was declared. At its default it then stands for
+            what they did, and is left out of the fingerprint, so that theirs do not change.
 
     Returns:
         A dataclass field.
@@ -161,6 +164,7 @@ def setting(
     elif bounds.numeric:
         raise ValueError(f"a setting with bounds needs an example ({help})")
     metadata = {"help": help, "bounds": bounds, "example": example, "identity": identity}
+    metadata["newer"] = newer
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=SI(default) if isinstance(default, str) else default, metadata=metadata)
@@ -262,7 +266,7 @@ def identity(value: Any) -> Any:
         TypeError: The value is of a type that cannot be written as JSON in exactly one way.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        counted = [one for one in dataclasses.fields(value) if one.metadata.get("identity", True)]
+        counted = [one for one in dataclasses.fields(value) if _counts(one, value)]
         for one in counted:
             if one.type in (int, float) and isinstance(getattr(value, one.name), str):
                 raise TypeError(f"{one.name}={getattr(value, one.name)} is not resolved")
@@ -276,6 +280,11 @@ def identity(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value):
         return value
     raise TypeError(f"{value!r} cannot be part of a fingerprint: it is a {type(value).__name__}")
+
+
+def _counts(one: "dataclasses.Field[Any]", owner: Any) -> bool:
+    unchanged = one.metadata.get("newer") and getattr(owner, one.name) == one.default
+    return bool(one.metadata.get("identity", True) and not unchanged)
 
 
 def is_section(one: "dataclasses.Field[Any]") -> bool:

@@ -47,7 +47,7 @@ def log_probabilities(
         columns = prompt_positions(batch, positions, "both").tolist() if positions else []
         with torch.no_grad():
             logits = logits_of(inputs, columns)[0, -1]
-        rows.append(logits.log_softmax(-1)[[choice[0] for choice in task.choices]])
+        rows.append(logits.log_softmax(-1)[[choice[0] for choice in task.eval[0].choices]])
     return torch.stack(rows)
 
 

@@ -94,9 +94,13 @@ class Product:
             for one in stage.chain
             for settings in one.adapters
         ]
-        examples = [Example(str(i), tuple(p), 0) for i, p in enumerate(prompts)]
+        own = tuple(map(tuple, choices))
+        texts = ("",) * len(own)
+        examples = [
+            Example(str(i), tuple(p), 0, choices=own, texts=texts) for i, p in enumerate(prompts)
+        ]
         with adapted(base, saved) as model:
-            found = score(model, examples, tuple(map(tuple, choices)), batch_size=len(prompts))
+            found = score(model, examples, batch_size=len(prompts))
         return found.log_probabilities
 
     def adapters(self, stage: StageSpec) -> dict[str, Path]:

@@ -122,6 +122,8 @@ def epoch_batches(
     seed: int,
     epoch: int,
     group_by_length: bool = True,
+    *,
+    with_answers: bool = False,
 ) -> list[list[int]]:
     """The batches of one epoch, in an order fixed by seed and epoch.
 
@@ -135,6 +137,8 @@ def epoch_batches(
         seed: The run's seed.
         epoch: The epoch's number, from 0.
         group_by_length: Whether similar lengths are put together.
+        with_answers: Whether a length is that of prompt and answer, which pays where answers
+            differ much, or that of the prompt alone.
 
     Returns:
         Lists of indices into ``examples``.
@@ -143,7 +147,7 @@ def epoch_batches(
     order = random.permutation(len(examples))
     if not group_by_length:
         return [order[i : i + batch_size].tolist() for i in range(0, len(examples), batch_size)]
-    lengths = np.array([len(e.prompt) for e in examples])
+    lengths = np.array([len(e.prompt) + with_answers * len(e.answer) for e in examples])
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * _BUCKET_BATCHES):
         group = order[start : start + batch_size * _BUCKET_BATCHES]
@@ -161,6 +165,26 @@ def far_longer(length: int, shortest: int, count: int) -> bool:
         count: How many sequences the batch has so far.
     """
     return count >= _FEW and length > _LONGER * shortest
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of similar length, to keep padding low.
+
+    Args:
+        lengths: The prompts' lengths in tokens.
+        batch_size: The most prompts in a batch.
+
+    Returns:
+        Lists of indices into ``lengths``.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        batch = batches[-1] if batches else []
+        padded = batch and far_longer(lengths[index], lengths[batch[0]], len(batch))
+        if not batch or len(batch) >= batch_size or padded:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def split_by_tokens(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heft_pipeline.data.encode import Piece
+from heft_pipeline.data.row_choices import Piece
 from heft_pipeline.errors import UserError
 
 #: Stands for the user's turn while the template is rendered; no template or row contains it.

@@ -11,13 +11,13 @@ Row = dict[str, Any]
 
 
 def hold_out(
-    rows: list[tuple[str, Row]], answer_column: str, dev_size: float, seed: int
+    rows: list[tuple[str, Row]], answer_column: str | None, dev_size: float, seed: int
 ) -> tuple[list[tuple[str, Row]], list[tuple[str, Row]]]:
     """Split rows into training and dev rows at random, with the same share of each answer.
 
     Args:
         rows: All training rows.
-        answer_column: The column with the answers.
+        answer_column: The column with the answers; None where answers are not shared.
         dev_size: The share of rows to hold out if it is below 1, else their number.
         seed: Decides which rows are held out.
 
@@ -34,9 +34,10 @@ def hold_out(
             "choose a size that leaves rows on both sides, e.g. data.dev_size=0.1"
         )
     order = np.random.default_rng([seed, 1]).permutation(len(rows)).tolist()
-    answers: dict[str, list[int]] = {str(row.get(answer_column)): [] for _, row in rows}
+    said = ["" if answer_column is None else str(row.get(answer_column)) for _, row in rows]
+    answers: dict[str, list[int]] = {answer: [] for answer in said}
     for index in order:
-        answers[str(rows[index][1].get(answer_column))].append(index)
+        answers[said[index]].append(index)
     counts = _shares([len(indices) for indices in answers.values()], count)
     held = {i for each, n in zip(answers.values(), counts, strict=True) for i in each[:n]}
     return (

@@ -3,19 +3,41 @@
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from heft_pipeline.data.dev_split import Row
+from heft_pipeline.data.row_choices import Piece, option_pieces, row_choices
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 
 _TOKENIZE_AT_ONCE = 1024
 
-#: Some text, and whether it is a row's own.
-Piece = tuple[str, bool]
+#: What stands for a list of the row's choices in a prompt.
+_OPTIONS = "options"
 
 
-def render(data: DataSettings, id: str, row: Row) -> str:
+@dataclass(frozen=True)
+class Rendered:
+    """A row's prompt as text.
+
+    Attributes:
+        prompt: Its pieces, without white space at its end.
+        space: The white space that was there.
+        rest: What follows each choice, where choices take the place of a blank.
+    """
+
+    prompt: list[Piece]
+    space: str = ""
+    rest: tuple[Piece, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text."""
+        return "".join(text for text, _ in self.prompt)
+
+
+def render(data: DataSettings, id: str, row: Row) -> Rendered:
     """Fill the prompt template with a row.
 
     Args:
@@ -24,31 +46,57 @@ def render(data: DataSettings, id: str, row: Row) -> str:
         row: The row.
 
     Returns:
-        The prompt's text, without white space at its end.
+        The pieces of the prompt as the template and the row give them.
 
     Raises:
         UserError: The template is not valid or names a column that the row does not have, or a
-            column has no text, number or truth value.
+            column has no text, number or truth value, or the blank is not there once.
     """
-    return "".join(text for text, _ in pieces(data, id, row))
-
-
-def pieces(data: DataSettings, id: str, row: Row) -> list[Piece]:
-    """The parts of a prompt as the template and the row give them; see :func:`render`."""
     try:
         found: list[Piece] = []
         for literal, field, spec, conversion in string.Formatter().parse(data.prompt):
             found.append((literal, False))
-            if field is not None:
+            if field == _OPTIONS and data.own_choices:
+                found += option_pieces(data, row_choices(data, id, row))
+            elif field is not None:
                 found.append((_filled(data, id, row, field, spec or "", conversion), True))
     except (ValueError, IndexError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"data.prompt={data.prompt!r} cannot be filled in ({error}); write {{column}} for a "
             "column and {{ for a brace"
         ) from error
-    while found and not found[-1][0].rstrip():
-        found.pop()
-    return [*found[:-1], (found[-1][0].rstrip(), found[-1][1])] if found else []
+    rest: list[Piece] = []
+    if data.blank is not None:
+        found, rest = _at_blank(data, id, found)
+    prompt = _stripped(found)
+    # White space at the end of a row's own text is no part of the format.
+    template = data.prompt if data.blank is None else "".join(text for text, _ in found)
+    return Rendered(prompt, template[len(template.rstrip()) :], tuple(rest))
+
+
+def _stripped(found: list[Piece]) -> list[Piece]:
+    """Pieces without the white space at their end."""
+    kept = list(found)
+    while kept and not kept[-1][0].rstrip():
+        kept.pop()
+    return [*kept[:-1], (kept[-1][0].rstrip(), kept[-1][1])] if kept else []
+
+
+def _at_blank(data: DataSettings, id: str, whole: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """What stands before and after the blank."""
+    blank = data.blank or ""
+    count = sum(text.count(blank) for text, _ in whole)
+    if count != 1:
+        raise UserError(
+            f"row {id} of {data.name} has data.blank={blank!r} {count or 'no'} "
+            f"time{'' if count == 1 else 's'} in its prompt, and needs it once; mend the row or "
+            "leave it out"
+        )
+    for number, (text, own) in enumerate(whole):
+        before, found, after = text.partition(blank)
+        if found:
+            return [*whole[:number], (before, own)], [(after, own), *whole[number + 1 :]]
+    raise AssertionError("a blank that was counted is in one of the pieces")
 
 
 def _filled(
@@ -121,9 +169,12 @@ class Encoder:
         self.doubled = self.tokenizer.decode(list(self._first))
         return self._first + ids
 
-    def alone(self, text: str) -> tuple[int, ...]:
-        """The token ids of text that nothing stands before."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def alone(self, text: Sequence[Piece]) -> tuple[int, ...]:
+        """The token ids of text that nothing stands before, given as its pieces."""
+        if self._has_own_special(text):
+            return tuple(self._guarded(text))
+        whole = "".join(part for part, _ in text)
+        return tuple(self.tokenizer(whole, add_special_tokens=False)["input_ids"])
 
     def token_ends(self, text: str) -> list[int]:
         """Where a row's text may be cut: 0 and the end of each of its tokens, in characters.

@@ -1,14 +1,16 @@
 """From rows to token ids: the prompt, the answer choices, and what is cut if it is too long."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
-from heft_pipeline.data.answers import answer_tokens, refuse_beginnings
+from heft_pipeline.data.answers import Ids, answer_tokens, refuse_beginnings, row_answer_tokens
+from heft_pipeline.data.asked import Asked, read_answers
 from heft_pipeline.data.chat import Chat
 from heft_pipeline.data.dev_split import Row
-from heft_pipeline.data.encode import Encoder, Piece, pieces
+from heft_pipeline.data.encode import Encoder, render
+from heft_pipeline.data.row_choices import Piece, letter
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -22,11 +24,18 @@ class Example:
         id: The row's id, unique in its split.
         prompt: Token ids of the prompt, including special tokens.
         gold: Index of the correct answer among the choices.
+        answer: Token ids of the right answer as it is trained on after the prompt.
+        choices: Token ids of each answer choice as it is scored after the prompt; of a written
+            answer, the one that is accepted first.
+        texts: The choices' texts; of a written answer, all that are accepted.
     """
 
     id: str
-    prompt: tuple[int, ...]
+    prompt: Ids
     gold: int
+    answer: Ids = ()
+    choices: tuple[Ids, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,38 +46,47 @@ class Task:
         train: The examples that stages are trained on.
         dev: The examples that the best epoch is chosen on.
         eval: The examples that are reported, read once per stage.
-        choices: Token ids of each answer choice as it is scored after a prompt.
-        answers: Token ids of each answer choice as it is trained on after a prompt.
-        labels: The choices' labels, in the same order.
-        texts: The choices' texts, in the same order.
+        labels: What the choices are called, in their order: as ``data.choices`` does, or by their
+            letters where rows have their own. Empty where answers are written.
+        shared: Whether all rows have the same choices.
         truncated: How many prompts were cut to ``data.max_prompt_tokens``.
-        overlap: Pairs of ids: a reported row, and a training or dev row with the same prompt.
-        repeated: How many training rows have the prompt of an earlier one.
+        overlap: Pairs of ids: a reported row, and a training or dev row that asks the same.
+        repeated: How many training rows ask what an earlier one does.
         doubled: The text of the leading special tokens if prompts have them twice; else empty.
+        begun: How many reported rows have a choice that another one begins with.
     """
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     eval: tuple[Example, ...]
-    choices: tuple[tuple[int, ...], ...]
-    answers: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
-    texts: tuple[str, ...]
+    shared: bool
     truncated: int
     overlap: tuple[tuple[str, str], ...]
     repeated: int
     doubled: str = ""
+    begun: int = 0
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples of all splits."""
+        return (*self.train, *self.dev, *self.eval)
 
     @property
     def prompt_lengths(self) -> list[int]:
         """The length in tokens of each prompt, of all splits."""
-        return [len(e.prompt) for e in (*self.train, *self.dev, *self.eval)]
+        return [len(e.prompt) for e in self.examples]
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer that is trained on."""
+        return max(len(e.answer) for e in self.train)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What qualifies results on this task, in sentences for people."""
         notes = []
-        if len({example.gold for example in self.dev}) == 1:
+        if self.shared and len({example.gold for example in self.dev}) == 1:
             notes.append(
                 f"all {len(self.dev)} dev rows have the answer {self.labels[self.dev[0].gold]}, so "
                 "they say little about which epoch is best; hold out more rows (data.dev_size) or "
@@ -79,11 +97,13 @@ class Task:
                 f"prompts begin with {self.doubled} twice: the prompt's template has it, and the "
                 "tokenizer adds it (data.special_tokens=add)"
             )
+        if self.begun:
+            notes.append(
+                f"{self.begun} of {len(self.eval)} reported rows have a choice that another one "
+                "begins with, or the same one twice; without evaluation.normalize, the shorter one "
+                "is always at least as likely"
+            )
         return tuple(notes)
-
-    def answered(self, example: Example) -> tuple[int, ...]:
-        """The token ids of an example's right answer as it is trained on."""
-        return self.answers[example.gold]
 
 
 def load_task(
@@ -106,105 +126,142 @@ def load_task(
         UserError: A split, column or label is missing, all trained or reported rows have the same
             answer, an answer cannot be tokenised, or a prompt is too long and cannot be cut enough.
     """
-    truncated, encoder = 0, Encoder(tokenizer, data.special_tokens)
+    encoder = Encoder(tokenizer, data.special_tokens)
     chat = Chat(tokenizer, data.system) if data.chat else None
-    splits = {}
-    rows_of = read_splits(data, seed)
-    seen: dict[str, str] = {}  # the text of a prompt -> the row that first had it
-    overlap, repeated = [], 0
-    for name, rows in rows_of.items():
-        golds = _golds(data, name, rows) if rows else []
-        parts = [_pieces(data, chat, id, row) for id, row in rows]
-        for (id, _), part in zip(rows, parts, strict=True):
-            text = "".join(one for one, _ in part)
-            if name == "eval":
-                overlap += [(id, seen[text])] if text in seen else []
-            else:
-                repeated += name == "train" and text in seen
-                seen.setdefault(text, id)
-        prompts, cut = _tokenize(data, encoder, chat, rows, parts)
-        truncated += cut
-        splits[name] = tuple(
-            Example(id, prompt, gold)
-            for (id, _), prompt, gold in zip(rows, prompts, golds, strict=True)
+    asked = {name: read_answers(data, name, rows) for name, rows in read_splits(data, seed).items()}
+    overlap, repeated = _repeats(data, chat, asked)
+    tokenized = {
+        name: _tokenize(data, encoder, chat, [(one.id, one.row) for one in rows])
+        for name, rows in asked.items()
+    }
+    tokens = _shared_tokens if data.choices else _own_tokens
+    splits = {
+        name: tuple(
+            Example(one.id, prompt, one.gold, answer, choices, one.texts)
+            for one, (_, prompt), (answer, choices) in zip(
+                rows,
+                tokenized[name][0],
+                tokens(data, encoder, rows, tokenized[name][0], trained, scored),
+                strict=True,
+            )
         )
-    prompt = _pieces(data, chat, *rows_of["train"][0])
-    choices = answer_tokens(data, encoder, prompt, scored)
-    refuse_beginnings(data, choices)
+        for name, rows in asked.items()
+    }
     return Task(
         **splits,
-        choices=choices,
-        answers=answer_tokens(data, encoder, prompt, trained),
-        labels=data.labels,
-        texts=tuple(data.choices.values()),
-        truncated=truncated,
+        labels=_labels(data, [e for examples in splits.values() for e in examples]),
+        shared=bool(data.choices),
+        truncated=sum(cut for _, cut in tokenized.values()),
         overlap=tuple(overlap),
         repeated=repeated,
         doubled=encoder.doubled,
+        begun=0 if data.choices or data.written else sum(map(_has_beginning, splits["eval"])),
     )
+
+
+def _repeats(
+    data: DataSettings, chat: Chat | None, asked: Mapping[str, Sequence[Asked]]
+) -> tuple[list[tuple[str, str]], int]:
+    """Reported rows that ask what a training or dev row does, and repeated training rows.
+
+    Rows ask the same if they have the same prompt, and the same choices in any order.
+    """
+    seen: dict[tuple[str, ...], str] = {}  # what is asked -> the row that first asked it
+    overlap, repeated = [], 0
+    for name, rows in asked.items():
+        for one in rows:
+            own = sorted(one.texts) if data.own_choices else []
+            text = ("".join(part for part, _ in _pieces(data, chat, one.id, one.row)), *own)
+            if name == "eval":
+                overlap += [(one.id, seen[text])] if text in seen else []
+            else:
+                repeated += name == "train" and text in seen
+                seen.setdefault(text, one.id)
+    return overlap, repeated
 
 
 def _pieces(data: DataSettings, chat: Chat | None, id: str, row: Row) -> list[Piece]:
     """The pieces of a row's prompt, inside the chat template if there is one."""
-    prompt = pieces(data, id, row)
+    prompt = render(data, id, row).prompt
     return chat.pieces(id, prompt) if chat else prompt
 
 
-def _golds(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> list[int]:
-    column, first = data.answer_column, rows[0][1]
-    names = {"train": data.train_split, "dev": data.dev_split, "eval": data.eval_split}
-    where = f"data.{split}_split={names[split]}" if names[split] else "the held-out dev rows"
-    if column not in first:
-        raise UserError(
-            f"data.answer_column={column} is not a column of {where} of {data.name}; "
-            f"it has {', '.join(map(str, first))}"
-        )
-    index = {label: i for i, label in enumerate(data.labels)}
-    golds = []
-    for id, row in rows:
-        value = row.get(column)
-        label = str(value).lower() if isinstance(value, bool) else str(value)
-        if label not in index:
-            values = sorted({repr(row.get(column)) for _, row in rows})
-            shown = ", ".join(values[:8]) + (", ..." if values[8:] else "")
-            raise UserError(
-                f"row {id} of {data.name} has {column}={value!r}, which is not among "
-                f"data.choices ({', '.join(data.labels)}); the column has {shown}, and a label "
-                "must be written as its value is (in YAML, yes and no need quotes)"
-            )
-        golds.append(index[label])
-    if len(set(golds)) == 1 and split != "dev":
-        raise UserError(
-            f"{where}: all {len(rows)} rows of {data.name} have the same answer "
-            f"({data.labels[golds[0]]}), so nothing can be learnt or measured on them; give rows "
-            "with more than one answer"
-        )
-    return golds
+def _shared_tokens(
+    data: DataSettings,
+    encoder: Encoder,
+    rows: Sequence[Asked],
+    prompts: Sequence[tuple[Sequence[Piece], Ids]],
+    trained: AnswerText,
+    scored: AnswerText,
+) -> list[tuple[Ids, tuple[Ids, ...]]]:
+    """Each row's trained answer and scored choices, where all rows share their choices."""
+    if not rows:
+        return []
+    prompt = prompts[0][0]
+    choices = answer_tokens(data, encoder, prompt, scored)
+    refuse_beginnings(data, choices)
+    answers = answer_tokens(data, encoder, prompt, trained)
+    return [(answers[one.gold], choices) for one in rows]
+
+
+def _own_tokens(
+    data: DataSettings,
+    encoder: Encoder,
+    rows: Sequence[Asked],
+    prompts: Sequence[tuple[Sequence[Piece], Ids]],
+    trained: AnswerText,
+    scored: AnswerText,
+) -> list[tuple[Ids, tuple[Ids, ...]]]:
+    """The same where each row has answers of its own."""
+    names = [f"{one.id} of {data.name}" for one in rows]
+    pieces = [one.answers(data) for one in rows]
+    choices = row_answer_tokens(encoder, names, prompts, pieces, scored)
+    right = [[own[one.gold]] for one, own in zip(rows, pieces, strict=True)]
+    if trained == scored:  # most often, and then it need not be done twice
+        answers = [own[one.gold] for one, own in zip(rows, choices, strict=True)]
+    else:
+        answers = [one for (one,) in row_answer_tokens(encoder, names, prompts, right, trained)]
+    return list(zip(answers, choices, strict=True))
+
+
+def _labels(data: DataSettings, examples: Sequence[Example]) -> tuple[str, ...]:
+    if data.written:
+        return ()
+    most = max(len(example.choices) for example in examples)
+    return data.labels or tuple(letter(index) for index in range(most))
+
+
+def _has_beginning(example: Example) -> bool:
+    """Whether one of an example's choices begins with another."""
+    choices = example.choices
+    return any(
+        i != j and other[: len(one)] == one
+        for i, one in enumerate(choices)
+        for j, other in enumerate(choices)
+    )
 
 
 def _tokenize(
-    data: DataSettings,
-    encoder: Encoder,
-    chat: Chat | None,
-    rows: Sequence[tuple[str, Row]],
-    parts: Sequence[Sequence[Piece]],
-) -> tuple[list[tuple[int, ...]], int]:
-    prompts = encoder.encode(parts)
+    data: DataSettings, encoder: Encoder, chat: Chat | None, rows: Sequence[tuple[str, Row]]
+) -> tuple[list[tuple[list[Piece], Ids]], int]:
+    """Each row's prompt as pieces and as token ids, and how many were cut."""
+    pieces = [_pieces(data, chat, id, row) for id, row in rows]
+    prompts = encoder.encode(pieces)
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
-        prompts[i] = _cut(data, encoder, chat, *rows[i], len(prompts[i]))
+        pieces[i], prompts[i] = _cut(data, encoder, chat, *rows[i], len(prompts[i]))
     for (id, _), ids in zip(rows, prompts, strict=True):
         if not ids:
             raise UserError(
                 f"row {id} of {data.name} makes an empty prompt; mend the row or leave it out, or "
                 "give data.prompt words of its own"
             )
-    return prompts, len(long)
+    return list(zip(pieces, prompts, strict=True)), len(long)
 
 
 def _cut(
     data: DataSettings, encoder: Encoder, chat: Chat | None, id: str, row: Row, tokens: int
-) -> tuple[int, ...]:
+) -> tuple[list[Piece], Ids]:
     """Tokenise a row with as many of the first tokens of its truncatable column as fit."""
     column = data.truncate_column
     limit = f"data.max_prompt_tokens={data.max_prompt_tokens}"
@@ -219,9 +276,10 @@ def _cut(
     while low <= high:  # find the most tokens with which the prompt fits
         middle = (low + high) // 2
         cut = {**row, column: text[: ends[middle]]}
-        ids = encoder.encode([_pieces(data, chat, id, cut)])[0]
+        pieces = _pieces(data, chat, id, cut)
+        (ids,) = encoder.encode([pieces])
         if len(ids) <= data.max_prompt_tokens:
-            fitting, low = ids, middle + 1
+            fitting, low = (pieces, ids), middle + 1
         else:
             high = middle - 1
     if fitting is None:

@@ -43,7 +43,9 @@ def read_splits(data: DataSettings, seed: int) -> dict[str, list[tuple[str, Row]
     elif not data.has_dev:
         dev = []
     else:
-        train, dev = hold_out(train, data.answer_column, data.dev_size, seed)
+        own = data.written or data.answer_as == "text"
+        column = None if own else data.answer_column
+        train, dev = hold_out(train, column, data.dev_size, seed)
     return {"train": train, "dev": dev, "eval": read_eval(data)}
 
 

@@ -19,9 +19,19 @@ from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import identity
 
 #: Increased whenever a change to the code alters what a task is tokenised to.
-_FORMAT = 4
+_FORMAT = 5
 _META = b"heft"
 _SPLITS = ("train", "dev", "eval")
+_IDS = pyarrow.list_(pyarrow.int32())
+#: What is kept of an example, in its fields' order.
+_COLUMNS = {
+    "id": pyarrow.string(),
+    "prompt": _IDS,
+    "gold": pyarrow.int64(),
+    "answer": _IDS,
+    "choices": pyarrow.list_(_IDS),
+    "texts": pyarrow.list_(pyarrow.string()),
+}
 
 
 def tokenized_task(
@@ -74,41 +84,31 @@ def _read(path: Path) -> Task | None:
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return None  # missing, or of another version: tokenised again
     splits: dict[str, list[Example]] = {name: [] for name in _SPLITS}
-    columns = (table[name].to_pylist() for name in ("split", "id", "prompt", "gold"))
-    for split, id, prompt, gold in zip(*columns, strict=True):
-        splits[split].append(Example(id, tuple(prompt), gold))
-    return Task(
-        **{name: tuple(examples) for name, examples in splits.items()},
-        choices=tuple(tuple(choice) for choice in meta["choices"]),
-        answers=tuple(tuple(answer) for answer in meta["answers"]),
-        labels=tuple(meta["labels"]),
-        texts=tuple(meta["texts"]),
-        truncated=meta["truncated"],
-        overlap=tuple((one, other) for one, other in meta["overlap"]),
-        repeated=meta["repeated"],
-        doubled=meta["doubled"],
-    )
+    columns = (table[name].to_pylist() for name in ("split", *_COLUMNS))
+    same: dict[Any, Any] = {}  # rows that share their answers share them in memory as well
+    for split, id, prompt, gold, answer, choices, texts in zip(*columns, strict=True):
+        own = tuple(answer), tuple(map(tuple, choices)), tuple(texts)
+        example = Example(id, tuple(prompt), gold, *(same.setdefault(one, one) for one in own))
+        splits[split].append(example)
+    meta["labels"] = tuple(meta["labels"])
+    meta["overlap"] = tuple((one, other) for one, other in meta["overlap"])
+    train, dev, reported = (tuple(splits[name]) for name in _SPLITS)
+    return Task(train, dev, reported, **meta)
 
 
 def _write(path: Path, task: Task) -> None:
     rows = [(name, example) for name in _SPLITS for example in getattr(task, name)]
     table = pyarrow.table(
-        {
-            "split": [name for name, _ in rows],
-            "id": [example.id for _, example in rows],
-            "prompt": pyarrow.array([e.prompt for _, e in rows], pyarrow.list_(pyarrow.int32())),
-            "gold": [example.gold for _, example in rows],
+        {"split": [name for name, _ in rows]}
+        | {
+            name: pyarrow.array([getattr(example, name) for _, example in rows], kind)
+            for name, kind in _COLUMNS.items()
         }
     )
     meta = {
-        "choices": task.choices,
-        "answers": task.answers,
-        "labels": task.labels,
-        "texts": task.texts,
-        "truncated": task.truncated,
-        "overlap": task.overlap,
-        "repeated": task.repeated,
-        "doubled": task.doubled,
+        one.name: getattr(task, one.name)
+        for one in dataclasses.fields(task)
+        if one.name not in _SPLITS
     }
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -200,7 +200,7 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
                 data=data if adapters else _without_dev(data),
                 adapters=adapters,
                 training=config.training if adapters else None,
-                evaluation=config.evaluation,
+                evaluation=config.evaluation.resolved(written=data.written),
                 seed=config.seed,
                 parent=stages[-1] if stages else None,
                 device=config.device,

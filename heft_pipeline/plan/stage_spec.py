@@ -87,8 +87,12 @@ class StageSpec:
 
     @property
     def trained_answers(self) -> AnswerText:
-        """How the answers are written that it is trained on; as scored if nothing is trained."""
-        return self.adapters[0].answer_text if self.adapters else self.scored_answers
+        """How the answers are written that it is trained on; as scored if nothing is trained.
+
+        The end token follows those that a model has to write itself, or it would not learn to stop.
+        """
+        answer = self.adapters[0].answer_text if self.adapters else self.scored_answers
+        return dataclasses.replace(answer, end_token=answer.end_token or self.data.written)
 
     @property
     def scored_answers(self) -> AnswerText:

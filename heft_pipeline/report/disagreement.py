@@ -183,7 +183,7 @@ def _texts(section: Section) -> dict[str, str]:
     """The prompts by id; empty where the data can no longer be read."""
     data = section.spec.data
     try:
-        return {id: _cut(render(data, id, row)) for id, row in read_eval(data)}
+        return {id: _cut(render(data, id, row).text) for id, row in read_eval(data)}
     except (UserError, OSError, ValueError, KeyError) as error:  # the hub's errors are OSErrors
         log.warning("cannot read the evaluated examples of %s: %s", data.name, error)
         return {}

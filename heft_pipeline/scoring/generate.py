@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from heft_pipeline.adapters.adapted import AdaptedModel
-from heft_pipeline.data.answer_text import AnswerText
-from heft_pipeline.data.batches import AnsweredPrompt, collate
+from heft_pipeline.data.answer_text import PLAIN, AnswerText
+from heft_pipeline.data.batches import AnsweredPrompt, collate, length_batches
 from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.memory import in_parts
+from heft_pipeline.scoring.extraction import Extraction, extraction
 from heft_pipeline.scoring.settings import EvaluationSettings
 
 Prompt = tuple[int, ...]
@@ -25,34 +27,70 @@ class Decoding:
     """How text is generated and read.
 
     Attributes:
-        texts: What is looked for, for each choice; where a text contains several, the first counts.
         tokens: The most new tokens.
-        match: ``begins`` or ``contains``: where in the text a choice is looked for.
+        match: ``begins`` or ``contains``: where in the text a choice is looked for; where it
+            contains several, the first counts.
+        answer: How a choice is written that a text begins with.
+        extraction: How a written answer is read and compared; None where choices are looked for.
         temperature: 0 for the likeliest token each time, else what logits are divided by.
         top_p: Tokens are drawn from the likeliest ones that together have this probability.
         top_k: Tokens are drawn from so many likeliest ones; None for all.
         seed: Decides what is drawn.
     """
 
-    texts: tuple[str, ...]
     tokens: int
     match: str = "begins"
+    answer: AnswerText = PLAIN
+    extraction: Extraction | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
     seed: int = 0
 
+    def read(self, text: str, example: Example) -> "Read":
+        """Read a text that was generated for an example."""
+        if self.extraction is not None:
+            found = self.extraction.of(text)
+            right = self.extraction.accepts(found, example.texts)
+            return Read(0 if right else -1, found is not None)
+        begins = self.match == "begins"
+        texts = [self.answer.of(one) for one in example.texts] if begins else example.texts
+        choice = named(text, texts, self.match)
+        return Read(choice, choice >= 0)
 
-def decoding(task: Task, evaluation: EvaluationSettings, seed: int) -> Decoding | None:
-    """How a task's answers are generated; None where they are only scored."""
+
+@dataclass(frozen=True)
+class Read:
+    """What a generated text says.
+
+    Attributes:
+        choice: The index of the choice that it names, -1 for none; of a written answer 0 if it is
+            accepted, else -1.
+        found: Whether it names a choice, or holds an answer.
+    """
+
+    choice: int
+    found: bool
+
+
+def decoding(
+    task: Task, data: DataSettings, evaluation: EvaluationSettings, seed: int
+) -> Decoding | None:
+    """How a task's answers are generated; None where they are only scored.
+
+    Args:
+        task: The task, tokenised.
+        data: Its settings.
+        evaluation: How answers are evaluated, with the mode resolved.
+        seed: The run's seed.
+    """
     if evaluation.mode != "generate":
         return None
-    written = AnswerText(evaluation.answer)
-    begins = evaluation.match == "begins"
     return Decoding(
-        tuple(written.of(text) for text in task.texts) if begins else task.texts,
-        evaluation.max_new_tokens or max(map(len, (*task.choices, *task.answers))),
+        evaluation.max_new_tokens or longest_answer(task),
         evaluation.match,
+        AnswerText(evaluation.answer),
+        extraction(data) if data.written else None,
         evaluation.temperature,
         evaluation.top_p,
         evaluation.top_k,
@@ -60,34 +98,40 @@ def decoding(task: Task, evaluation: EvaluationSettings, seed: int) -> Decoding 
     )
 
 
+def longest_answer(task: Task) -> int:
+    """The most tokens that an answer may take by default.
+
+    It is the longest that is trained on; where answers are chosen, also the longest choice of any
+    example. A reported row's written answer is not looked at for that.
+    """
+    chosen = () if not task.labels else (c for e in task.examples for c in e.choices)
+    return max(task.longest_answer, *map(len, chosen), 0)
+
+
 @torch.no_grad()
 def generated(
-    model: AdaptedModel,
-    examples: Sequence[Example],
-    batches: Sequence[Sequence[int]],
-    decoding: Decoding,
-) -> torch.Tensor:
-    """Decode text after each prompt, and look up which choice it names.
+    model: AdaptedModel, examples: Sequence[Example], batch_size: int, decoding: Decoding
+) -> list[str]:
+    """Decode text after each prompt, up to its end.
 
     Args:
         model: The model.
         examples: N examples.
-        batches: Their indices in batches, which change only the speed.
-        decoding: How text is generated and read.
+        batch_size: Prompts per forward pass; it changes only the speed.
+        decoding: How text is generated.
 
     Returns:
-        [N] int64 indices of choices; -1 if the text names none.
+        N texts without special tokens.
     """
-    predictions = torch.full((len(examples),), -1)
+    texts = [""] * len(examples)
     end = model.base.tokenizer.eos_token_id
-    for chosen in batches:
+    for chosen in length_batches([len(e.prompt) for e in examples], batch_size):
         run = lambda some: _continued(model, some, decoding)  # noqa: E731
         parts = in_parts(run, [examples[i] for i in chosen], model.base.device)
         for i, ids in zip(chosen, chain.from_iterable(parts), strict=True):
             own = ids[: ids.index(end)] if end in ids else ids
-            text = model.base.tokenizer.decode(own, skip_special_tokens=True)
-            predictions[i] = named(text, decoding.texts, decoding.match)
-    return predictions
+            texts[i] = model.base.tokenizer.decode(own, skip_special_tokens=True)
+    return texts
 
 
 def named(text: str, choices: Sequence[str], match: str) -> int:

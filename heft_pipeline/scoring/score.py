@@ -1,46 +1,71 @@
 """Scoring: which answer choice a model finds most likely after a prompt."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import log_softmax
 
 from heft_pipeline.adapters.adapted import AdaptedModel
-from heft_pipeline.data.batches import IGNORED_LABEL, AnsweredPrompt, collate, far_longer
-from heft_pipeline.data.prompts import Example
+from heft_pipeline.data.answer_text import PLAIN, AnswerText
+from heft_pipeline.data.batches import (
+    IGNORED_LABEL,
+    AnsweredPrompt,
+    collate,
+    length_batches,
+    split_by_tokens,
+)
+from heft_pipeline.data.prompts import Example, Task
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.memory import in_parts
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.forward import ReadPrompts, cache_name
-from heft_pipeline.scoring.generate import Decoding, generated
+from heft_pipeline.scoring.generate import Decoding, decoding, generated
+from heft_pipeline.scoring.lengths import Lengths, choice_lengths
+from heft_pipeline.scoring.settings import EvaluationSettings
 
-Choices = tuple[tuple[int, ...], ...]
-Prompt = tuple[int, ...]
+#: :func:`score` without what is the same for all of a task's examples.
+Scorer = Callable[..., "Scores"]
+#: A row of a batch and the tokens of one of its choices.
+Pair = tuple[int, tuple[int, ...]]
+#: The most logits that a pass over choices computes, and the most padded tokens on a CPU, beyond
+#: which they leave its caches.
+_LOGITS, _CPU_TOKENS = 2**26, 2048
+_NOTHING = float("-inf")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's scores for N examples with C choices.
+    """A model's scores for N examples with up to C choices; a written answer counts as one.
 
     Attributes:
-        log_probabilities: [N, C] float32, of each choice given the prompt (summed over tokens).
+        log_probabilities: [N, C] float32, of each choice given the prompt (summed over tokens);
+            -inf where an example has fewer choices.
+        lengths: [N, C] float32 each: what log-probabilities can be divided by, by name.
+        normalize: The name of the lengths that they are divided by.
         predictions: [N] int64, the predicted choice; -1 if several are exactly as likely, or if
-            generated text is none of them.
+            generated text is none of them. Of a written answer 0 if it is accepted, else -1.
         gold: [N] int64, the correct choice.
         credit: [N] float64, 1 for a right prediction, 0 for a wrong one. Where n choices are
             exactly as likely as each other and the correct one is among them, it is 1/n, which is
             what choosing among them at random would give.
         tied: How many examples have several likeliest choices; 0 where text is generated.
-        unmatched: How many generated texts name no choice.
+        unmatched: How many generated texts name no choice, or hold no answer.
+        texts: What was generated, as text; empty where nothing was.
     """
 
     log_probabilities: torch.Tensor
+    lengths: Lengths
+    normalize: str
     predictions: torch.Tensor
     gold: torch.Tensor
     credit: torch.Tensor
     tied: int
     unmatched: int = 0
+    texts: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -48,9 +73,17 @@ class Scores:
         return self.credit.mean().item()
 
     @property
+    def accuracies(self) -> dict[str, float]:
+        """The accuracy of the likeliest choices, by what log-probabilities are divided by."""
+        return {
+            name: credit(self.log_probabilities / lengths, self.gold).mean().item()
+            for name, lengths in self.lengths.items()
+        }
+
+    @property
     def logprob_accuracy(self) -> float:
         """The accuracy of the likeliest choices, whatever the predictions were read from."""
-        return credit(self.log_probabilities, self.gold).mean().item()
+        return self.accuracies[self.normalize]
 
     @property
     def loss(self) -> float:
@@ -61,9 +94,10 @@ class Scores:
 def score(
     model: AdaptedModel,
     examples: Sequence[Example],
-    choices: Choices,
     *,
     batch_size: int,
+    normalize: str = "none",
+    answer: AnswerText = PLAIN,
     decoding: Decoding | None = None,
     advance: Callable[[int], None] = lambda _: None,
     ranks: Ranks | None = None,
@@ -73,9 +107,11 @@ def score(
 
     Args:
         model: The model.
-        examples: N examples.
-        choices: Token ids of the C choices.
+        examples: N examples with choices.
         batch_size: Prompts per forward pass; it changes only the speed.
+        normalize: What a choice's log-probability is divided by; see
+            :class:`~heft_pipeline.scoring.settings.EvaluationSettings`.
+        answer: How the choices are written that are scored.
         decoding: How text is generated, for predictions that are read from it; log-probabilities
             are computed as well. None: the prediction is the choice with the highest
             log-probability; none if several have it.
@@ -90,29 +126,47 @@ def score(
         UserError: Log-probabilities are NaN.
     """
     gold = torch.tensor([e.gold for e in examples])
+    lengths = choice_lengths(examples, answer)
     own = ranks.share(examples) if ranks else examples
-    table = _log_probabilities(model, own, choices, batch_size, advance)
+    table = _log_probabilities(model, own, lengths["none"].shape[1], batch_size, advance)
     if not may_be_nan and (broken := int(table.isnan().any(dim=1).sum())):
         raise UserError(
             f"the model's log-probabilities of the answers are NaN for {broken} of {len(own)} "
             "prompts; use model.dtype=float32, or another checkpoint"
         )
-    predictions = (
-        likeliest(table)
-        if decoding is None
-        else generated(
-            model, own, scoring_batches([len(e.prompt) for e in own], batch_size), decoding
-        )
-    )
+    texts = [] if decoding is None else generated(model, own, batch_size, decoding)
     if ranks and ranks.world > 1:
-        parts = ranks.gather((table.tolist(), predictions.tolist()))
+        parts = ranks.gather((table.tolist(), texts))
         table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))
-        predictions = torch.tensor(ranks.unshare([chosen for _, chosen in parts]))
-    none = int((predictions < 0).sum())
+        texts = ranks.unshare([written for _, written in parts]) if decoding else []
     if decoding is None:
-        return Scores(table, predictions, gold, credit(table, gold), tied=none)
-    right = (predictions == gold).double()
-    return Scores(table, predictions, gold, right, tied=0, unmatched=none)
+        compared = table / lengths[normalize]
+        chosen = likeliest(compared)
+        right, tied, unmatched = credit(compared, gold), int((chosen < 0).sum()), 0
+    else:
+        read = [decoding.read(text, e) for text, e in zip(texts, examples, strict=True)]
+        chosen, tied, unmatched = torch.tensor([one.choice for one in read]), 0, 0
+        right = (chosen == gold).double()
+        unmatched = sum(not one.found for one in read)
+    return Scores(table, lengths, normalize, chosen, gold, right, tied, unmatched, tuple(texts))
+
+
+def scorer(task: Task, data: DataSettings, evaluation: EvaluationSettings, seed: int) -> Scorer:
+    """How a task's examples are scored: :func:`score` with the settings filled in.
+
+    Args:
+        task: The task, tokenised.
+        data: Its settings.
+        evaluation: How answers are evaluated, with the mode resolved.
+        seed: The run's seed.
+    """
+    return functools.partial(
+        score,
+        batch_size=evaluation.batch_size,
+        normalize=evaluation.normalize,
+        answer=AnswerText(evaluation.answer),
+        decoding=decoding(task, data, evaluation, seed),
+    )
 
 
 def likeliest(table: torch.Tensor) -> torch.Tensor:
@@ -150,89 +204,104 @@ def _best(table: torch.Tensor) -> torch.Tensor:
 def _log_probabilities(
     model: AdaptedModel,
     examples: Sequence[Example],
-    choices: Choices,
+    width: int,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
     """[N, C] log-probabilities; all choices of an example share one pass over its prompt."""
-    table = torch.empty(len(examples), len(choices))
-    for chosen in scoring_batches([len(e.prompt) for e in examples], batch_size):
-        table[chosen] = _scored(model, [examples[i].prompt for i in chosen], choices)
+    table = torch.empty(len(examples), width)
+    for chosen in length_batches([len(e.prompt) for e in examples], batch_size):
+        run = lambda some: _one_pass(model, some, width).cpu()  # noqa: E731
+        own = [examples[i] for i in chosen]
+        table[chosen] = torch.cat(in_parts(run, own, model.base.device))
         advance(len(chosen))
     return table
 
 
-def scoring_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of similar length, to keep padding low.
-
-    Args:
-        lengths: The prompts' lengths in tokens.
-        batch_size: The most prompts in a batch.
-
-    Returns:
-        Lists of indices into ``lengths``.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        batch = batches[-1] if batches else []
-        padded = batch and far_longer(lengths[index], lengths[batch[0]], len(batch))
-        if not batch or len(batch) >= batch_size or padded:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def _scored(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
-    """[B, C] log-probabilities on the CPU."""
-    run = lambda some: _one_pass(model, some, choices).cpu()  # noqa: E731
-    return torch.cat(in_parts(run, prompts, model.base.device))
-
-
-def _one_pass(model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices) -> torch.Tensor:
+def _one_pass(model: AdaptedModel, examples: Sequence[Example], width: int) -> torch.Tensor:
+    """[B, C] log-probabilities; -inf beyond an example's choices."""
+    prompts = [example.prompt for example in examples]
     batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], model.base.pad_token_id)
     batch = batch.to(model.base.device)
-    if all(len(c) == 1 for c in choices):
-        return _first_tokens(model.logits(batch)[:, -1], choices)
+    longer = [
+        (row, column)
+        for row, example in enumerate(examples)
+        for column, choice in enumerate(example.choices)
+        if len(choice) > 1
+    ]
+    if not longer:
+        return _first_tokens(model.logits(batch)[:, -1], examples, width)
     read = model.read_prompts(batch)
-    if read is None:
-        return _each_by_itself(model, prompts, choices)
-    return _first_tokens(read.logits, choices) + _later_tokens(model, read, choices)
+    if read is not None:
+        table = _first_tokens(read.logits, examples, width)
+        run = lambda some: _later_tokens(model, read, some)  # noqa: E731
+    else:
+        table = torch.full((len(examples), width), _NOTHING)
+        longer = [(row, c) for row, e in enumerate(examples) for c in range(len(e.choices))]
+        table[tuple(zip(*longer, strict=True))] = 0.0
+        run = lambda some: _each_by_itself(model, prompts, some)  # noqa: E731
+    # Those of similar lengths together, so that little is padded.
+    longer.sort(key=lambda at: len(examples[at[0]].choices[at[1]]))
+    pairs = [(row, examples[row].choices[column]) for row, column in longer]
+    own = 0 if read is not None else batch.input_ids.shape[1]
+    lengths = [own + len(choice) for _, choice in pairs]
+    for part in split_by_tokens(lengths, _most_tokens(model), similar=True):
+        table[tuple(zip(*longer[part], strict=True))] += run(pairs[part]).to(table.device)
+    return table
 
 
-def _first_tokens(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+def _most_tokens(model: AdaptedModel) -> int:
+    """The most padded tokens of one pass over choices."""
+    base = model.base
+    positions = max(1, _LOGITS // base.model.config.get_text_config().vocab_size)
+    return min(positions, _CPU_TOKENS) if base.device.type == "cpu" else positions
+
+
+def _first_tokens(logits: torch.Tensor, examples: Sequence[Example], width: int) -> torch.Tensor:
     """[B, C] log-probabilities of the choices' first tokens, from logits [B, V]."""
-    ids = torch.tensor([c[0] for c in choices], device=logits.device)
-    return log_softmax(logits.float(), dim=-1)[:, ids]
+    first = [[choice[0] for choice in example.choices] for example in examples]
+    ids = torch.tensor([[*one, *[IGNORED_LABEL] * (width - len(one))] for one in first])
+    ids = ids.to(logits.device)
+    found = log_softmax(logits.float(), dim=-1).gather(1, ids.clamp(min=0))
+    return found.masked_fill(ids < 0, _NOTHING)
 
 
-def _later_tokens(model: AdaptedModel, read: ReadPrompts, choices: Choices) -> torch.Tensor:
-    """[B, C] summed log-probabilities of all tokens but the first, continuing from the prompts."""
-    prompts, device = read.mask.shape[0], read.mask.device
-    width = max(map(len, choices)) - 1
+def _later_tokens(model: AdaptedModel, read: ReadPrompts, pairs: Sequence[Pair]) -> torch.Tensor:
+    """[P] summed log-probabilities of all tokens but the first, continuing from the prompts."""
+    device, width = read.mask.device, max(len(choice) for _, choice in pairs) - 1
     # Padding goes on the right, since later tokens change nothing before them.
-    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for c in choices])
-    labels = padded[:, 1:].to(device).repeat(prompts, 1)
-    own = (labels != IGNORED_LABEL).long()
-    mask = read.mask.repeat_interleave(len(choices), dim=0)
-    read.cache.batch_repeat_interleave(len(choices))
+    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for _, c in pairs])
+    labels = padded[:, 1:].to(device)
+    rows = torch.tensor([row for row, _ in pairs], device=device)
+    mask = read.mask[rows]
     output = model.base.model(
-        input_ids=padded[:, :-1].clamp(min=0).to(device).repeat(prompts, 1),
-        attention_mask=torch.cat([mask, own], dim=1),
+        input_ids=padded[:, :-1].clamp(min=0).to(device),
+        attention_mask=torch.cat([mask, (labels != IGNORED_LABEL).long()], dim=1),
         position_ids=mask.sum(dim=1, keepdim=True) + torch.arange(width, device=device),
         use_cache=True,
         logits_to_keep=width,
-        **{cache_name(model.base.model): read.cache},
+        **{cache_name(model.base.model): _selected(read.cache, rows)},
     )
-    return _picked(output.logits, labels).view(prompts, len(choices))
+    return _picked(output.logits, labels)
+
+
+def _selected(cache: Any, rows: torch.Tensor) -> Any:
+    """A cache of some prompts, some of them several times."""
+    from transformers.cache_utils import DynamicCache
+
+    found = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        found.update(layer.keys[rows], layer.values[rows], number)
+    return found
 
 
 def _each_by_itself(
-    model: AdaptedModel, prompts: Sequence[Prompt], choices: Choices
+    model: AdaptedModel, prompts: Sequence[tuple[int, ...]], pairs: Sequence[Pair]
 ) -> torch.Tensor:
-    """[B, C] log-probabilities where a prompt's keys and values cannot be shared."""
-    sequences = [AnsweredPrompt(p, c) for p in prompts for c in choices]
+    """[P] log-probabilities where a prompt's keys and values cannot be shared."""
+    sequences = [AnsweredPrompt(prompts[row], choice) for row, choice in pairs]
     batch = collate(sequences, model.base.pad_token_id).to(model.base.device)
-    return _picked(model.logits(batch), batch.labels).view(len(prompts), len(choices))
+    return _picked(model.logits(batch), batch.labels)
 
 
 def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -97,8 +97,16 @@ class SharedSettings(Settings):
 
     def check(self, key: str) -> None:
         """Refuse adapters that do not support the evaluation mode, and choosing without rows."""
+        written = self.data.written
+        evaluation = self.evaluation.resolved(written=written)
+        evaluation.check("evaluation")
+        if written and (evaluation.mode != "generate" or evaluation.match != "begins"):
+            raise UserError(
+                "data.kind=answer: answers are generated and compared with data.extract and "
+                "data.compare; leave evaluation.mode and evaluation.match as they are"
+            )
         for name in kinds():
-            self.adapter(name).check_mode(self.evaluation.mode)
+            self.adapter(name).check_mode(evaluation.mode)
         chosen = self.method.stages and self.training.selection == "best"
         if chosen and not self.data.has_dev:
             raise UserError(

@@ -47,7 +47,6 @@ def merged_if_asked(
         yield None
         return
     read = task()
-    answer = read.choices[0][:1]
-    probe = [AnsweredPrompt(e.prompt, answer) for e in (read.dev or read.train)[:8]]
+    probe = [AnsweredPrompt(e.prompt, e.answer[:1]) for e in (read.dev or read.train)[:8]]
     with merged_parents(model, probe) as error:
         yield error

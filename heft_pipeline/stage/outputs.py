@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,38 +12,72 @@ from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.adapters.edit_sizes import EditSizes
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Task
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.scoring.extraction import extraction
 from heft_pipeline.scoring.score import Scores
 
 #: How many dev examples the sizes of edits are measured on; enough for a mean of norms.
 _EDIT_EXAMPLES = 128
 
 
-def write_predictions(path: Path, task: Task, scores: Scores) -> None:
+def write_predictions(path: Path, data: DataSettings, task: Task, scores: Scores) -> None:
     """Write ``predictions.parquet``.
 
     Its columns are ``id``, ``gold``, ``prediction`` (null if several choices are exactly as likely,
-    or if generated text is none of them), ``logprob_LABEL`` for each label, and ``credit``: 1 if
-    the prediction is right, 0 if it is wrong, and 1/n if it is one of n equally likely ones.
+    or if generated text is none of them), and ``credit``: 1 if the prediction is right, 0 if it is
+    wrong, and 1/n if it is one of n equally likely ones. Choices that all rows share have a column
+    ``logprob_LABEL`` for each label. Choices that rows have of their own are called by letters,
+    and a row has lists of their ``logprobs``, ``tokens`` and ``bytes`` (lengths). A written answer
+    has the ``logprob`` of the accepted one, ``gold`` and ``prediction`` hold the parts of the texts
+    that count, and ``text`` what was written. Generated text is in ``text``, too.
 
     Args:
         path: The file.
+        data: The task's settings.
         task: The task.
         scores: The scores of the task's reported split.
     """
-    labels = [*task.labels, None]  # index -1 is 'none of them'
-    table = pd.DataFrame(
-        {
-            "id": [e.id for e in task.eval],
-            "gold": [labels[i] for i in scores.gold.tolist()],
-            "prediction": [labels[i] for i in scores.predictions.tolist()],
-        }
-    )
-    for column, label in enumerate(task.labels):
-        table[f"logprob_{label}"] = scores.log_probabilities[:, column].numpy()
+    columns = _written(data, task, scores) if data.written else _chosen(task, scores)
+    table = pd.DataFrame({"id": [e.id for e in task.eval], **columns})
+    if scores.texts:
+        table["text"] = list(scores.texts)
     table["credit"] = scores.credit.numpy()
     partial = path.with_suffix(f".{os.getpid()}")
     table.to_parquet(partial, index=False)
     partial.replace(path)
+
+
+def _chosen(task: Task, scores: Scores) -> dict[str, Any]:
+    labels = [*task.labels, None]  # index -1 is 'none of them'
+    found: dict[str, Any] = {
+        "gold": [labels[i] for i in scores.gold.tolist()],
+        "prediction": [labels[i] for i in scores.predictions.tolist()],
+    }
+    if task.shared:
+        log_probabilities = scores.log_probabilities.T.numpy()
+        return found | {
+            f"logprob_{label}": own
+            for label, own in zip(task.labels, log_probabilities, strict=True)
+        }
+    lists = {
+        "logprobs": scores.log_probabilities,
+        "tokens": scores.lengths["token"],
+        "bytes": scores.lengths["byte"],
+    }
+    counts = [len(example.choices) for example in task.eval]
+    return found | {
+        name: [row[:count].numpy() for row, count in zip(values, counts, strict=True)]
+        for name, values in lists.items()
+    }
+
+
+def _written(data: DataSettings, task: Task, scores: Scores) -> dict[str, Any]:
+    read = extraction(data)
+    return {
+        "gold": [read.of(example.texts[0]) or example.texts[0] for example in task.eval],
+        "prediction": [read.of(text) for text in scores.texts],
+        "logprob": scores.log_probabilities[:, 0].numpy(),
+    }
 
 
 def write_edit_sizes(folder: Path, model: AdaptedModel, task: Task, batch_size: int) -> None:
@@ -54,9 +89,9 @@ def write_edit_sizes(folder: Path, model: AdaptedModel, task: Task, batch_size: 
         task: The task, whose dev examples are read, or training examples if it has none.
         batch_size: Sequences per forward pass.
     """
-    answer = task.choices[0][:1]  # an edit of the prompt does not see the answer
     examples = (task.dev or task.train)[:_EDIT_EXAMPLES]
-    sequences = [AnsweredPrompt(e.prompt, answer) for e in examples]
+    # An edit of the prompt does not see the answer.
+    sequences = [AnsweredPrompt(e.prompt, e.answer[:1]) for e in examples]
     for kind, table in edit_sizes(model, sequences, batch_size).items():
         table.to_csv(folder / f"{kind}_edits.csv", index=False)
 

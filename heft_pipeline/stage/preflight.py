@@ -11,6 +11,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import check_model, load_config, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.scoring.generate import longest_answer
 from heft_pipeline.stage.cached_inputs import cached_task
 
 
@@ -86,14 +87,15 @@ def _check_merging(stage: StageSpec) -> None:
 def _check_ids(model: ModelSettings, task: Task) -> None:
     """Refuse a tokenizer with tokens that the model has no embedding for."""
     size = load_config(model).get_text_config().vocab_size
-    for example in (*task.train, *task.dev, *task.eval):
+    for example in task.examples:
         if max(example.prompt) >= size:
             raise UserError(
                 f"model.id={model.id}: its tokenizer makes the token {max(example.prompt)} of row "
                 f"{example.id}, and the model has embeddings for tokens 0 to {size - 1} only; use "
                 "the tokenizer that belongs to the model, or resize its embeddings"
             )
-    beyond = max(max(answer) for answer in (*task.choices, *task.answers))
+    answers = {answer for e in task.examples for answer in (*e.choices, e.answer)}
+    beyond = max(map(max, answers))
     if beyond >= size:
         raise UserError(
             f"model.id={model.id}: its tokenizer makes the token {beyond} of an answer choice, "
@@ -104,10 +106,13 @@ def _check_ids(model: ModelSettings, task: Task) -> None:
 def _check_length(stage: StageSpec, task: Task) -> None:
     model, data, evaluation = stage.model, stage.data, stage.evaluation
     limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
-    answer = max(map(len, (*task.choices, *task.answers)))
+    written = 0
     if evaluation.mode == "generate":
-        answer = max(answer, evaluation.max_new_tokens or 0)
-    longest = max(task.prompt_lengths)
+        written = evaluation.max_new_tokens or longest_answer(task)
+    longest, answer = max(
+        ((len(e.prompt), max(written, len(e.answer), *map(len, e.choices))) for e in task.examples),
+        key=sum,
+    )
     if limit is not None and 0 < limit < longest + answer:  # XLNet's -1 is no limit
         raise UserError(
             f"data.max_prompt_tokens={data.max_prompt_tokens}: a prompt of {data.name} has "

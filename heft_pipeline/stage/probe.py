@@ -18,9 +18,10 @@ from heft_pipeline.data.prompts import Example
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
-from heft_pipeline.scoring.score import Choices, score
+from heft_pipeline.scoring.score import score
 from heft_pipeline.training.loss import answer_loss
 
+Choices = tuple[tuple[int, ...], ...]
 #: The lengths of the two prompts; they differ, so that one is padded.
 _LENGTHS = (24, 10)
 _LONGER = (400, 300)
@@ -218,11 +219,12 @@ def _by_itself(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
 
 def _scored(base: Base, prompts: Sequence[tuple[int, ...]], choices: Choices) -> torch.Tensor:
     """[2, C] log-probabilities as stages score them; NaN where they are not numbers."""
-    examples = [Example(str(i), prompt, 0) for i, prompt in enumerate(prompts)]
+    examples = [
+        Example(str(i), prompt, 0, choices=choices, texts=("",) * len(choices))
+        for i, prompt in enumerate(prompts)
+    ]
     with adapted(base, []) as model:
-        return score(
-            model, examples, choices, batch_size=len(examples), may_be_nan=True
-        ).log_probabilities
+        return score(model, examples, batch_size=len(examples), may_be_nan=True).log_probabilities
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:

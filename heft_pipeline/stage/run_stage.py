@@ -1,6 +1,7 @@
 """One stage from start to end: its parents, training, evaluation, and what is saved."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -17,8 +18,7 @@ from heft_pipeline.devices.processes import start_ranks
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.models.layers import compiled_layers, recomputed_layers
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.scoring.generate import decoding
-from heft_pipeline.scoring.score import Scores, score
+from heft_pipeline.scoring.score import Scores, scorer
 from heft_pipeline.stage.cached_inputs import cached_base, cached_probe, cached_task
 from heft_pipeline.stage.forgetting import measure_forgetting
 from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked
@@ -128,7 +128,7 @@ def _train_and_evaluate(
         eval_seconds = time.perf_counter() - evaluated
         if ranks.first:
             write_edit_sizes(folder, model, task, stage.evaluation.batch_size)
-            write_predictions(folder / "predictions.parquet", task, scores)
+            write_predictions(folder / "predictions.parquet", stage.data, task, scores)
         seconds = {"eval_seconds": eval_seconds, "wall_seconds": time.perf_counter() - started}
         peak_memory_mb = peak_mb(device)
         until_evaluated.close()
@@ -164,7 +164,8 @@ def _train(
     torch.manual_seed(stage.seed)
     model.add(stage.adapters)
     parameters = model.count()
-    recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, stage.evaluation)
+    score = scorer(task, stage.data, stage.evaluation, stage.seed)
+    recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, score)
     if training.compile:
         until_evaluated.enter_context(compiled_layers(model.base))
     if training.gradient_checkpointing:
@@ -186,15 +187,14 @@ def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Contro
         done += count
         control.progress("eval", done, len(control.ranks.share(task.eval)))
 
-    return score(
-        model,
-        task.eval,
-        task.choices,
-        batch_size=stage.evaluation.batch_size,
-        decoding=decoding(task, stage.evaluation, stage.seed),
-        advance=advance,
-        ranks=control.ranks,
-    )
+    score = scorer(task, stage.data, stage.evaluation, stage.seed)
+    return score(model, task.eval, advance=advance, ranks=control.ranks)
+
+
+def _majority(task: Task) -> float:
+    """The accuracy of always giving the most frequent answer."""
+    golds = Counter(e.texts[0] if not task.labels else e.gold for e in task.eval)
+    return max(golds.values()) / len(task.eval)
 
 
 def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> dict[str, Any]:
@@ -207,6 +207,8 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "label": stage.label,
         "accuracy": scores.accuracy,
         "logprob_accuracy": scores.logprob_accuracy,
+        "normalize": scores.normalize,
+        "accuracies": scores.accuracies,
         "eval_loss": scores.loss,
         "n_eval": len(task.eval),
         "n_train": len(task.train),
@@ -217,7 +219,8 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "unmatched_rows": scores.unmatched,
         "overlapping_rows": len(task.overlap),
         "repeated_rows": task.repeated,
-        "majority_accuracy": scores.gold.bincount().max().item() / len(task.eval),
+        "majority_accuracy": _majority(task),
+        "chance_accuracy": sum(1 / len(e.choices) for e in task.eval) / len(task.eval),
         "best_epoch": counters.best_epoch or None,
         "best_dev_accuracy": counters.best_accuracy if counters.best_epoch else None,
         "epochs_trained": counters.epoch,

@@ -10,7 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from heft_pipeline.data.batches import AnsweredPrompt, epoch_batches, split_by_tokens
+from heft_pipeline.data.batches import (
+    AnsweredPrompt,
+    epoch_batches,
+    length_batches,
+    split_by_tokens,
+)
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.models.reuse.estimate import (
     Choice,
@@ -21,7 +26,7 @@ from heft_pipeline.models.reuse.estimate import (
     tried_first,
     work_of,
 )
-from heft_pipeline.scoring.score import scoring_batches
+from heft_pipeline.scoring.generate import longest_answer
 from heft_pipeline.scoring.settings import EvaluationSettings
 from heft_pipeline.training.flops import FlopCounter
 
@@ -95,7 +100,7 @@ class ExpectedWork:
     ) -> None:
         self._flops, self._num_layers, self._task = flops, num_layers, task
         self._steps, self._evaluation = steps, evaluation
-        self._answered = [AnsweredPrompt(e.prompt, task.answered(e)) for e in task.train]
+        self._answered = [AnsweredPrompt(e.prompt, e.answer) for e in task.train]
         self._kept: set[AnsweredPrompt] = set()
         self.keys_values = True
         self._epochs: list[float] = []
@@ -150,7 +155,12 @@ class ExpectedWork:
         steps, counted, flop = self._steps, Counter[Shape](), 0.0
         apart = not steps.group_by_length
         for batch in epoch_batches(
-            self._task.train, steps.batch_size, steps.seed, number, steps.group_by_length
+            self._task.train,
+            steps.batch_size,
+            steps.seed,
+            number,
+            steps.group_by_length,
+            with_answers=not self._task.shared,
         ):
             sequences = [self._answered[i] for i in batch]
             if apart:
@@ -190,21 +200,21 @@ class ExpectedWork:
 
     def _scored(self, examples: Sequence[Example], choice: Choice) -> float:
         """The operations of scoring examples once."""
-        choices, flop = self._task.choices, 0.0
-        longest = max(map(len, choices))
-        if longest > 1 and choice.layers:  # keys and values are needed of all layers
-            choice = _NOTHING_REUSED
+        flop = 0.0
         lengths = [len(e.prompt) for e in examples]
-        for batch in scoring_batches(lengths, self._evaluation.batch_size):
+        for batch in length_batches(lengths, self._evaluation.batch_size):
             rows, tokens = len(batch), max(lengths[i] for i in batch)
-            flop += self._forward(Shape(rows, tokens, 1), choice)
-            if choice.suffix or choice.layers:
+            later = [len(c) - 1 for i in batch for c in examples[i].choices if len(c) > 1]
+            own = choice
+            if later and choice.layers:  # keys and values are needed of all layers
+                own = _NOTHING_REUSED
+            flop += self._forward(Shape(rows, tokens, 1), own)
+            if own.suffix or own.layers:
                 flop += self._missing([AnsweredPrompt(examples[i].prompt, (0,)) for i in batch])
-            if longest > 1:
-                together = rows * len(choices)
-                flop += self._flops.forward(together, longest - 1, longest - 1, reused=tokens)
+            for length, times in Counter(later).items():
+                flop += self._flops.forward(times, length, length, reused=tokens)
             if self._evaluation.mode == "generate":
-                written = self._evaluation.max_new_tokens or longest
+                written = self._evaluation.max_new_tokens or longest_answer(self._task)
                 flop += self._flops.forward(rows, tokens, 1)
                 flop += (written - 1) * self._flops.forward(rows, 1, 1, reused=tokens)
         return flop

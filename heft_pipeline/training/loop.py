@@ -16,9 +16,7 @@ from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.devices.memory import peak_mb
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.errors import Interrupted, NonFiniteLoss
-from heft_pipeline.scoring.generate import decoding
-from heft_pipeline.scoring.score import Scores, score
-from heft_pipeline.scoring.settings import EvaluationSettings
+from heft_pipeline.scoring.score import Scorer, Scores
 from heft_pipeline.training.accumulate import accumulate
 from heft_pipeline.training.activation_reuse import reuse_activations
 from heft_pipeline.training.checkpoint import Checkpoints
@@ -69,14 +67,14 @@ class Recipe:
         seed: The seed of the order of examples and of dropout.
         schedule: How long to train, and the size and warm-up of the steps.
         training: All other settings of training.
-        evaluation: How the dev split is scored.
+        score: Scores the dev split; see :func:`~heft_pipeline.scoring.score.scorer`.
     """
 
     label: str
     seed: int
     schedule: Schedule
     training: TrainingSettings
-    evaluation: EvaluationSettings
+    score: Scorer
 
 
 class Trainer:
@@ -183,7 +181,7 @@ class Trainer:
                 counters.train_flop += share * self._flops.forward(rows, tokens, 1)
 
         started = time.perf_counter()
-        trained = [AnsweredPrompt(e.prompt, self._task.answered(e)) for e in self._task.train]
+        trained = [AnsweredPrompt(e.prompt, e.answer) for e in self._task.train]
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]  # no answer is read
         self.reuse = reuse_activations(
             self._model,
@@ -203,7 +201,7 @@ class Trainer:
         """Do one optimiser step: gradients, clipping, update and logging."""
         started, state = time.perf_counter(), self._state
         self._model.training(True)
-        answered = [AnsweredPrompt(e.prompt, self._task.answered(e)) for e in examples]
+        answered = [AnsweredPrompt(e.prompt, e.answer) for e in examples]
         loss, state.counters.micro_batch_tokens = accumulate(
             self._model,
             self._ranks.share(answered),
@@ -260,7 +258,7 @@ class Trainer:
     def _score_dev(self) -> Scores | None:
         """Score the dev split at the end of an epoch; None if there is none."""
         self._check_health()
-        counters, evaluation = self._state.counters, self._recipe.evaluation
+        counters = self._state.counters
         if not self._task.dev:
             counters.epoch += 1
             return None
@@ -268,14 +266,7 @@ class Trainer:
         self._model.training(False)
         self._scoring = True
         with self._model.between_steps():
-            dev = score(
-                self._model,
-                self._task.dev,
-                self._task.choices,
-                batch_size=evaluation.batch_size,
-                decoding=decoding(self._task, evaluation, self._recipe.seed),
-                ranks=self._ranks,
-            )
+            dev = self._recipe.score(self._model, self._task.dev, ranks=self._ranks)
         self._scoring = False
         counters.dev_seconds += time.perf_counter() - started
         counters.epoch += 1
@@ -343,6 +334,7 @@ class Trainer:
             recipe.seed,
             epoch,
             recipe.training.group_by_length,
+            with_answers=not self._task.shared,
         )
 
     def _count(self, batch: Batch) -> None:

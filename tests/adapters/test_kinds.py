@@ -82,7 +82,7 @@ def test_a_saved_adapter_gives_the_logits_it_was_trained_to_give(
         assert not any(p.requires_grad for a in model.adapters for p in a.parameters().values())
     with adapted(base, []) as model, torch.no_grad():
         assert torch.equal(model.logits(batch), untouched), "the base model is itself again"
-    choices = torch.tensor([c[0] for c in task.choices])
+    choices = torch.tensor([c[0] for c in task.eval[0].choices])
     chosen = logits[:, choices].argmax(dim=1)
     gold = torch.tensor([e.gold for e in task.eval])
     assert (chosen == gold).double().mean().item() == result["accuracy"]

@@ -47,7 +47,7 @@ def test_a_variant_trains_as_plain_peft_does(
     for batch in epoch_batches(task.train, 8, 0, 0):
         total = torch.zeros(())
         for example in (task.train[i] for i in batch):
-            ids = torch.tensor([example.prompt + task.choices[example.gold]])
+            ids = torch.tensor([example.prompt + example.answer])
             labels = ids.clone()
             labels[:, : len(example.prompt)] = -100
             total = total + model(input_ids=ids, labels=labels).loss / len(batch)

@@ -66,7 +66,9 @@ def test_a_trained_red_is_the_feed_forward_output_times_a_scale_plus_a_bias(
     for row, example in zip(table.itertuples(), task.eval, strict=True):
         with torch.no_grad():
             logits = plain(torch.tensor([example.prompt])).logits[0, -1].log_softmax(dim=-1)
-        assert row.logprob_true == pytest.approx(logits[task.choices[0][0]].item(), abs=1e-4)
+        assert row.logprob_true == pytest.approx(
+            logits[task.eval[0].choices[0][0]].item(), abs=1e-4
+        )
 
 
 def test_an_exported_red_is_applied_by_the_lines_that_come_with_it(

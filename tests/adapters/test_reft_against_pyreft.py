@@ -91,7 +91,7 @@ def test_short_prompts_are_edited_as_pyreft_does(
 def some_batch(task: Task, padding_side: str) -> Batch:
     examples = task.train[:6]
     assert len({len(e.prompt) for e in examples}) > 1, "padding must be at work"
-    sequences = [AnsweredPrompt(e.prompt, task.choices[e.gold]) for e in examples]
+    sequences = [AnsweredPrompt(e.prompt, e.answer) for e in examples]
     return collate(sequences, 0, padding_side)
 
 
@@ -206,7 +206,7 @@ def test_padding_changes_no_logits(compose_run: ComposeRun, small: list[str]) ->
         shake(model)
         together = model.logits(some_batch(task, "left"))
         for row, example in enumerate(task.train[:6]):
-            sequence = AnsweredPrompt(example.prompt, task.choices[example.gold])
+            sequence = AnsweredPrompt(example.prompt, example.answer)
             alone = model.logits(collate([sequence], 0))
             torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
 

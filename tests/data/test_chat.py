@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from heft_pipeline.data.encode import Encoder, pieces
+from heft_pipeline.data.encode import Encoder, render
 from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -71,14 +71,14 @@ def test_prompts_are_what_the_tokenizer_makes_of_the_conversation(
         assert example.id == id
         assert list(example.prompt) == list(expected)
     own = chat_tokenizer(["Yes", "No"], add_special_tokens=False)["input_ids"]
-    assert list(map(list, task.choices)) == own
+    assert list(map(list, task.eval[0].choices)) == own
 
 
 def test_a_rows_text_cannot_end_its_turn(data: DataSettings, chat_tokenizer: Any) -> None:
     from heft_pipeline.data.chat import Chat
 
     chat_tokenizer.chat_template = CHATML
-    prompt = pieces(data, "train/0", {"passage": "a <|im_end|> b", "question": "c"})
+    prompt = render(data, "train/0", {"passage": "a <|im_end|> b", "question": "c"}).prompt
     (ids,) = Encoder(chat_tokenizer).encode([Chat(chat_tokenizer, None).pieces("train/0", prompt)])
     end = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ids.count(end) == 1, "only the template's own"
@@ -145,10 +145,10 @@ def test_each_adapter_and_the_evaluation_have_answers_of_their_own(
     run = compose_run(*small, "method=heft", *answers)
     coarse, fine = (cached_task(stage) for stage in run.stages)
     words = [8 + n for n in (1, 2)]
-    assert coarse.answers == ((words[0], 3), (words[0], 4))
-    assert fine.answers == ((3, 2), (4, 2))
-    assert coarse.choices == fine.choices == ((3, words[1]), (4, words[1]))
-    assert coarse.answered(coarse.train[0]) == coarse.answers[coarse.train[0].gold]
+    for one, other in zip(coarse.train, fine.train, strict=True):
+        assert one.answer == (words[0], (3, 4)[one.gold])
+        assert other.answer == ((3, 4)[other.gold], 2)
+        assert one.choices == other.choices == ((3, words[1]), (4, words[1]))
 
 
 def test_answers_that_make_no_sense_are_refused(compose_run: ComposeRun, small: list[str]) -> None:

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from heft_pipeline.data.answer_text import PLAIN
 from heft_pipeline.data.answers import answer_tokens
-from heft_pipeline.data.encode import Encoder, Piece, pieces, render
+from heft_pipeline.data.encode import Encoder, render
 from heft_pipeline.data.prompts import _cut
+from heft_pipeline.data.row_choices import Piece
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
@@ -53,7 +54,7 @@ def data(compose_run: Callable[..., Run], small: list[str]) -> DataSettings:
 
 
 def prompted(data: DataSettings, template: str, **row: Any) -> list[Piece]:
-    return pieces(dataclasses.replace(data, prompt=template), "train/0", row)
+    return render(dataclasses.replace(data, prompt=template), "train/0", row).prompt
 
 
 def test_a_prompt_starts_with_the_special_token_and_does_not_end_with_one(
@@ -133,7 +134,7 @@ def test_a_blank_at_the_prompts_end_moves_to_every_choice(
         ends, prompt="{x} Answer:", choices={k: blank + v for k, v in choices.items()}
     )
     row = {"x": "the sky"}
-    one, other = (pieces(task, "train/0", row) for task in (ends, moved))
+    one, other = (render(task, "train/0", row).prompt for task in (ends, moved))
     assert encoder.encode([one]) == encoder.encode([other])
     assert answer_tokens(ends, encoder, one, PLAIN) == answer_tokens(moved, encoder, other, PLAIN)
 
@@ -142,8 +143,8 @@ def test_all_choices_have_one_boundary(data: DataSettings) -> None:
     """If one choice merges with the prompt, all are tokenised by themselves."""
     encoder = Encoder(trained_tokenizer(metaspace=True))
     asked = dataclasses.replace(data, prompt="{x}", choices={"true": "ab", "false": "?"})
-    found = answer_tokens(asked, encoder, pieces(asked, "train/0", {"x": "w"}), PLAIN)
-    assert found == (encoder.alone("ab"), encoder.alone("?"))
+    found = answer_tokens(asked, encoder, render(asked, "train/0", {"x": "w"}).prompt, PLAIN)
+    assert found == tuple(encoder.alone([(text, False)]) for text in ("ab", "?"))
 
 
 @pytest.mark.parametrize("x", ["天空是蓝色的吗草是绿色的" * 8, "the sky is blue " * 12])
@@ -153,8 +154,8 @@ def test_a_text_of_any_script_is_cut_at_its_tokens(data: DataSettings, x: str) -
     asked = dataclasses.replace(
         data, prompt="{x} Answer:", truncate_column="x", max_prompt_tokens=limit
     )
-    (whole,) = encoder.encode([pieces(asked, "train/0", {"x": x})])
-    ids = _cut(asked, encoder, None, "train/0", {"x": x}, len(whole))
+    (whole,) = encoder.encode([render(asked, "train/0", {"x": x}).prompt])
+    _, ids = _cut(asked, encoder, None, "train/0", {"x": x}, len(whole))
     kept = tokenizer.decode(ids[1:]).removesuffix(" Answer:")
     assert x.startswith(kept)
     # As much is kept as fits: a character has up to three tokens here.
@@ -176,4 +177,4 @@ def test_what_is_no_text_is_refused_with_its_row_and_column(
 def test_numbers_and_parts_of_a_column_are_text(data: DataSettings) -> None:
     asked = dataclasses.replace(data, prompt="{n:.1f} {x[text][0]} {flag} {{}}:")
     row = {"n": 0.25, "x": {"text": ["blue"]}, "flag": True}
-    assert render(asked, "train/0", row) == "0.2 blue True {}:"
+    assert render(asked, "train/0", row).text == "0.2 blue True {}:"

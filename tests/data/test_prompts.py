@@ -10,9 +10,10 @@ import pytest
 
 from heft_pipeline.data.answer_text import PLAIN
 from heft_pipeline.data.answers import answer_tokens
+from heft_pipeline.data.asked import read_answers
 from heft_pipeline.data.dev_split import hold_out
-from heft_pipeline.data.encode import Encoder, pieces
-from heft_pipeline.data.prompts import Task, _golds, load_task
+from heft_pipeline.data.encode import Encoder, render
+from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -137,10 +138,10 @@ def test_choices_are_tokenised_as_they_stand_after_the_prompt(
     compose_run: ComposeRun, small: list[str]
 ) -> None:
     task, data, tokenizer = loaded(compose_run, *small, "data.choices.true=' yes w3 w4'")
-    assert [tokenizer.decode(c) for c in task.choices] == ["yes w3 w4", "no"]
+    assert [tokenizer.decode(c) for c in task.eval[0].choices] == ["yes w3 w4", "no"]
     assert task.labels == ("true", "false")
-    prompt = pieces(data, "train/0", {"passage": "w1 w2", "question": "w1"})
-    assert answer_tokens(data, Encoder(tokenizer), prompt, PLAIN) == task.choices
+    prompt = render(data, "train/0", {"passage": "w1 w2", "question": "w1"}).prompt
+    assert answer_tokens(data, Encoder(tokenizer), prompt, PLAIN) == task.eval[0].choices
 
 
 def test_a_merging_tokenizer_gets_its_choices_by_themselves(
@@ -185,7 +186,8 @@ def test_labels_of_a_yaml_file_are_compared_as_a_row_shows_them(
     data = task_file(choices, values)
     assert data.labels == tuple(labels)
     assert all(isinstance(text, str) for text in data.choices.values())
-    assert _golds(data, "eval", read_splits(data, 0)["eval"]) == [0, 1] * 8
+    found = read_answers(data, "eval", read_splits(data, 0)["eval"])
+    assert [one.gold for one in found] == [0, 1] * 8
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_labels_and_texts_that_yaml_takes_for_something_else_are_explained(
 ) -> None:
     with pytest.raises(UserError, match=said):
         data = task_file(choices, values)
-        _golds(data, "eval", read_splits(data, 0)["eval"])
+        read_answers(data, "eval", read_splits(data, 0)["eval"])
 
 
 @pytest.fixture

@@ -60,14 +60,17 @@ def test_a_text_is_compared_with_answers_as_they_are_written(
 ) -> None:
     asked = ["evaluation.mode=generate", "evaluation.answer='w1 {choice}'"]
     stage = compose_run(*small, *asked, "method=lora", "lora.answer='w1 w2 w3 {choice}'").last
-    how = decoding(cached_task(stage), stage.evaluation, 0)
+    how = decoding(cached_task(stage), stage.data, stage.evaluation, 0)
     assert how is not None
-    assert how.texts == ("w1  yes", "w1  no")
+    example = cached_task(stage).eval[0]
+    said = [how.read(text, example).choice for text in ("w1  no", "no", "w1  yes w2", "yes")]
+    assert said == [1, -1, 0, -1]
     assert how.tokens == 4, "as many as the answers that were trained on"
     anywhere = compose_run(*small, *asked, "evaluation.match=contains").last
-    how = decoding(cached_task(anywhere), anywhere.evaluation, 0)
+    how = decoding(cached_task(anywhere), anywhere.data, anywhere.evaluation, 0)
     assert how is not None
-    assert how.texts == (" yes", " no")
+    said = [how.read(text, example).choice for text in ("w1 no", "no", "w2 yes w1 no", "w1")]
+    assert said == [1, 1, 0, -1]
 
 
 def test_memory_that_runs_out_halves_the_batch(
@@ -75,9 +78,9 @@ def test_memory_that_runs_out_halves_the_batch(
 ) -> None:
     stage = compose_run(*small, *GENERATE, "evaluation.temperature=1").last
     task, base = cached_task(stage), load_base(stage.model, CPU)
-    how = decoding(task, stage.evaluation, 0)
+    how = decoding(task, stage.data, stage.evaluation, 0)
     with adapted(base, []) as model:
-        expected = score(model, task.eval, task.choices, batch_size=50, decoding=how)
+        expected = score(model, task.eval, batch_size=50, decoding=how)
         real, sizes = base.model.generate, []
 
         def sometimes(*_: Any, input_ids: torch.Tensor, **more: Any) -> Any:
@@ -87,7 +90,7 @@ def test_memory_that_runs_out_halves_the_batch(
             return real(input_ids=input_ids, **more)
 
         monkeypatch.setattr(base.model, "generate", sometimes)
-        found = score(model, task.eval, task.choices, batch_size=50, decoding=how)
+        found = score(model, task.eval, batch_size=50, decoding=how)
     assert max(sizes) > 5 >= min(sizes)
     assert found.predictions.tolist() == expected.predictions.tolist()
 
@@ -106,14 +109,14 @@ def rows(count: int) -> list[Example]:
 
 def test_drawn_tokens_have_the_distribution_that_was_asked_for() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(4000, 1)
-    process = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, seed=3))
+    process = _process(rows(4000), Decoding(1, temperature=0.7, seed=3))
     counts = Counter(process(None, logits).argmax(dim=1).tolist())
     expected = (logits[0] / 0.7).softmax(dim=0)
     for token in range(4):
         assert counts[token] / 4000 == pytest.approx(expected[token].item(), abs=0.025)
-    narrow = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, top_p=0.9, top_k=3))
+    narrow = _process(rows(4000), Decoding(1, temperature=0.7, top_p=0.9, top_k=3))
     assert set(narrow(None, logits).argmax(dim=1).tolist()) == {0, 1}
-    greedy = _process(rows(4000), Decoding(("a",), 1, temperature=0.7, top_k=1))
+    greedy = _process(rows(4000), Decoding(1, temperature=0.7, top_k=1))
     assert set(greedy(None, logits).argmax(dim=1).tolist()) == {0}
 
 
@@ -126,8 +129,8 @@ def test_what_is_drawn_depends_on_the_seed_and_the_row_only(
     found = []
     with adapted(base, []) as model:
         for size, seed in ((50, 0), (7, 0), (50, 1)):
-            how = decoding(task, stage.evaluation, seed)
-            found.append(score(model, task.eval, task.choices, batch_size=size, decoding=how))
+            how = decoding(task, stage.data, stage.evaluation, seed)
+            found.append(score(model, task.eval, batch_size=size, decoding=how))
     one, same, other = (scores.predictions.tolist() for scores in found)
     assert one == same
     assert one != other

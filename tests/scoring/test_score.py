@@ -1,6 +1,6 @@
 """Choice scoring against an independent computation with transformers alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,16 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heft_pipeline.adapters.adapted import adapted
-from heft_pipeline.data.batches import AnsweredPrompt, collate
-from heft_pipeline.data.prompts import load_task
+from heft_pipeline.data.batches import AnsweredPrompt, collate, length_batches
+from heft_pipeline.data.prompts import Example, load_task
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, load_base
 from heft_pipeline.models.reuse.frozen_layers import FrozenLayers
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring.generate import Decoding
-from heft_pipeline.scoring.score import Scores, credit, likeliest, score, scoring_batches
+from heft_pipeline.scoring.score import Scores, credit, likeliest, score
 from heft_pipeline.training.activation_reuse import reuse_activations
+from tests.scoring.given_choices import with_choices
 
 ComposeRun = Callable[..., Run]
 
@@ -51,7 +52,7 @@ def test_scores_equal_transformers_alone(
     base = load_base(stage.model, torch.device("cpu"))
     task = load_task(stage.data, base.tokenizer, 0)
     with adapted(base, []) as model:
-        scores = score(model, task.eval, task.choices, batch_size=7)
+        scores = score(model, task.eval, batch_size=7)
     rows = [json.loads(x) for x in (small_data / "validation.jsonl").read_text().splitlines()]
     prompts = [f"{row['passage']} Question: {row['question']} Answer:" for row in rows]
     expected = by_hand(small_model, prompts, list(stage.data.choices.values()))
@@ -66,12 +67,12 @@ def test_scores_equal_transformers_alone(
 
 def test_batches_hold_prompts_of_similar_length() -> None:
     lengths = [200 - 7 * (i % 26) for i in range(60)]
-    batches = scoring_batches(lengths, batch_size=16)
+    batches = length_batches(lengths, batch_size=16)
     assert sorted(index for batch in batches for index in batch) == list(range(60))
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     assert padded < 1.2 * sum(lengths)
     assert max(map(len, batches)) <= 16
-    assert max(map(len, scoring_batches([9] * 100, batch_size=64))) == 64
+    assert max(map(len, length_batches([9] * 100, batch_size=64))) == 64
 
 
 @pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL_TOKENS])
@@ -82,8 +83,8 @@ def test_batch_size_changes_no_score(
     base = load_base(stage.model, torch.device("cpu"))
     task = load_task(stage.data, base.tokenizer, 0)
     with adapted(base, []) as model:
-        one = score(model, task.eval, task.choices, batch_size=1)
-        many = score(model, task.eval, task.choices, batch_size=64)
+        one = score(model, task.eval, batch_size=1)
+        many = score(model, task.eval, batch_size=64)
     torch.testing.assert_close(one.log_probabilities, many.log_probabilities, rtol=1e-4, atol=1e-4)
 
 
@@ -104,18 +105,18 @@ def test_generation_agrees_with_transformers_generate(
     common = max(set(ordinary), key=ordinary.count)
     choices = ((common,), (next(i for i in range(8, 68) if i != common),))
     with adapted(base, []) as model:
-        texts_of = tuple(map(base.tokenizer.decode, choices))
-        scores = score(model, task.eval, choices, batch_size=8, decoding=Decoding(texts_of, 1))
+        examples = with_choices(task.eval, choices, [*map(base.tokenizer.decode, choices)])
+        scores = score(model, examples, batch_size=8, decoding=Decoding(1))
     other = choices[1][0]
     expected = [0 if text == common else 1 if text == other else -1 for text in texts]
     assert scores.predictions.tolist() == expected
     assert {0, -1} <= set(expected)
 
 
-def every_token(base: Base) -> tuple[tuple[tuple[int, ...], ...], Decoding]:
-    """Each token of the vocabulary as a choice."""
+def with_every_token(examples: Sequence[Example], base: Base) -> list[Example]:
+    """The same examples with each token of the vocabulary as a choice."""
     names = base.tokenizer.convert_ids_to_tokens(list(range(68)))
-    return tuple((i,) for i in range(68)), Decoding(tuple(names), 1)
+    return with_choices(examples, [(i,) for i in range(68)], names)
 
 
 def likeliest_words(scores: Scores, base: Base) -> list[int]:
@@ -135,11 +136,11 @@ def test_generation_is_edited_at_the_prompt(
     with adapted(base, []) as model:
         torch.manual_seed(1)
         model.add(stage.adapters)
-        vocabulary, decoding = every_token(base)
-        scores = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
+        examples = with_every_token(task.eval, base)
+        scores = score(model, examples, batch_size=8, decoding=Decoding(1))
         assert scores.predictions.tolist() == likeliest_words(scores, base)
     with adapted(base, []) as model:
-        plain = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
+        plain = score(model, examples, batch_size=8, decoding=Decoding(1))
     assert plain.predictions.tolist() != scores.predictions.tolist()
 
 
@@ -164,13 +165,13 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
         torch.manual_seed(0)
         model.add(stage.adapters)
         handle = base.model.register_forward_hook(count)
-        shared = score(model, task.eval, task.choices, batch_size=50)
-        batches = len(scoring_batches([len(e.prompt) for e in task.eval], 50))
+        shared = score(model, task.eval, batch_size=50)
+        batches = len(length_batches([len(e.prompt) for e in task.eval], 50))
         # One over the prompts and one over the choices; one more to find out how.
         assert passes <= 2 * batches + 1
         handle.remove()
         monkeypatch.setattr(type(model), "read_prompts", lambda *_: None)
-        alone = score(model, task.eval, task.choices, batch_size=50)
+        alone = score(model, task.eval, batch_size=50)
         monkeypatch.undo()
         sequences = [AnsweredPrompt(e.prompt, (0,)) for e in task.eval]
         assert stage.training is not None
@@ -183,7 +184,7 @@ def test_choices_share_their_prompt_with_edits_and_reuse(
             on_pass=lambda *_: None,
         )
         assert isinstance(model.forward, FrozenPrompts if positions == "l3" else FrozenLayers)
-        reused = score(model, task.eval, task.choices, batch_size=50)
+        reused = score(model, task.eval, batch_size=50)
     for other in (alone, reused):
         torch.testing.assert_close(
             shared.log_probabilities, other.log_probabilities, rtol=1e-4, atol=1e-4
@@ -206,8 +207,8 @@ def test_generation_is_greedy_whatever_the_models_generation_config_says(
         base = load_base(stage.model, torch.device("cpu"))
         task = load_task(stage.data, base.tokenizer, 0)
         with adapted(base, []) as model:
-            vocabulary, decoding = every_token(base)
-            scores = score(model, task.eval, vocabulary, batch_size=8, decoding=decoding)
+            examples = with_every_token(task.eval, base)
+            scores = score(model, examples, batch_size=8, decoding=Decoding(1))
             assert scores.predictions.tolist() == likeliest_words(scores, base)
             found.append(scores.predictions.tolist())
     assert found[0] == found[1]
@@ -222,7 +223,7 @@ def test_scores_of_a_bfloat16_model_are_float32_from_the_head_on(
     task = load_task(stage.data, base.tokenizer, 0)
     weight = base.model.get_output_embeddings().weight
     with adapted(base, []) as model:
-        scores = score(model, task.eval, task.choices, batch_size=1)
+        scores = score(model, task.eval, batch_size=1)
         for row, example in enumerate(task.eval[:10]):
             ids = torch.tensor([example.prompt])
             with torch.no_grad():
@@ -230,7 +231,7 @@ def test_scores_of_a_bfloat16_model_are_float32_from_the_head_on(
                 logits = base.model(ids).logits
             assert logits.dtype == torch.float32
             expected = (weight.float() @ hidden.float()).log_softmax(dim=-1)
-            for column, choice in enumerate(task.choices):
+            for column, choice in enumerate(example.choices):
                 found = scores.log_probabilities[row, column].item()
                 assert found == pytest.approx(expected[choice[0]].item(), abs=1e-4)
         batch = collate([AnsweredPrompt(task.eval[0].prompt, (3,))], base.pad_token_id)
@@ -245,7 +246,7 @@ def test_log_probabilities_that_are_nan_are_refused(
     task = load_task(stage.data, base.tokenizer, 0)
     base.layers[1].register_forward_hook(lambda *_: torch.full((1,), float("nan")) * _[2])
     with adapted(base, []) as model, pytest.raises(UserError, match="NaN for 50 of 50 prompts"):
-        score(model, task.eval, task.choices, batch_size=50)
+        score(model, task.eval, batch_size=50)
 
 
 def test_exact_ties_count_as_chance_and_are_no_prediction(
@@ -257,7 +258,7 @@ def test_exact_ties_count_as_chance_and_are_no_prediction(
     torch.nn.init.zeros_(base.model.lm_head.weight)
     task = load_task(stage.data, base.tokenizer, 0)
     with adapted(base, []) as model:
-        scores = score(model, task.eval, task.choices, batch_size=7)
+        scores = score(model, task.eval, batch_size=7)
     assert scores.predictions.tolist() == [-1] * len(task.eval)
     assert scores.credit.tolist() == [0.5] * len(task.eval)
     assert (scores.accuracy, scores.tied) == (0.5, len(task.eval))

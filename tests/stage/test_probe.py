@@ -22,6 +22,7 @@ from heft_pipeline.stage.probe import probe_adapters, probe_base
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
 from tests.conftest import save_tokenizer
+from tests.scoring.given_choices import with_choices
 
 ComposeRun = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -116,12 +117,13 @@ def test_scores_are_the_models_own_whether_it_can_be_padded_or_not(
     examples = [Example(str(i), prompt, 0) for i, prompt in enumerate(PROMPTS)]
     texts = [greedy(folder, prompt) for prompt in PROMPTS]
     with adapted(base, []) as model:
-        found = score(model, examples, CHOICES, batch_size=3)
+        found = score(model, with_choices(examples, CHOICES), batch_size=3)
         # The choices are what the model writes after the first two prompts.
         choices = (texts[0], texts[1])
         written = tuple(words(base, choice) for choice in choices)
-        decoding = Decoding(written, max(map(len, choices)))
-        generated = score(model, examples, choices, batch_size=3, decoding=decoding)
+        decoding = Decoding(max(map(len, choices)))
+        chosen = with_choices(examples, choices, written)
+        generated = score(model, chosen, batch_size=3, decoding=decoding)
     torch.testing.assert_close(found.log_probabilities, alone(folder), rtol=1e-4, atol=1e-4)
     expected = [named(words(base, text), written, "begins") for text in texts]
     assert generated.predictions.tolist() == expected

@@ -88,7 +88,7 @@ def trained(stage: StageSpec, store: Store) -> tuple[list[float], dict[str, Any]
 def texts(task: Task, tokenizer: Any) -> Iterator[tuple[str, str]]:
     """Prompts and answers as text; the tokenizer adds a BOS to each."""
     for example in task.train:
-        yield tokenizer.decode(example.prompt[1:]), task.texts[example.gold]
+        yield tokenizer.decode(example.prompt[1:]), example.texts[example.gold]
 
 
 def run_trainer(trainer: Any, stage: StageSpec, task: Task) -> list[float]:

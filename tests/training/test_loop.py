@@ -51,7 +51,7 @@ def test_a_lora_stage_trains_as_plain_peft_and_torch_do(
             total = torch.zeros(())
             for i in batch:
                 example = task.train[i]
-                answer = task.choices[example.gold]
+                answer = example.answer
                 ids = torch.tensor([example.prompt + answer])
                 labels = ids.clone()
                 labels[:, : len(example.prompt)] = -100
