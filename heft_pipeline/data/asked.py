@@ -38,6 +38,13 @@ class Asked:
         space = "" if data.chat else render(data, self.id, self.row).space
         return [[(space, False), *own] for own in _own(data, self.id, self.row)]
 
+    def given(self, data: DataSettings) -> list[list[Piece]]:
+        """The beginnings of these answers that are not scored, with the white space before them."""
+        space = render(data, self.id, self.row).space
+        choices = row_choices(data, self.id, self.row)
+        own = (filled(data.choice, index, text) for index, text in enumerate(choices))
+        return [[(space, False), *one] for one in own]
+
 
 def read_answers(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> list[Asked]:
     """Read the answers of a split's rows.

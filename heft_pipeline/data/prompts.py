@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
@@ -14,6 +15,10 @@ from heft_pipeline.data.row_choices import Piece, letter
 from heft_pipeline.data.rows import read_splits
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
+
+#: A row's answer as it is trained on, its choices as they are scored, and how many first tokens of
+#: each are not.
+Tokens = tuple[Ids, tuple[Ids, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Example:
         choices: Token ids of each answer choice as it is scored after the prompt; of a written
             answer, the one that is accepted first.
         texts: The choices' texts; of a written answer, all that are accepted.
+        given: How many of each choice's first tokens are read but not scored; empty for none.
     """
 
     id: str
@@ -36,6 +42,7 @@ class Example:
     answer: Ids = ()
     choices: tuple[Ids, ...] = ()
     texts: tuple[str, ...] = ()
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,8 @@ def load_task(
     tokens = _shared_tokens if data.choices else _own_tokens
     splits = {
         name: tuple(
-            Example(one.id, prompt, one.gold, answer, choices, one.texts)
-            for one, (_, prompt), (answer, choices) in zip(
+            Example(one.id, prompt, one.gold, answer, choices, one.texts, given)
+            for one, (_, prompt), (answer, choices, given) in zip(
                 rows,
                 tokenized[name][0],
                 tokens(data, encoder, rows, tokenized[name][0], trained, scored),
@@ -193,15 +200,15 @@ def _shared_tokens(
     prompts: Sequence[tuple[Sequence[Piece], Ids]],
     trained: AnswerText,
     scored: AnswerText,
-) -> list[tuple[Ids, tuple[Ids, ...]]]:
-    """Each row's trained answer and scored choices, where all rows share their choices."""
+) -> list[Tokens]:
+    """Each row's answers, where all rows share their choices."""
     if not rows:
         return []
     prompt = prompts[0][0]
     choices = answer_tokens(data, encoder, prompt, scored)
     refuse_beginnings(data, choices)
     answers = answer_tokens(data, encoder, prompt, trained)
-    return [(answers[one.gold], choices) for one in rows]
+    return [(answers[one.gold], choices, ()) for one in rows]
 
 
 def _own_tokens(
@@ -211,7 +218,7 @@ def _own_tokens(
     prompts: Sequence[tuple[Sequence[Piece], Ids]],
     trained: AnswerText,
     scored: AnswerText,
-) -> list[tuple[Ids, tuple[Ids, ...]]]:
+) -> list[Tokens]:
     """The same where each row has answers of its own."""
     names = [f"{one.id} of {data.name}" for one in rows]
     pieces = [one.answers(data) for one in rows]
@@ -221,7 +228,20 @@ def _own_tokens(
         answers = [own[one.gold] for one, own in zip(rows, choices, strict=True)]
     else:
         answers = [one for (one,) in row_answer_tokens(encoder, names, prompts, right, trained)]
-    return list(zip(answers, choices, strict=True))
+    given: list[tuple[int, ...]] = [()] * len(rows)
+    if data.score == "rest":
+        begun = [one.given(data) for one in rows]
+        parts = row_answer_tokens(encoder, names, prompts, begun, PLAIN)
+        given = [tuple(map(_alike, *both)) for both in zip(choices, parts, strict=True)]
+    return list(zip(answers, choices, given, strict=True))
+
+
+def _alike(one: Ids, other: Ids) -> int:
+    """How many first tokens two texts have in common, but never all of the first text's."""
+    count = sum(
+        1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))
+    )
+    return min(count, len(one) - 1)
 
 
 def _labels(data: DataSettings, examples: Sequence[Example]) -> tuple[str, ...]:

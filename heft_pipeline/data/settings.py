@@ -10,7 +10,7 @@ from heft_pipeline.errors import UserError
 
 CHOICE_TASK, WRITTEN_TASK = "choice", "answer"
 #: What applies only to choices per row, and to written answers.
-_OF_ROWS = ("labels_column", "answer_as", "option", "blank")
+_OF_ROWS = ("labels_column", "answer_as", "option", "blank", "score")
 _OF_WRITTEN = ("extract", "extract_match", "compare")
 
 
@@ -130,6 +130,13 @@ class DataSettings(Settings):
         "text of the prompt that each choice takes the place of; what follows it is scored after "
         "the choice",
         example="_",
+        newer=True,
+    )
+    score: str = setting(
+        "all",
+        "with data.blank: all: a choice and what follows it are scored; rest: what follows it, as "
+        "the choice makes it likely (Trinh and Le 2018, arXiv 1806.02847)",
+        choices=("all", "rest"),
         newer=True,
     )
     extract: str | None = setting(
@@ -275,6 +282,8 @@ class DataSettings(Settings):
                 f"{key}.answer_as={self.answer_as} and {key}.labels_column={self.labels_column} "
                 f"contradict each other: with labels, {key}.answer_column has one of them"
             )
+        if self.score != "all" and self.blank is None:
+            raise UserError(f"{key}.score={self.score} has no effect without {key}.blank")
         if self.blank is not None and (self.chat or not self.blank.strip()):
             raise UserError(
                 f"{key}.blank={self.blank!r} needs some text and {key}.chat=false, because the "

@@ -73,14 +73,18 @@ def split_files(folder: Path, split: str, where: str, subset: str | None = None)
         folder: The task's folder.
         split: The split's name.
         where: The setting that names the split, for messages.
-        subset: The folder in ``folder`` or in its ``data/`` to search instead.
+        subset: The folder in ``folder`` or in its ``data/`` to search instead, unless there is none
+            and the files lie in ``folder`` itself.
 
     Raises:
         UserError: There is no such split or more than one, or a shard is missing.
     """
-    searched = [folder, folder / "data"]
+    places = [folder, folder / "data"]
+    searched = places
     if subset is not None:
-        searched = [one / subset for one in searched if (one / subset).is_dir()]
+        searched = [one / subset for one in places if (one / subset).is_dir()]
+        # A copy of one subset alone.
+        searched = searched or [p for p in places if p.is_dir() and any(_candidates(p, split))]
         if not searched:
             raise UserError(
                 f"data.subset={subset}: {folder} has no folder {subset}; it has "

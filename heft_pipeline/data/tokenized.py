@@ -31,6 +31,7 @@ _COLUMNS = {
     "answer": _IDS,
     "choices": pyarrow.list_(_IDS),
     "texts": pyarrow.list_(pyarrow.string()),
+    "given": pyarrow.list_(pyarrow.int32()),
 }
 
 
@@ -86,8 +87,8 @@ def _read(path: Path) -> Task | None:
     splits: dict[str, list[Example]] = {name: [] for name in _SPLITS}
     columns = (table[name].to_pylist() for name in ("split", *_COLUMNS))
     same: dict[Any, Any] = {}  # rows that share their answers share them in memory as well
-    for split, id, prompt, gold, answer, choices, texts in zip(*columns, strict=True):
-        own = tuple(answer), tuple(map(tuple, choices)), tuple(texts)
+    for split, id, prompt, gold, answer, choices, texts, given in zip(*columns, strict=True):
+        own = tuple(answer), tuple(map(tuple, choices)), tuple(texts), tuple(given)
         example = Example(id, tuple(prompt), gold, *(same.setdefault(one, one) for one in own))
         splits[split].append(example)
     meta["labels"] = tuple(meta["labels"])

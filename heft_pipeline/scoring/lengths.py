@@ -29,13 +29,19 @@ def choice_lengths(examples: Sequence[Example], answer: AnswerText) -> Lengths:
     def filled(values: Sequence[int]) -> list[float]:
         return [*values, *[1.0] * (width - len(values))]
 
+    def in_tokens(example: Example) -> list[int]:
+        given = example.given or (0,) * len(example.choices)
+        return [len(choice) - own for choice, own in zip(example.choices, given, strict=True)]
+
     def in_bytes(example: Example) -> list[int]:
+        if example.given:  # what is scored is the same text after each choice
+            return []
         texts = example.texts[: len(example.choices)]
         return [max(1, len(answer.of(text).strip().encode())) for text in texts]
 
     rows = {
         "none": [filled([]) for _ in examples],
-        "token": [filled([len(choice) for choice in e.choices]) for e in examples],
+        "token": [filled(in_tokens(example)) for example in examples],
         "byte": [filled(in_bytes(example)) for example in examples],
     }
     return {name: torch.tensor(rows[name], dtype=torch.float32) for name in NORMALIZE}

@@ -29,8 +29,8 @@ from heft_pipeline.scoring.settings import EvaluationSettings
 
 #: :func:`score` without what is the same for all of a task's examples.
 Scorer = Callable[..., "Scores"]
-#: A row of a batch and the tokens of one of its choices.
-Pair = tuple[int, tuple[int, ...]]
+#: A row of a batch, the tokens of one of its choices, and how many first ones are not scored.
+Pair = tuple[int, tuple[int, ...], int]
 #: The most logits that a pass over choices computes, and the most padded tokens on a CPU, beyond
 #: which they leave its caches.
 _LOGITS, _CPU_TOKENS = 2**26, 2048
@@ -242,9 +242,12 @@ def _one_pass(model: AdaptedModel, examples: Sequence[Example], width: int) -> t
         run = lambda some: _each_by_itself(model, prompts, some)  # noqa: E731
     # Those of similar lengths together, so that little is padded.
     longer.sort(key=lambda at: len(examples[at[0]].choices[at[1]]))
-    pairs = [(row, examples[row].choices[column]) for row, column in longer]
+    pairs = [
+        (row, examples[row].choices[column], (*examples[row].given, *[0] * width)[column])
+        for row, column in longer
+    ]
     own = 0 if read is not None else batch.input_ids.shape[1]
-    lengths = [own + len(choice) for _, choice in pairs]
+    lengths = [own + len(choice) for _, choice, _ in pairs]
     for part in split_by_tokens(lengths, _most_tokens(model), similar=True):
         table[tuple(zip(*longer[part], strict=True))] += run(pairs[part]).to(table.device)
     return table
@@ -263,16 +266,18 @@ def _first_tokens(logits: torch.Tensor, examples: Sequence[Example], width: int)
     ids = torch.tensor([[*one, *[IGNORED_LABEL] * (width - len(one))] for one in first])
     ids = ids.to(logits.device)
     found = log_softmax(logits.float(), dim=-1).gather(1, ids.clamp(min=0))
+    given = [[own > 0 for own in (*e.given, *[0] * width)[:width]] for e in examples]
+    found = found.masked_fill(torch.tensor(given, device=logits.device), 0.0)
     return found.masked_fill(ids < 0, _NOTHING)
 
 
 def _later_tokens(model: AdaptedModel, read: ReadPrompts, pairs: Sequence[Pair]) -> torch.Tensor:
     """[P] summed log-probabilities of all tokens but the first, continuing from the prompts."""
-    device, width = read.mask.device, max(len(choice) for _, choice in pairs) - 1
+    device, width = read.mask.device, max(len(choice) for _, choice, _ in pairs) - 1
     # Padding goes on the right, since later tokens change nothing before them.
-    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for _, c in pairs])
+    padded = torch.tensor([[*c, *[IGNORED_LABEL] * (width + 1 - len(c))] for _, c, _ in pairs])
     labels = padded[:, 1:].to(device)
-    rows = torch.tensor([row for row, _ in pairs], device=device)
+    rows = torch.tensor([row for row, _, _ in pairs], device=device)
     mask = read.mask[rows]
     output = model.base.model(
         input_ids=padded[:, :-1].clamp(min=0).to(device),
@@ -282,7 +287,14 @@ def _later_tokens(model: AdaptedModel, read: ReadPrompts, pairs: Sequence[Pair])
         logits_to_keep=width,
         **{cache_name(model.base.model): _selected(read.cache, rows)},
     )
-    return _picked(output.logits, labels)
+    given = torch.tensor([own - 1 for _, _, own in pairs], device=device)
+    return _picked(output.logits, _scored(labels, given))
+
+
+def _scored(labels: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Labels [P, K] without the first ``given`` [P] of each row."""
+    columns = torch.arange(labels.shape[1], device=labels.device)
+    return labels.masked_fill(columns < given[:, None], IGNORED_LABEL)
 
 
 def _selected(cache: Any, rows: torch.Tensor) -> Any:
@@ -299,9 +311,11 @@ def _each_by_itself(
     model: AdaptedModel, prompts: Sequence[tuple[int, ...]], pairs: Sequence[Pair]
 ) -> torch.Tensor:
     """[P] log-probabilities where a prompt's keys and values cannot be shared."""
-    sequences = [AnsweredPrompt(prompts[row], choice) for row, choice in pairs]
+    sequences = [AnsweredPrompt(prompts[row], choice) for row, choice, _ in pairs]
     batch = collate(sequences, model.base.pad_token_id).to(model.base.device)
-    return _picked(model.logits(batch), batch.labels)
+    before = batch.answer_tokens - torch.tensor([len(choice) - own for _, choice, own in pairs])
+    labels = _scored(batch.labels, before.to(model.base.device))
+    return _picked(model.logits(batch), labels)
 
 
 def _picked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
