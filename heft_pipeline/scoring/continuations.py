@@ -1,6 +1,6 @@
 """What a model writes after each of many prompts, token by token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from itertools import chain
 from typing import Any
 
@@ -16,10 +16,10 @@ from heft_pipeline.scoring.growing_cache import GrowingCache
 Prompt = Sequence[int]
 #: Which prompt a row continues, and how many tokens it has written.
 Place = tuple[int, int]
-#: What is largest at each row's next token, [B, V], from its place and float32 logits [B, V]. Text
-#: is begun again if memory runs out, and then a place is asked for again.
+#: What is largest at each row's next token, [B, V], from its place and float32 logits [B, V]. If
+#: memory runs out, texts are begun again, and then a place is asked for again.
 Process = Callable[[Sequence[Place], torch.Tensor], torch.Tensor]
-#: New prompts are read once this share of the places is free: few together are slow to read.
+#: New prompts are read once this share of the places is free, since all others wait meanwhile.
 _FREE = 1 / 8
 
 
@@ -31,11 +31,12 @@ def continuations(
     tokens: int,
     batch_size: int,
     process: Process,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
-    """Continue prompts up to the tokenizer's end token, with all adapters' edits.
+    """Continue prompts up to their end tokens, with all adapters' edits.
 
     A sequence that has ended leaves its place to the next prompt. Models that keep more than keys
-    and values are left to transformers' ``generate``, and those that keep none run whole prompts.
+    and values are left to transformers' ``generate``, and those that keep none run whole sequences.
 
     Args:
         model: The model.
@@ -44,29 +45,54 @@ def continuations(
         batch_size: The most sequences that are run together; it changes only the speed. If memory
             runs out, fewer are.
         process: Says which token comes next: the one for which it is largest.
+        advance: Called with the number of prompts whose continuation has just ended.
 
     Returns:
-        N lists of at most ``tokens`` token ids, without the end token.
+        N lists of at most ``tokens`` token ids, without the end token; see :func:`end_tokens`.
     """
+    if not tokens:
+        advance(len(prompts))
+        return [[] for _ in prompts]
     whole = model.base.no_padding or model.base.no_cache
     if whole or any(adapter.forward() for adapter in model.adapters):
-        return _in_batches(_by_whole_passes, model, prompts, tokens, batch_size, process)
+        return _in_batches(_by_whole_passes, model, prompts, tokens, batch_size, process, advance)
     if model.whole.no_cache:
-        return _in_batches(_by_transformers, model, prompts, tokens, batch_size, process)
+        return _in_batches(_by_transformers, model, prompts, tokens, batch_size, process, advance)
+    # With the shortest first, texts have grown by the time that longer prompts join them, so that
+    # less of the keys and values that each step reads is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, list[int]] = {}
     while waiting := [i for i in order if i not in found]:
+        places = min(batch_size, len(waiting))
         try:
-            _side_by_side(model, prompts, waiting, tokens, batch_size, process, found)
+            _side_by_side(model, prompts, waiting, tokens, places, process, found, advance)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or batch_size == 1:
+            if not is_out_of_memory(error) or places == 1:
                 raise
-            batch_size //= 2
+            batch_size = places // 2
         else:
             break
         # Outside of the handler, because the exception keeps the failed pass's tensors alive.
         free(model.base.device)
     return [found[i] for i in range(len(prompts))]
+
+
+def end_tokens(base: Base) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's end token, and others that the model ends with.
+
+    A chat model may end a turn with another token than a text, and names both in its configuration.
+    Such a token counts if the tokenizer knows it as a special one, because a configuration that
+    names none has its class's default, which can be any word. ``generation_config.json`` does not
+    count: it is no part of a stage's fingerprint.
+    """
+    tokenizer = base.tokenizer
+    known = getattr(tokenizer, "added_tokens_decoder", {})
+    named: list[Any] = []
+    for config in (base.model.config, base.model.config.get_text_config()):
+        given = getattr(config, "eos_token_id", None)
+        named += given if isinstance(given, list | tuple) else [given]
+    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return frozenset([*own, *(id for id in named if id in known and known[id].special)])
 
 
 def _side_by_side(
@@ -77,15 +103,16 @@ def _side_by_side(
     places: int,
     process: Process,
     found: dict[int, list[int]],
+    advance: Callable[[int], None],
 ) -> None:
     """Continue the waiting prompts, up to ``places`` at a time; each is found once it has ended."""
-    end, waiting = model.base.tokenizer.eos_token_id, list(waiting)
-    cache = GrowingCache(min(places, len(waiting)))
+    ends, waiting = end_tokens(model.base), list(waiting)
+    cache = GrowingCache(places)
     rows: list[int] = []  # which prompt each of the cache's sequences continues
     texts: dict[int, list[int]] = {i: [] for i in waiting}
     while waiting or rows:
         room = places - len(rows)
-        if waiting and (not rows or room >= min(len(waiting), max(1, places * _FREE))):
+        if waiting and room >= min(len(waiting), max(1, places * _FREE)):
             (new, *_) = length_batches([len(prompts[i]) for i in waiting[:room]], room)
             asked, waiting = waiting[: len(new)], waiting[len(new) :]
             logits = _read(model, [prompts[i] for i in asked], cache)
@@ -93,14 +120,15 @@ def _side_by_side(
         else:
             asked = rows
             logits = _step(model.base, [texts[i][-1] for i in rows], cache)
-        places_asked = [(i, len(texts[i])) for i in asked]
-        chosen = process(places_asked, logits.float()).argmax(dim=-1).tolist()
+        written = [(i, len(texts[i])) for i in asked]
+        chosen = process(written, logits.float()).argmax(dim=-1).tolist()
         for i, token in zip(asked, chosen, strict=True):
             texts[i].append(token)
-        ended = [n for n, i in enumerate(rows) if texts[i][-1] == end or len(texts[i]) == tokens]
+        ended = [n for n, i in enumerate(rows) if texts[i][-1] in ends or len(texts[i]) == tokens]
         if ended:
-            found |= {rows[n]: _before(end, texts.pop(rows[n])) for n in ended}
+            found |= {rows[n]: _before(ends, texts.pop(rows[n])) for n in ended}
             rows = [rows[n] for n in cache.drop(ended)]
+            advance(len(ended))
 
 
 def _read(model: AdaptedModel, prompts: Sequence[Prompt], cache: GrowingCache) -> torch.Tensor:
@@ -134,15 +162,17 @@ def _in_batches(
     tokens: int,
     batch_size: int,
     process: Process,
+    advance: Callable[[int], None],
 ) -> list[list[int]]:
     """Continue prompts of similar length together until all have ended."""
     found: list[list[int]] = [[]] * len(prompts)
-    end = model.base.tokenizer.eos_token_id
+    ends = end_tokens(model.base)
     one = lambda some: run(model, prompts, some, tokens, process)  # noqa: E731
     for batch in length_batches(list(map(len, prompts)), batch_size):
         parts = in_parts(one, batch, model.base.device)
         for i, text in zip(batch, chain.from_iterable(parts), strict=True):
-            found[i] = _before(end, text)
+            found[i] = _before(ends, text)
+        advance(len(batch))
     return found
 
 
@@ -169,7 +199,7 @@ def _by_transformers(
             do_sample=False,
             logits_processor=[processed],
             pad_token_id=base.pad_token_id,
-            eos_token_id=base.tokenizer.eos_token_id,
+            eos_token_id=sorted(end_tokens(base)) or None,
         )
     texts: list[list[int]] = output[:, width:].tolist()
     return texts
@@ -183,15 +213,15 @@ def _by_whole_passes(
     process: Process,
 ) -> list[list[int]]:
     """Continue some prompts by running them whole for each token."""
-    base, texts = model.base, {i: [] for i in rows}  # type: Base, dict[int, list[int]]
-    running = list(rows)
+    base, ends, running = model.base, end_tokens(model.base), list(rows)
+    texts: dict[int, list[int]] = {i: [] for i in rows}
     for _ in range(tokens):
         pairs = [AnsweredPrompt(tuple(prompts[i]), (*texts[i], 0)) for i in running]
         logits = model.logits(collate(pairs, base.pad_token_id).to(base.device))[:, -1].float()
         places = [(i, len(texts[i])) for i in running]
         for i, token in zip(running, process(places, logits).argmax(dim=-1).tolist(), strict=True):
             texts[i].append(token)
-        running = [i for i in running if texts[i][-1] != base.tokenizer.eos_token_id]
+        running = [i for i in running if texts[i][-1] not in ends]
         if not running:
             break
     return [texts[i] for i in rows]
@@ -203,6 +233,6 @@ def _batch(base: Base, prompts: Sequence[Prompt]) -> Batch:
     return collate(asked, base.pad_token_id).to(base.device)
 
 
-def _before(end: Any, text: list[int]) -> list[int]:
+def _before(ends: Set[int], text: list[int]) -> list[int]:
     """What stands before the first end token."""
-    return text[: text.index(end)] if end in text else text
+    return text[: next((n for n, token in enumerate(text) if token in ends), len(text))]

@@ -123,7 +123,8 @@ class _RoomyLayer(DynamicLayer):
 
     def __init__(self, like: Any, places: int) -> None:
         super().__init__()
-        self.lazy_initialization(like.keys, like.values)
+        self.dtype, self.device = like.keys.dtype, like.keys.device
+        self.is_initialized = True
         self.all_keys = _room(like.keys, places, 0)
         self.all_values = _room(like.values, places, 0)
         self._shown = (0, 0, 0)

@@ -111,6 +111,7 @@ def end_somewhere(model: AdaptedModel, prompts: Sequence[tuple[int, ...]]) -> No
     # Of several, always the same one.
     best = max(sorted(places), key=lambda token: len(places[token]))
     base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(best)
+    base.model.config.eos_token_id = None
 
 
 @pytest.mark.parametrize(
