@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -27,7 +26,6 @@ from heft_pipeline.adapters.adapted import AdaptedModel, adapted
 from heft_pipeline.data.batches import AnsweredPrompt, collate, length_batches
 from heft_pipeline.models.base_model import load_base
 from heft_pipeline.models.settings import ModelSettings
-from heft_pipeline.scoring import continuations as ways
 from heft_pipeline.scoring.continuations import Place, continuations
 
 #: The fewest and the most tokens, as in short word problems and their solutions.
@@ -117,14 +115,22 @@ def side_by_side(
     model: AdaptedModel, work: Work, batch_size: int, refill: bool = True
 ) -> list[list[int]]:
     """What this project writes; without ``refill``, a place stays empty until all have ended."""
-    with mock.patch.object(ways, "_FREE", ways._FREE if refill else 1.0):
-        return continuations(
+    order = sorted(range(len(work.prompts)), key=lambda i: len(work.prompts[i]))
+    together = len(order) if refill else batch_size
+    found = [[0]] * len(order)
+    for start in range(0, len(order), together):
+        rows = order[start : start + together]
+        asked = Work([work.prompts[i] for i in rows], [work.lengths[i] for i in rows], work.end)
+        texts = continuations(
             model,
-            work.prompts,
+            asked.prompts,
             tokens=ANSWER[1] + 1,
             batch_size=batch_size,
-            process=work.process,
+            process=asked.process,
         )
+        for i, text in zip(rows, texts, strict=True):
+            found[i] = text
+    return found
 
 
 def measured(
