@@ -21,6 +21,9 @@ _NUMBER = re.compile(
 )
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+#: What may stand around a number and is no part of it.
+_BEFORE = string.whitespace + "".join(set(string.punctuation) - set("+-." + _UNITS))
+_BEHIND = string.whitespace + "".join(set(string.punctuation) - set(_UNITS))
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def extracted(text: str, pattern: str | None, which: str) -> str | None:
 def matches(answer: str | None, references: Sequence[str], normalize: str) -> bool:
     """Whether an answer equals one of its references.
 
-    Two numbers are compared as numbers, and as nothing else: ``1,000``, ``1000.0``, ``+1000`` and
+    Numbers are compared as numbers, and as nothing else: ``1,000``, ``1000.0``, ``+1000`` and
     ``1000.`` are the same, ``-3`` and ``3`` are not. A unit out of ``$ € £ ¥ %`` may be left out on
     either side, since questions imply it: ``$5`` is ``5`` and ``50%`` is ``50`` (and not ``0.5``),
     but ``$5`` is not ``5%``. Fractions, dates, lists, exponents and words are text; ``1,2,3`` is a
@@ -71,14 +74,18 @@ def matches(answer: str | None, references: Sequence[str], normalize: str) -> bo
         normalize: How text is compared. ``exact``: it is the same, whatever the white space.
             ``squad``: or the same in lower case without ASCII punctuation and articles (Rajpurkar
             et al. 2016, arXiv 1606.05250, their evaluation script); of which something must remain.
+            Where one of the two is a number, only what stands around the other is left out, since
+            that script also takes ``1/2`` for ``12`` and ``5-`` for ``-5``.
     """
     return answer is not None and any(_equal(answer, one, normalize) for one in references)
 
 
 def _equal(one: str, other: str, normalize: str) -> bool:
     first, second = _number(one), _number(other)
-    if first and second:
-        return first.same(second)
+    if (first or second) and normalize == "squad":
+        first, second = first or _number(_bare(one)), second or _number(_bare(other))
+    if first or second:
+        return first is not None and second is not None and first.same(second)
     if _spaced(one) == _spaced(other):
         return True
     return normalize == "squad" and _squad(one) == _squad(other) != ""
@@ -100,3 +107,8 @@ def _spaced(text: str) -> str:
 
 def _squad(text: str) -> str:
     return _spaced(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)))
+
+
+def _bare(text: str) -> str:
+    """A text without articles and the punctuation around it."""
+    return _ARTICLES.sub(" ", text.lower()).lstrip(_BEFORE).rstrip(_BEHIND)

@@ -98,6 +98,33 @@ def test_what_is_no_number_is_text(one: str, other: str) -> None:
     assert matches(one, [one], "exact")
 
 
+@pytest.mark.parametrize(
+    ("answer", "number", "same"),
+    [
+        ("The 5.", "5", True),
+        ("**$1,200**!", "1200", True),
+        ("(.5)", "0.5", True),
+        ("'-5'", "-5.0", True),
+        ("the 50 %", "50", True),
+        ("5-", "-5", False),
+        ("1/2", "12", False),
+        ("1,2,3", "123", False),
+        ("2020-01-02", "20200102", False),
+        ("1.2.3", "123", False),
+        ("1e3", "13", False),
+        ("5 apples", "5", False),
+        ("the", "0", False),
+    ],
+)
+def test_squad_leaves_out_what_stands_around_a_number_only(
+    answer: str, number: str, same: bool
+) -> None:
+    assert matches(answer, [number], "squad") is same
+    assert matches(number, [answer], "squad") is same
+    assert not matches(answer, [number], "exact")
+    assert matches(answer, [answer], "squad")
+
+
 def test_text_is_compared_but_for_white_space_or_as_squad_does() -> None:
     assert matches(" New\n York ", ["Boston", "New York"], "exact")
     assert not matches("new york", ["New York"], "exact")
