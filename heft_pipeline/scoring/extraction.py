@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.scoring.written import extracted, matches
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,6 @@ class Extraction:
 
     def of(self, text: str) -> str | None:
         """The part of a text that counts; None where there is none."""
-        from heft_pipeline.scoring.written import extracted
-
         return extracted(text, self.pattern, self.which)
 
     def accepts(self, found: str | None, accepted: Sequence[str]) -> bool:
@@ -33,8 +32,6 @@ class Extraction:
             found: The part, from :meth:`of`.
             accepted: The whole accepted texts. One without such a part stands as it is.
         """
-        from heft_pipeline.scoring.written import matches
-
         return matches(found, [self.of(text) or text for text in accepted], self.normalize)
 
 
