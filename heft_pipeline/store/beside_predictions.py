@@ -68,7 +68,7 @@ def _own_choices(predictions: pd.DataFrame) -> ChoiceTable | None:
 
 
 def _codes(values: pd.Series, names: Sequence[str]) -> NDArray[np.int64]:
-    return pd.Categorical(values.astype(str), categories=names).codes.astype(np.int64)
+    return pd.Index(names).get_indexer(pd.Index(values.astype(str))).astype(np.int64)
 
 
 def right_logprobs(predictions: pd.DataFrame) -> NDArray[np.float64] | None:
