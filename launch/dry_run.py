@@ -47,8 +47,10 @@ def show_plan(
 
 def _show_runs(tree: Tree, plan: Plan) -> None:
     branch = tree.add(f"runs: {_counts([run.method for run in plan.runs])}")
+    several = len({run.last.data.name for run in plan.runs}) > 1
     for run in plan.runs[:_MOST_LINES]:
-        branch.add(escape(f"{run.name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
+        name = f"{run.name} on {run.last.data.name}" if several else run.name
+        branch.add(escape(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
     _more(branch, len(plan.runs))
 
 

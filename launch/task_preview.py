@@ -68,7 +68,8 @@ def _answers(task: Task, example: Example, tokenizer: Any) -> list[str]:
             for part in (choice[: given[index]], choice[given[index] :])
         )
         after = f"after {begun!r}: " if begun else ""
-        lines.append(f"{mark} {label}: {after}{scored!r} ({len(choice) - given[index]} tokens)")
+        count = len(choice) - given[index]
+        lines.append(f"{mark} {label}: {after}{scored!r} ({count} token{'s' * (count != 1)})")
     return lines
 
 

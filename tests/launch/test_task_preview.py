@@ -27,8 +27,9 @@ def test_a_dry_run_shows_a_row_of_each_task_as_it_will_be_read(
     )
     for number, ending in enumerate(first["endings"]):
         mark = "✓ " if number == first["label"] else ""
-        tokens = len(ending.split())
-        assert f"{mark}{'ABCDE'[number]}: '{ending}' ({tokens} tokens)" in shown.replace("│ ", "")
+        count = len(ending.split())
+        tokens = f"{count} token{'s' if count > 1 else ''}"
+        assert f"{mark}{'ABCDE'[number]}: '{ending}' ({tokens})" in shown.replace("│ ", "")
     status, out, _ = cli(*asked[:-1], "hydra.launcher.dry_run_gpu=none", *small)
     assert status == 0 and "reported rows" not in out
 
