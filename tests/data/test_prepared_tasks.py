@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
+from heft_pipeline.data.batches import epoch_batches
 from heft_pipeline.data.prompts import Example, Task, load_task
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.data.tokenized import tokenized_task
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.settings.schema import config_dir
 from tests.data.prepared_tasks import PREPARED, Prepared, write_task
@@ -92,4 +94,34 @@ def test_an_answer_that_is_written_ends_with_the_end_token(
     assert all(
         text(one.choices[0]) == f" So:{text(other.choices[0])}"
         for one, other in zip(told.eval, task.eval, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["boolq", "arc_easy", "winogrande", "gsm8k"])
+def test_a_tokenised_task_is_read_back_as_it_was(
+    compose_run: ComposeRun, tmp_path: Path, name: str
+) -> None:
+    task, data = loaded(compose_run, tmp_path, name, "data.dev_size=0.5")
+    trained = AnswerText(end_token=data.written)
+
+    def again() -> Task:
+        return tokenized_task(data, "model", 0, lambda: TOKENIZER, tmp_path / "cache", trained)
+
+    assert again() == task
+    (file,) = (tmp_path / "cache").glob("*.parquet")
+    written = file.stat().st_mtime_ns
+    assert again() == task
+    assert file.stat().st_mtime_ns == written, "it was not tokenised again"
+
+
+def test_answers_of_very_different_lengths_are_batched_by_their_whole_length() -> None:
+    examples = [Example(str(n), (1,) * (10 + n % 3), 0, answer=(2,) * n) for n in range(1, 161)]
+    batches = epoch_batches(examples, 8, seed=0, epoch=0, with_answers=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(160))
+    spread = [max(len(examples[i].answer) for i in b) - min(len(examples[i].answer) for i in b)
+              for b in batches]  # fmt: skip
+    assert max(spread) < 16
+    mixed = epoch_batches(examples, 8, seed=0, epoch=0)
+    assert max(len(examples[i].answer) for i in mixed[0]) - 16 > min(
+        len(examples[i].answer) for i in mixed[0]
     )
