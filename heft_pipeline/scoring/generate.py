@@ -1,25 +1,19 @@
 """Answers that a model writes: decoding, and which choice its text names."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 
 from heft_pipeline.adapters.adapted import AdaptedModel
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
-from heft_pipeline.data.batches import AnsweredPrompt, collate, length_batches
 from heft_pipeline.data.prompts import Example, Task
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.devices.memory import in_parts
+from heft_pipeline.scoring.continuations import Place, Process, continuations
 from heft_pipeline.scoring.extraction import Extraction, extraction
 from heft_pipeline.scoring.settings import EvaluationSettings
-
-Prompt = tuple[int, ...]
-#: [B, V] logits to [B, V], for the next token of each row.
-Process = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,30 +102,28 @@ def longest_answer(task: Task) -> int:
     return max(task.longest_answer, *map(len, chosen), 0)
 
 
-@torch.no_grad()
 def generated(
     model: AdaptedModel, examples: Sequence[Example], batch_size: int, decoding: Decoding
 ) -> list[str]:
-    """Decode text after each prompt, up to its end.
+    """What a model writes after each prompt, up to its end.
 
     Args:
         model: The model.
         examples: N examples.
-        batch_size: Prompts per forward pass; it changes only the speed.
+        batch_size: The most texts that are written together; it changes only the speed.
         decoding: How text is generated.
 
     Returns:
         N texts without special tokens.
     """
-    texts = [""] * len(examples)
-    end = model.base.tokenizer.eos_token_id
-    for chosen in length_batches([len(e.prompt) for e in examples], batch_size):
-        run = lambda some: _continued(model, some, decoding)  # noqa: E731
-        parts = in_parts(run, [examples[i] for i in chosen], model.base.device)
-        for i, ids in zip(chosen, chain.from_iterable(parts), strict=True):
-            own = ids[: ids.index(end)] if end in ids else ids
-            texts[i] = model.base.tokenizer.decode(own, skip_special_tokens=True)
-    return texts
+    texts = continuations(
+        model,
+        [example.prompt for example in examples],
+        tokens=decoding.tokens,
+        batch_size=batch_size,
+        process=_process(examples, decoding),
+    )
+    return [model.base.tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
 
 
 def named(text: str, choices: Sequence[str], match: str) -> int:
@@ -165,63 +157,30 @@ def _in_a_word(character: str) -> bool:
     return character.isdigit() or character.lower() != character.upper()
 
 
-def _continued(
-    model: AdaptedModel, examples: Sequence[Example], decoding: Decoding
-) -> list[list[int]]:
-    """The continuation of each prompt, token by token."""
-    base, prompts = model.base, [example.prompt for example in examples]
-    process = _process(examples, decoding)
-    if base.no_padding or base.no_cache:
-        # transformers would pad, count positions its own way, or continue from a cache.
-        return _by_whole_passes(model, prompts, decoding.tokens, process)
-    batch = collate([AnsweredPrompt(p, (0,)) for p in prompts], base.pad_token_id).to(base.device)
-    with model.editing(batch):
-        output = base.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=decoding.tokens,
-            do_sample=False,
-            logits_processor=[process],
-            pad_token_id=base.pad_token_id,
-            eos_token_id=base.tokenizer.eos_token_id,
-        )
-    texts: list[list[int]] = output[:, batch.input_ids.shape[1] :].tolist()
-    return texts
-
-
-def _by_whole_passes(
-    model: AdaptedModel, prompts: Sequence[Prompt], tokens: int, process: Process
-) -> list[list[int]]:
-    base = model.base
-    answers: list[Prompt] = [(0,)] * len(prompts)
-    for _ in range(tokens):
-        pairs = zip(prompts, answers, strict=True)
-        batch = collate([AnsweredPrompt(p, a) for p, a in pairs], base.pad_token_id)
-        logits = model.logits(batch.to(base.device))[:, -1].float()
-        chosen = process(None, logits).argmax(dim=-1).tolist()
-        answers = [(*a[:-1], one, 0) for a, one in zip(answers, chosen, strict=True)]
-    return [list(answer[:-1]) for answer in answers]
-
-
 def _process(examples: Sequence[Example], decoding: Decoding) -> Process:
     """Turns logits into what is largest at the next token, drawn or likeliest.
 
     The largest of log-probabilities with Gumbel noise is a sample from the distribution (Gumbel
-    1954). Each row has a generator of its own, so that batches do not change what is drawn.
+    1954). Each example has a generator of its own, so that batches do not change what is drawn.
     """
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if not decoding.temperature:
         return lambda _, logits: logits
-    warpers: list[Process] = [TemperatureLogitsWarper(decoding.temperature)]
+    warpers: list[Any] = [TemperatureLogitsWarper(decoding.temperature)]
     warpers += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
     warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
-    generators = [_generator(decoding.seed, example.id) for example in examples]
+    generators: dict[int, torch.Generator] = {}
 
-    def draw(ids: Any, logits: torch.Tensor) -> torch.Tensor:
+    def draw(places: Sequence[Place], logits: torch.Tensor) -> torch.Tensor:
         for warp in warpers:
-            logits = warp(ids, logits)
-        noise = [torch.empty(logits.shape[1]).exponential_(generator=g) for g in generators]
+            logits = warp(None, logits)
+        for i, written in places:
+            if not written:
+                generators[i] = _generator(decoding.seed, examples[i].id)
+        noise = [
+            torch.empty(logits.shape[1]).exponential_(generator=generators[i]) for i, _ in places
+        ]
         return logits - torch.stack(noise).log().to(logits.device)
 
     return draw

@@ -81,17 +81,19 @@ def test_memory_that_runs_out_halves_the_batch(
     how = decoding(task, stage.data, stage.evaluation, 0)
     with adapted(base, []) as model:
         expected = score(model, task.eval, batch_size=50, decoding=how)
-        real, sizes = base.model.generate, []
+        real, sizes = base.model.forward, []
 
         def sometimes(*_: Any, input_ids: torch.Tensor, **more: Any) -> Any:
             sizes.append(len(input_ids))
-            if len(input_ids) > 5:
+            # Prompts, and later steps of what was already begun.
+            if len(input_ids) > (12 if input_ids.shape[1] > 1 else 5):
                 raise torch.OutOfMemoryError("out of memory")
             return real(input_ids=input_ids, **more)
 
-        monkeypatch.setattr(base.model, "generate", sometimes)
+        monkeypatch.setattr(base.model, "forward", sometimes)
         found = score(model, task.eval, batch_size=50, decoding=how)
-    assert max(sizes) > 5 >= min(sizes)
+    assert max(sizes) > 12
+    assert found.texts == expected.texts
     assert found.predictions.tolist() == expected.predictions.tolist()
 
 
@@ -109,15 +111,27 @@ def rows(count: int) -> list[Example]:
 
 def test_drawn_tokens_have_the_distribution_that_was_asked_for() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(4000, 1)
-    process = _process(rows(4000), Decoding(1, temperature=0.7, seed=3))
-    counts = Counter(process(None, logits).argmax(dim=1).tolist())
+
+    def drawn(**how: Any) -> list[int]:
+        process = _process(rows(4000), Decoding(1, temperature=0.7, **how))
+        tokens: list[int] = process([(i, 0) for i in range(4000)], logits).argmax(dim=1).tolist()
+        return tokens
+
+    counts = Counter(drawn(seed=3))
     expected = (logits[0] / 0.7).softmax(dim=0)
     for token in range(4):
         assert counts[token] / 4000 == pytest.approx(expected[token].item(), abs=0.025)
-    narrow = _process(rows(4000), Decoding(1, temperature=0.7, top_p=0.9, top_k=3))
-    assert set(narrow(None, logits).argmax(dim=1).tolist()) == {0, 1}
-    greedy = _process(rows(4000), Decoding(1, temperature=0.7, top_k=1))
-    assert set(greedy(None, logits).argmax(dim=1).tolist()) == {0}
+    assert set(drawn(top_p=0.9, top_k=3)) == {0, 1}
+    assert set(drawn(top_k=1)) == {0}
+
+
+def test_a_text_that_is_begun_again_draws_the_same_tokens() -> None:
+    process, logits = _process(rows(3), Decoding(1, temperature=1.0)), torch.zeros(2, 9)
+    first = process([(0, 0), (2, 0)], logits)
+    second = process([(2, 1), (0, 1)], logits)
+    assert not torch.equal(first, second.flip(0))
+    assert torch.equal(process([(2, 0), (0, 0)], logits), first.flip(0))
+    assert torch.equal(process([(0, 1), (2, 1)], logits), second.flip(0))
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_row_only(
