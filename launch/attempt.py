@@ -151,7 +151,8 @@ def said_accuracy(result: Mapping[str, Any]) -> str:
     tied = result.get("tied_rows", 0)
     ties = f" ({tied:,} of {result['n_eval']:,} answers are exact ties)" if tied else ""
     lost = result.get("unmatched_rows", 0)
-    unmatched = f" ({lost:,} of {result['n_eval']:,} texts name no choice)" if lost else ""
+    lacking = "hold no answer" if result.get("written") else "name no choice"
+    unmatched = f" ({lost:,} of {result['n_eval']:,} texts {lacking})" if lost else ""
     equal = " (in batches of equal length)" if result.get("padding") else ""
     return f"accuracy {result['accuracy']:.1%}{ties}{unmatched}{equal}"
 

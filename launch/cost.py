@@ -1,6 +1,6 @@
 """What a dry run says about the cost of the stages that are still to be trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.graph import Run
+from heft_pipeline.plan.graph import Run, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.execute_plan import LauncherSettings
@@ -18,6 +18,8 @@ from launch.gpus import GPUS, NONE, Gpu
 if TYPE_CHECKING:
     from heft_pipeline.stage.forecast import Forecast
 
+#: Gives the name of a group of stages that cost the same.
+_Label = Callable[[Sequence[StageSpec]], str]
 _MOST_LINES = 40
 _MEANING = (
     "GiB: frozen weights, adapters with gradients and AdamW's moments, and roughly the activations "
@@ -53,17 +55,18 @@ def show_cost(
 
         bfloat16 = GPUS[launcher.dry_run_gpu].bfloat16
         found = list(forecasts(stages, store.tokenized, bfloat16=bfloat16))
+    label = _group_label(stages)
     known = [(group, one) for group, one in found if isinstance(one, Forecast)]
     if known:
         gpu = GPUS[launcher.dry_run_gpu]
-        _show_table(known, gpu, launcher, console)
-        _show_notes(known, gpu, launcher, console)
+        _show_table(known, gpu, launcher, console, label)
+        _show_notes(known, gpu, launcher, console, label)
     _show_papers_times(runs, console)
     for group, error in found:
         if isinstance(error, Exception):
             reason = _reason(error)
             console.print(
-                f"[yellow]![/] no estimate for {_stages(len(group))} ({escape(group[0].label)}): "
+                f"[yellow]![/] no estimate for {_stages(len(group))} ({escape(label(group))}): "
                 f"{escape(reason)}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
@@ -89,6 +92,7 @@ def _show_table(
     gpu: Gpu,
     launcher: LauncherSettings,
     console: Console,
+    label: _Label,
 ) -> None:
     share = launcher.dry_run_utilisation
     hours = 1 / (3600 * 1e12 * gpu.tflops * share)
@@ -105,7 +109,7 @@ def _show_table(
         table.add_column(heading, justify="right")
     for group, one in known[:_MOST_LINES]:
         table.add_row(
-            escape(f"{group[0].fingerprint[:8]} {_label(group)}"),
+            escape(f"{group[0].fingerprint[:8]} {label(group)}"),
             f"x {len(group)}" if len(group) > 1 else "",
             *(_short(flop / 1e12) for flop in (one.train_flop, one.score_flop)),
             _short((one.train_flop + one.score_flop) * hours, digits=2),
@@ -135,6 +139,7 @@ def _show_notes(
     gpu: Gpu,
     launcher: LauncherSettings,
     console: Console,
+    label: _Label,
 ) -> None:
     keeps = any(one.kept_bytes for _, one in known)
     meaning = f"{_MEANING} {_MEANING_OF_KEPT}" if keeps else _MEANING
@@ -142,7 +147,7 @@ def _show_notes(
     instead: dict[str, list[str]] = {}
     for group, one in known:
         if one.kept_instead:
-            instead.setdefault(one.kept_instead, []).append(_label(group))
+            instead.setdefault(one.kept_instead, []).append(label(group))
     for why, labels in instead.items():
         console.print(f"{escape(', '.join(labels))}: {escape(why)}", style="dim", highlight=False)
     exact = sum(len(group) for group, one in known if one.dtype.itemsize == 4)
@@ -157,7 +162,7 @@ def _show_notes(
         group, one = max(large, key=lambda pair: pair[1].memory_bytes)
         console.print(
             f"[yellow]![/] {_stages(sum(len(own) for own, _ in large))} may not fit into the "
-            f"{gpu.memory_gib} GiB of {launcher.dry_run_gpu}: {escape(_label(group))} needs about "
+            f"{gpu.memory_gib} GiB of {launcher.dry_run_gpu}: {escape(label(group))} needs about "
             f"{one.memory_bytes / 2**30:.0f}. Passes are halved when memory runs out; "
             "training.micro_batch_tokens, training.gradient_checkpointing=true or "
             "model.quantization=nf4 make them smaller",
@@ -165,10 +170,15 @@ def _show_notes(
         )
 
 
-def _label(group: Sequence[StageSpec]) -> str:
-    """What a group trains; the seed only where there is only one stage."""
-    label = group[0].label
-    return label if len(group) == 1 else label.removesuffix(f" s{group[0].seed}")
+def _group_label(stages: Sequence[StageSpec]) -> _Label:
+    """Says what a group of stages trains; the seed only where there is only one stage."""
+    of_one = labelled(stages)
+
+    def label(group: Sequence[StageSpec]) -> str:
+        known = of_one(group[0])
+        return known if len(group) == 1 else known.replace(f" s{group[0].seed}", "", 1)
+
+    return label
 
 
 def _reason(error: Exception) -> str:

@@ -4,13 +4,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.cost import show_cost
+from launch.gpus import NONE
 from launch.local.settings import LocalSettings
 from launch.progress import other_versions
 from launch.slurm.settings import SlurmSettings
+from launch.task_preview import show_tasks
 
 _MOST_LINES = 40
 
@@ -36,6 +38,8 @@ def show_plan(
     else:
         _show_workers(tree, len(unfinished), launcher)
     console.print(tree, highlight=False)
+    if launcher.dry_run_gpu != NONE:
+        show_tasks(unfinished, store, console)
     if unused := other_versions(store):
         console.print(escape(unused), soft_wrap=True, highlight=False)
     show_cost(plan.runs, unfinished, store, launcher, console)
@@ -43,8 +47,10 @@ def show_plan(
 
 def _show_runs(tree: Tree, plan: Plan) -> None:
     branch = tree.add(f"runs: {_counts([run.method for run in plan.runs])}")
+    several = len({run.last.data.name for run in plan.runs}) > 1
     for run in plan.runs[:_MOST_LINES]:
-        branch.add(escape(f"{run.name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
+        name = f"{run.name} on {run.last.data.name}" if several else run.name
+        branch.add(escape(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
     _more(branch, len(plan.runs))
 
 
@@ -56,8 +62,9 @@ def _show_stages(tree: Tree, plan: Plan, states: dict[str, str]) -> None:
         + (f"; besides, {baselines} of untouched models" if baselines else "")
         + f"; {_counts(list(states.values()))}"
     )
+    label = labelled(plan.stages.values())
     for key, stage in list(plan.stages.items())[:_MOST_LINES]:
-        branch.add(escape(f"{key[:8]} {stage.label}: {states[key]}"))
+        branch.add(escape(f"{key[:8]} {label(stage)}: {states[key]}"))
     _more(branch, len(plan.stages))
 
 

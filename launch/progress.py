@@ -1,5 +1,6 @@
 """What the terminal shows while stages run."""
 
+from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
@@ -7,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.attempt import ShowProgress
@@ -18,12 +19,16 @@ class StageProgress:
 
     Args:
         console: Where to show it.
-        total: How many stages are to be run.
+        stages: The stages that are to be run.
+
+    Attributes:
+        label: Gives the name that a stage is shown with.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, stages: Collection[StageSpec]) -> None:
+        self.label = labelled(stages)
         self._console = console
-        self._total, self._begun = total, 0
+        self._total, self._begun = len(stages), 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -60,7 +65,7 @@ class StageProgress:
         def show(phase: str, done: int, total: int, note: str = "") -> None:
             task = self._tasks.get(stage.fingerprint)
             if task is not None:
-                text = f"{self._numbers[stage.fingerprint]} {stage.label} {phase}"
+                text = f"{self._numbers[stage.fingerprint]} {self.label(stage)} {phase}"
                 self._progress.update(
                     task, description=text, completed=done, total=total, note=note
                 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from heft_pipeline.plan.graph import labelled
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.training.metrics import read_metrics
@@ -62,7 +63,9 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
     notes = {key: read_job(store, key) for key in plan["stages"]}
     alive = job_states(note["job_id"] for note in notes.values() if note)
     found = []
-    for key, data in plan["stages"].items():
+    stages = {key: from_json(data) for key, data in plan["stages"].items()}
+    label = labelled(stages.values())
+    for key, stage in stages.items():
         note = notes[key]
         job_id = note["job_id"] if note else None
         state = store.state(key)
@@ -70,7 +73,7 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
             state = "running" if alive[job_id] == "RUNNING" else "pending"
         elif state in ("to do", "interrupted") and job_id:
             state = "lost"
-        found.append(_status(sweep, key, from_json(data).label, state, job_id))
+        found.append(_status(sweep, key, label(stage), state, job_id))
     return found
 
 

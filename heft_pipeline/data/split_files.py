@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,8 @@ def split_files(folder: Path, split: str, where: str, subset: str | None = None)
     searched = places
     if subset is not None:
         searched = [one / subset for one in places if (one / subset).is_dir()]
-        # A copy of one subset alone.
-        searched = searched or [p for p in places if p.is_dir() and any(_candidates(p, split))]
+        if not searched and not _subsets(places, split):  # it may be a copy of one subset alone
+            searched = [one for one in places if one.is_dir() and any(_candidates(one, split))]
         if not searched:
             raise UserError(
                 f"data.subset={subset}: {folder} has no folder {subset}; it has "
@@ -103,6 +103,16 @@ def split_files(folder: Path, split: str, where: str, subset: str | None = None)
         f"{_content(searched[0])}; set data.train_split, data.dev_split and data.eval_split to the "
         "files' names (formats: .jsonl, .json, .csv, .tsv, .parquet, .arrow)"
     )
+
+
+def _subsets(places: Iterable[Path], split: str) -> list[Path]:
+    """The folders that have a split of their own."""
+    folders = [path for place in places if place.is_dir() for path in place.iterdir()]
+    return [
+        path
+        for path in folders
+        if path.is_dir() and path.name != "data" and any(_candidates(path, split))
+    ]
 
 
 def _candidates(place: Path, split: str) -> Iterator[_Candidate]:

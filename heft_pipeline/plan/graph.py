@@ -1,7 +1,7 @@
 """Turning settings into runs, and runs into the unique stages that they need."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,27 @@ class Plan:
             "baselines": [stage.fingerprint for stage in self.baselines],
             "stages": {key: to_json(stage) for key, stage in self.stages.items()},
         }
+
+
+def labelled(stages: Iterable[StageSpec]) -> Callable[[StageSpec], str]:
+    """How to call stages that are shown together.
+
+    Args:
+        stages: The stages.
+
+    Returns:
+        A function that gives a stage's label, with its task and its model where these stages have
+        several: ``lora@3 r8 s0 on piqa``.
+    """
+    together = list(stages)
+    tasks = {stage.data.name for stage in together}
+    models = {stage.model.name for stage in together}
+
+    def label(stage: StageSpec) -> str:
+        task = f" on {stage.data.name}" if len(tasks) > 1 else ""
+        return stage.label + task + (f" with {stage.model.name}" if len(models) > 1 else "")
+
+    return label
 
 
 def descendants(stages: Iterable[StageSpec]) -> dict[str, list[StageSpec]]:
@@ -200,7 +221,7 @@ def make_run(config: HeftConfig, sources: Sources, name: str, overrides: Iterabl
                 data=data if adapters else _without_dev(data),
                 adapters=adapters,
                 training=config.training if adapters else None,
-                evaluation=config.evaluation.resolved(written=data.written),
+                evaluation=config.evaluation.for_task(written=data.written),
                 seed=config.seed,
                 parent=stages[-1] if stages else None,
                 device=config.device,

@@ -12,7 +12,7 @@ from heft_pipeline.evidence.resampling import Measurement
 from heft_pipeline.evidence.rise import mean_over_windows
 from heft_pipeline.report import words
 from heft_pipeline.report.sections import Section, Setting
-from heft_pipeline.store.beside_predictions import TextLosses, choice_table
+from heft_pipeline.store.beside_predictions import TextLosses, choice_table, given_answers
 
 _ERROR, _CHANCE, _BRIER = "calibration error", "if calibrated", "Brier score"
 _SAME, _KAPPA = "same answers", "kappa"
@@ -110,15 +110,26 @@ def beside_accuracy(section: Section) -> BesideAccuracy | None:
 
 def _of_choices(section: Section, setting: Setting, gaps: _Gaps) -> dict[str, str]:
     """The cells that follow from the choices' log-probabilities and the predictions."""
-    tables = []
+    ordered = []
     for run in setting.runs:
         assert run.predictions is not None  # only complete runs are in a setting
-        ordered = run.predictions.set_index("id").loc[list(section.ids)]
-        if (table := choice_table(ordered)) is None:
-            gaps.add("There are no log-probabilities in predictions.parquet", setting)
-            return {}
-        tables.append(table)
+        ordered.append(run.predictions.set_index("id").loc[list(section.ids)])
     cells: dict[str, str] = {}
+    same = agreement(given_answers(ordered), section.clusters)
+    if same is not None:
+        share = same.share
+        cells[_SAME] = f"{words.share(share.value)} ({words.interval(share.low, share.high)})"
+        cells[_KAPPA] = "" if math.isnan(same.kappa.value) else _number(same.kappa, 2)
+    tables = [table for one in ordered if (table := choice_table(one)) is not None]
+    if len(tables) < len(ordered):
+        written = setting.runs[0].last.data.written
+        gaps.add(
+            "Answers are written, and so have no choices whose probabilities could be calibrated"
+            if written
+            else "There are no log-probabilities in predictions.parquet",
+            setting,
+        )
+        return cells
     log_probabilities = np.stack([table.log_probabilities for table in tables])
     measured = calibration(log_probabilities, tables[0].gold, section.clusters)
     if measured is None:
@@ -130,11 +141,6 @@ def _of_choices(section: Section, setting: Setting, gaps: _Gaps) -> dict[str, st
             gaps.add(
                 f"Calibration leaves out {many}, whose log-probabilities are not numbers", setting
             )
-    same = agreement(np.stack([table.predicted for table in tables]), section.clusters)
-    if same is not None:
-        share = same.share
-        cells[_SAME] = f"{words.share(share.value)} ({words.interval(share.low, share.high)})"
-        cells[_KAPPA] = "" if math.isnan(same.kappa.value) else _number(same.kappa, 2)
     return cells
 
 

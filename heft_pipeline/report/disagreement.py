@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from heft_pipeline.data.dev_split import Row
 from heft_pipeline.data.encode import render
+from heft_pipeline.data.row_choices import letter, row_choices
 from heft_pipeline.data.rows import read_eval
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.report.drawing import SIZE, Figure, save
 from heft_pipeline.report.sections import Section, Setting
@@ -183,10 +186,22 @@ def _texts(section: Section) -> dict[str, str]:
     """The prompts by id; empty where the data can no longer be read."""
     data = section.spec.data
     try:
-        return {id: _cut(render(data, id, row).text) for id, row in read_eval(data)}
+        return {id: _cut(_text(data, id, row)) for id, row in read_eval(data)}
     except (UserError, OSError, ValueError, KeyError) as error:  # the hub's errors are OSErrors
         log.warning("cannot read the evaluated examples of %s: %s", data.name, error)
         return {}
+
+
+def _text(data: DataSettings, id: str, row: Row) -> str:
+    """A row's prompt, and its choices where the prompt does not list them."""
+    rendered = render(data, id, row)
+    if not data.own_choices or "{options}" in data.prompt:
+        return rendered.text
+    rest = "".join(text for text, _ in rendered.rest)
+    choices = enumerate(row_choices(data, id, row))
+    return "\n".join(
+        [rendered.text, *(f"{letter(index)}. {choice}{rest}" for index, choice in choices)]
+    )
 
 
 def _cut(text: str) -> str:

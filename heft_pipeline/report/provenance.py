@@ -8,6 +8,8 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import Schedule
 from heft_pipeline.data.answer_text import CHOICE
+from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.plan.graph import labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.report import words
 from heft_pipeline.report.records import RunRecord
@@ -52,16 +54,18 @@ def provenance(sweeps: Sequence[Sweep], records: Sequence[RunRecord]) -> list[Fa
     """
     stages, results = _unique(records)
     specs = list(stages.values())
+    name = _Named(specs)
     facts = [
         Fact("Command", _each(sweep.plan().get("command", "") for sweep in sweeps), code=True),
         Fact("Model", _each(_model(s) for s in specs)),
         Fact("Data", _each(_data(s) for s in specs)),
         Fact("Prompt", _each(s.data.prompt for s in specs), code=True),
-        Fact("Answer choices", _each(_choices(s) for s in specs), code=True),
+        Fact("Answers", _each(_answers(s.data) for s in specs), code=True),
         Fact("Examples", _each(_examples(r) for r in results)),
         Fact("Notes", _each(note for r in results for note in r.get("notes", ()))),
-        Fact("Exact ties", _each(_ties(r) for r in results)),
-        Fact("By log-probability", _each(_by_logprob(r) for r in _lasts(records))),
+        Fact("Exact ties", _each(name(r) + _ties(r) for r in results if _ties(r))),
+        Fact("By log-probability", _each(name(r) + _by_logprob(r) for r in _generated(records))),
+        Fact("By length", _each(name(r) + _by_length(r) for r in _of_lengths(records))),
         Fact("Training", _each(_training(s) for s in specs if s.adapters)),
         Fact("Device", _each(_device(r) for r in results)),
         Fact("Computed in", _each(str(r.get("dtype", "")) for r in results)),
@@ -108,8 +112,15 @@ def _content(content: str | None) -> str:
     return content if content.startswith("hub:") else content[: len("sha256:") + 12]
 
 
-def _choices(stage: StageSpec) -> str:
-    return ", ".join(f"{label}: {text!r}" for label, text in stage.data.choices.items())
+def _answers(data: DataSettings) -> str:
+    if data.written:
+        part = f", {data.extract_match} match of {data.extract}" if data.extract else ""
+        return f"{data.name}: written as {data.choice!r}{part}, compared: {data.compare}"
+    if data.own_choices:
+        where = data.choices_column or ", ".join(data.choices_columns or ())
+        blank = f" in place of {data.blank!r}, scored: {data.score}" if data.blank else ""
+        return f"{data.name}: {where}, each as {data.choice!r}{blank}"
+    return ", ".join(f"{label}: {text!r}" for label, text in data.choices.items())
 
 
 def _examples(result: dict[str, Any]) -> str:
@@ -120,7 +131,7 @@ def _examples(result: dict[str, Any]) -> str:
     for key, said in (
         ("truncated_prompts", "prompts that were cut"),
         ("short_prompts", "prompts too short for all edited positions"),
-        ("unmatched_rows", "reported rows whose generated text names no choice"),
+        ("unmatched_rows", "reported rows whose generated text holds no answer"),
         ("repeated_rows", "training rows that repeat an earlier one"),
         ("overlapping_rows", "reported rows that are also training or dev rows"),
     ):
@@ -131,26 +142,56 @@ def _examples(result: dict[str, Any]) -> str:
 
 def _ties(result: dict[str, Any]) -> str:
     tied = result.get("tied_rows", 0)
-    return (
-        f"{result['label']}: {tied:,} of {result['n_eval']:,} reported rows, counted as chance"
-        if tied
-        else ""
-    )
+    return f"{tied:,} of {result['n_eval']:,} reported rows, counted as chance" if tied else ""
 
 
-def _lasts(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """The results of the complete runs whose answers were generated."""
-    found = {r.last.fingerprint: r for r in records if r.complete}
-    return [r.results[-1] for r in found.values() if r.last.evaluation.mode == "generate"]
+def _lasts(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The complete runs, those of the same last stage once."""
+    return list({r.last.fingerprint: r for r in records if r.complete}.values())
+
+
+def _generated(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The results of the runs whose choices were generated."""
+    return [
+        one.results[-1]
+        for one in _lasts(records)
+        if one.last.evaluation.mode == "generate"
+        and not one.last.data.written
+        and "logprob_accuracy" in one.results[-1]
+    ]
 
 
 def _by_logprob(result: dict[str, Any]) -> str:
-    if (accuracy := result.get("logprob_accuracy")) is None:
-        return ""
     return (
-        f"{result['label']}: {words.percent(accuracy)} by the likeliest choice, "
+        f"{words.percent(result['logprob_accuracy'])} by the likeliest choice, "
         f"{words.percent(result['accuracy'])} as generated"
     )
+
+
+def _of_lengths(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The results of the runs in which it matters what log-probabilities are divided by."""
+    results = [one.results[-1] for one in _lasts(records)]
+    return [one for one in results if len(set(one.get("accuracies", {}).values())) > 1]
+
+
+def _by_length(result: dict[str, Any]) -> str:
+    each = (f"{name} {words.percent(share)}" for name, share in result["accuracies"].items())
+    return f"{', '.join(each)}; compared: {result['normalize']}"
+
+
+class _Named:
+    """Gives what a stage's result is called among others.
+
+    Args:
+        stages: All stages that results are shown of.
+    """
+
+    def __init__(self, stages: Sequence[StageSpec]) -> None:
+        label = labelled(stages)
+        self._labels = {stage.fingerprint: label(stage) for stage in stages}
+
+    def __call__(self, result: dict[str, Any]) -> str:
+        return f"{self._labels.get(result['fingerprint'], result['label'])}: "
 
 
 def _training(stage: StageSpec) -> str:

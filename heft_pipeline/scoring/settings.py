@@ -66,7 +66,7 @@ class EvaluationSettings(Settings):
         64, "prompts per forward pass; changes only the speed", above=0, identity=False
     )
 
-    def resolved(self, *, written: bool) -> Self:
+    def for_task(self, *, written: bool) -> Self:
         """The same settings with the mode that a task needs.
 
         Args:

@@ -98,7 +98,7 @@ class SharedSettings(Settings):
     def check(self, key: str) -> None:
         """Refuse adapters that do not support the evaluation mode, and choosing without rows."""
         written = self.data.written
-        evaluation = self.evaluation.resolved(written=written)
+        evaluation = self.evaluation.for_task(written=written)
         evaluation.check("evaluation")
         if written and (evaluation.mode != "generate" or evaluation.match != "begins"):
             raise UserError(

@@ -61,8 +61,8 @@ def _chosen(task: Task, scores: Scores) -> dict[str, Any]:
         }
     lists = {
         "logprobs": scores.log_probabilities,
-        "tokens": scores.lengths["token"],
-        "bytes": scores.lengths["byte"],
+        "tokens": scores.lengths["token"].int(),
+        "bytes": scores.lengths["byte"].int(),
     }
     counts = [len(example.choices) for example in task.eval]
     return found | {

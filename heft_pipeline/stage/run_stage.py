@@ -207,6 +207,7 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "label": stage.label,
         "accuracy": scores.accuracy,
         "logprob_accuracy": scores.logprob_accuracy,
+        "written": stage.data.written,
         "normalize": scores.normalize,
         "accuracies": scores.accuracies,
         "eval_loss": scores.loss,

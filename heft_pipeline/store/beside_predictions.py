@@ -9,11 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from heft_pipeline.data.other_text import chosen_text
+from heft_pipeline.data.row_choices import letter
 from heft_pipeline.plan.graph import untouched_model
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 
 _PREFIX = "logprob_"
+#: The lists of choices that rows have of their own, and a written answer's log-probability.
+_OWN, _WRITTEN = "logprobs", "logprob"
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,18 @@ class ChoiceTable:
     """The scored choices of N examples.
 
     Attributes:
-        log_probabilities: [N, C], of each of C choices given the prompt.
+        log_probabilities: [N, C], of each of C choices given the prompt; -inf where an example has
+            fewer.
         gold: [N], the right choice.
-        predicted: [N], the predicted choice; -1 for none.
     """
 
     log_probabilities: NDArray[np.float64]
     gold: NDArray[np.int64]
-    predicted: NDArray[np.int64]
+
+    @property
+    def right(self) -> NDArray[np.float64]:
+        """[N], the log-probability of the right choice."""
+        return self.log_probabilities[np.arange(len(self.gold)), self.gold]
 
 
 def choice_table(predictions: pd.DataFrame) -> ChoiceTable | None:
@@ -38,17 +45,64 @@ def choice_table(predictions: pd.DataFrame) -> ChoiceTable | None:
         predictions: The file's table.
 
     Returns:
-        The choices in the table's order; None if it has no log-probabilities.
+        The choices in the table's order; None if it has no choices' log-probabilities.
     """
+    if _OWN in predictions.columns:
+        return _own_choices(predictions)
     columns = [name for name in predictions.columns if name.startswith(_PREFIX)]
     labels = [name.removeprefix(_PREFIX) for name in columns]
-    gold, predicted = (
-        pd.Categorical(predictions[name].astype(str), categories=labels).codes.astype(np.int64)
-        for name in ("gold", "prediction")
-    )
+    gold = _codes(predictions.gold, labels)
     if not columns or (gold < 0).any():
         return None
-    return ChoiceTable(predictions[columns].to_numpy(dtype=np.float64), gold, predicted)
+    return ChoiceTable(predictions[columns].to_numpy(dtype=np.float64), gold)
+
+
+def _own_choices(predictions: pd.DataFrame) -> ChoiceTable | None:
+    lists = [np.asarray(own, dtype=np.float64) for own in predictions[_OWN]]
+    counts = np.array([len(own) for own in lists])
+    table = np.full((len(lists), counts.max()), -np.inf)
+    for row, own in zip(table, lists, strict=True):
+        row[: len(own)] = own
+    gold = _codes(predictions.gold, [letter(index) for index in range(table.shape[1])])
+    return None if ((gold < 0) | (gold >= counts)).any() else ChoiceTable(table, gold)
+
+
+def _codes(values: pd.Series, names: Sequence[str]) -> NDArray[np.int64]:
+    return pd.Index(names).get_indexer(pd.Index(values.astype(str))).astype(np.int64)
+
+
+def right_logprobs(predictions: pd.DataFrame) -> NDArray[np.float64] | None:
+    """The log-probability of each right answer of a ``predictions.parquet``.
+
+    Args:
+        predictions: The file's table.
+
+    Returns:
+        [N], in nats, of the right choice or of the accepted written answer; None where a finite
+        one is missing.
+    """
+    table = choice_table(predictions)
+    if table is not None:
+        found = table.right
+    elif _WRITTEN in predictions.columns:
+        found = predictions[_WRITTEN].to_numpy(dtype=np.float64)
+    else:
+        return None
+    return found if np.isfinite(found).all() else None
+
+
+def given_answers(several: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
+    """What several runs answered, as numbers that are equal where answers are.
+
+    Args:
+        several: R tables of ``predictions.parquet`` with the same N examples in the same order.
+
+    Returns:
+        [R, N]; -1 where a run gave no answer.
+    """
+    answers = np.stack([table.prediction.to_numpy(dtype=object) for table in several])
+    codes, _ = pd.factorize(answers.ravel())
+    return codes.reshape(answers.shape).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,16 @@ class Execution:
             parent = stage.parent.fingerprint if stage.parent else None
             if parent in self.failures:
                 del self._waiting[key]
-                self.failures[key] = f"its parent stage failed ({stage.chain[-2].label})"
-                self._progress.say("[red]✗[/]", f"{stage.label}: not trained, its parent failed")
+                label = self._progress.label
+                self.failures[key] = f"its parent stage failed ({label(stage.chain[-2])})"
+                self._progress.say("[red]✗[/]", f"{label(stage)}: not trained, its parent failed")
             elif parent is None or parent in self._done:
                 del self._waiting[key]
                 result = self._store.result(key)
                 if result is None:
                     return stage
                 self._done.add(key)
-                text = f"{stage.label}: reused, {said_accuracy(result)}"
+                text = f"{self._progress.label(stage)}: reused, {said_accuracy(result)}"
                 self._progress.say("[cyan]=[/]", text)
         return None
 
@@ -79,13 +80,13 @@ class Execution:
             self._progress.say("[yellow]■[/]", text)
         elif tried.status == "failed":
             self.failures[key] = tried.text
-            self._progress.say("[red]✗[/]", f"{stage.label}: {tried.text}")
+            self._progress.say("[red]✗[/]", f"{self._progress.label(stage)}: {tried.text}")
             self._progress.say(" ", f"  log: {self._store.folder(key) / 'stage.log'}")
         else:
             self._done.add(key)
             other = ", trained by another process" if tried.status == "reused" else ""
             mark = "[cyan]=[/]" if tried.status == "reused" else "[green]✓[/]"
-            self._progress.say(mark, f"{stage.label}: {tried.text}{other}")
+            self._progress.say(mark, f"{self._progress.label(stage)}: {tried.text}{other}")
 
     def died(self, stage: StageSpec, how: str) -> None:
         """Note and show that a stage's process died; it may have left the reason in the store."""
@@ -94,7 +95,7 @@ class Execution:
 
     def waits(self, stage: StageSpec, owner: str) -> None:
         """Show that another process is training a stage."""
-        text = f"{stage.label}: being trained by {owner}; waiting for it"
+        text = f"{self._progress.label(stage)}: being trained by {owner}; waiting for it"
         self._progress.say("[yellow]…[/]", text)
 
 
@@ -119,7 +120,7 @@ def execute_here(
         SystemExit: A signal came; the stages that were running have checkpoints.
     """
     store, stop = sweep.store, StopRequest(signal.SIGINT, signal.SIGTERM)
-    with StageProgress(console, len(plan.stages)) as progress, stop.listening():
+    with StageProgress(console, plan.stages.values()) as progress, stop.listening():
         execution = Execution(plan, store, progress, texts(sweep, plan.stages.values()))
         if settings.workers * settings.gpus_per_stage == 1:
             _in_this_process(execution, store, progress, stop)

@@ -39,7 +39,7 @@ def wait_for_jobs(
     """
     stages = {key: plan.stages[key] for key in jobs if key in plan.stages}
     stop = StopRequest(signal.SIGINT, signal.SIGTERM)
-    with StageProgress(console, len(stages)) as progress, stop.listening():
+    with StageProgress(console, stages.values()) as progress, stop.listening():
         waiting = _Waiting(sweep.store, stages, jobs, progress, sweep.folder / "slurm")
         while waiting.stages:
             waiting.look()
@@ -108,11 +108,11 @@ class _Waiting:
         self._progress.end(key)
         if ended == "complete":
             result = self._store.result(key) or {}
-            text = f"{stage.label}: {said_accuracy(result)}, job {job_id}"
+            text = f"{self._progress.label(stage)}: {said_accuracy(result)}, job {job_id}"
             self._progress.say("[green]✓[/]", text)
             return
         self.failures[key] = ended
-        self._progress.say("[red]✗[/]", f"{stage.label}: {ended}")
+        self._progress.say("[red]✗[/]", f"{self._progress.label(stage)}: {ended}")
         self._progress.say(" ", f"  log: {self._logs / f'{job_id}_0_log.err'}")
 
 

@@ -125,3 +125,8 @@ def test_a_saved_data_set_lists_its_files(tmp_path: Path) -> None:
     (tmp_path / "train" / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"state\.json does not list"):
         found(tmp_path)
+
+
+def test_a_copy_of_one_subset_alone_needs_no_folder_of_its_name(tmp_path: Path) -> None:
+    files(tmp_path, "train.jsonl", "notes/readme.csv")
+    assert found(tmp_path, subset="easy") == ["train.jsonl"]

@@ -77,7 +77,8 @@ def test_a_model_that_cannot_be_read_does_not_hide_the_plan(
     status, out, err = cli(*small, *DRY, "method=lora", f"model.id={broken},{small_model}")
     assert status == 0, err
     assert "2 lora" in out
-    assert f"no estimate for 1 stage (lora@3 r8 s0): model.id={broken} has no config" in out
+    said = f"(lora@3 r8 s0 with broken): model.id={broken} has no config"
+    assert f"no estimate for 1 stage {said}" in out
     assert "x 2" in out, "the others are in the table"
 
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from heft_pipeline.plan.graph import Plan, Run
 from tests.conftest import CliResult
+from tests.data.prepared_tasks import write_task
 
 Cli = Callable[..., CliResult]
 ComposeRun = Callable[..., Run]
@@ -115,3 +116,17 @@ def test_what_the_paper_leaves_to_pyreft_is_its_default(paper: Run) -> None:
     (reft,) = paper.last.adapters
     module = inspect.signature(make_last_position_supervised_data_module).parameters
     assert reft.end_token is not module["nonstop"].default
+
+
+def test_the_commonsense_tasks_are_asked_for_with_three_methods_and_seeds(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    tasks = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge",
+             "openbookqa")  # fmt: skip
+    for name in tasks:
+        write_task(tmp_path, name)
+    plan = planned("+experiment=commonsense", f"data.path={tmp_path}/${{data.name}}")
+    assert len(plan.runs) == 3 * 8 * 3
+    asked = {(run.method, run.last.data.name, run.last.seed) for run in plan.runs}
+    assert asked == {(m, t, s) for m in ("lora", "reft", "heft") for t in tasks for s in (0, 1, 2)}
+    assert plan.unique == 2 * 8 * 3 + 8 * 3, "HEFT's first stage is LoRA's"
