@@ -74,14 +74,14 @@ def check_choice(key: str, value: Any) -> None:
 
 
 def check_pattern(key: str, value: Any) -> None:
-    """Refuse what is no regular expression.
+    """Refuse what is no regular expression, or can match nothing but the empty text.
 
     Args:
         key: The setting's key, for the message.
         value: Its value.
 
     Raises:
-        UserError: The value cannot be compiled; the message says where.
+        UserError: The message says why; for what cannot be compiled, also where.
     """
     try:
         re.compile(value)
@@ -89,3 +89,6 @@ def check_pattern(key: str, value: Any) -> None:
         raise UserError(
             f"{key}={value!r} is no regular expression ({error}); e.g. {key}='#### (.+)'"
         ) from error
+    _, longest = re._parser.parse(value).getwidth()  # type: ignore[attr-defined]
+    if not longest:
+        raise UserError(f"{key}={value!r} can match only the empty text; e.g. {key}='#### (.+)'")

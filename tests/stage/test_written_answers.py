@@ -138,6 +138,8 @@ def test_an_answer_that_is_not_there_is_counted_and_said(
         (["evaluation.normalize=byte"], r"normalize has no effect with evaluation\.mode=generate"),
         (["+data.choices.yes=' yes'"], r"data\.kind=answer is written, not chosen"),
         (["data.extract='('"], r"data\.extract='\(' is no regular expression"),
+        (["data.extract=''"], r"data\.extract='' can match only the empty text"),
+        (["data.extract='^(?=#)$'"], "can match only the empty text"),
         (["data.kind=choice"], r"data\.extract has no effect without data\.kind=answer"),
         (["data.choices_column=x"], r"data\.choices_column=x has no place"),
     ],
