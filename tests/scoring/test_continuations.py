@@ -14,6 +14,9 @@ from heft_pipeline.adapters.adapted import AdaptedModel, adapted
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.models.base_model import Base, load_base
+from heft_pipeline.models.reuse.estimate import Choice
+from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
+from heft_pipeline.models.reuse.kept_activations import Kept
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.scoring import continuations as ways
 from heft_pipeline.scoring.continuations import Place, Process, continuations
@@ -52,6 +55,14 @@ def loaded(compose_run: ComposeRun, small: list[str], folder: Path) -> Base:
     return probe_base(load_base(model, CPU), "model.id=x")
 
 
+@torch.no_grad()
+def randomize(model: AdaptedModel) -> None:
+    """Move what is trained far from where it starts, which is to change nothing."""
+    for name, parameter in model.parameters().items():
+        if "parametrizations" not in name:
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+
+
 @contextmanager
 def with_kinds(
     base: Base, compose_run: ComposeRun, small: list[str], stages: Sequence[str], folder: Path
@@ -63,10 +74,7 @@ def with_kinds(
         with adapted(base, parents) as model:
             torch.manual_seed(number)
             model.add([settings])
-            with torch.no_grad():
-                for name, parameter in model.parameters().items():
-                    if "parametrizations" not in name:
-                        parameter.add_(0.3 * torch.randn(parameter.shape))
+            randomize(model)
             model.finish()
             model.save(folder / stage)
         parents.append((settings, folder / stage))
@@ -100,7 +108,8 @@ def end_somewhere(model: AdaptedModel, prompts: Sequence[tuple[int, ...]]) -> No
     for text in texts:
         for token in set(text):
             places.setdefault(token, set()).add(text.index(token))
-    best = max(places, key=lambda token: len(places[token]))
+    # Of several, always the same one.
+    best = max(sorted(places), key=lambda token: len(places[token]))
     base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(best)
 
 
@@ -179,14 +188,24 @@ def test_pyrefts_engine_edits_what_is_written_too(
         with adapted(base, []) as model:
             torch.manual_seed(0)
             model.add(stage.adapters)
-            with torch.no_grad():
-                for name, parameter in model.parameters().items():
-                    if "parametrizations" not in name:
-                        parameter.add_(0.3 * torch.randn(parameter.shape))
+            randomize(model)
             found.append(written(model, prompts, 8, 6))
     with adapted(base, []) as model:
         untouched = written(model, prompts, 8, 6)
     assert found[0] == found[1] != untouched
+
+
+def test_prompts_whose_first_tokens_are_kept_are_continued_too(
+    compose_run: ComposeRun, small: list[str], small_model: Path
+) -> None:
+    base, prompts = loaded(compose_run, small, small_model), some_prompts(16)
+    stage = compose_run(*small, "method=reft", "reft.positions=l3").last
+    with adapted(base, []) as model:
+        model.add(stage.adapters)
+        randomize(model)
+        expected = alone(model, prompts)
+        model.forward = FrozenPrompts(base, Choice(3, 0, ""), Kept(CPU, 1e9, None, operations=1.0))
+        assert written(model, prompts, 5) == expected
 
 
 def test_a_place_is_taken_again_and_batches_stay_full(
