@@ -47,4 +47,4 @@ def test_each_way_writes_the_same_and_ratios_are_of_tokens_per_second(
     generation.show(found)
     last = capsys.readouterr().out.splitlines()[-1]
     ratio = (sum(work.lengths) / 7) / sum(work.lengths[:3])
-    assert f"{ratio:.3g}" in last.split() and last.rstrip().endswith("3 of 3")
+    assert f"{ratio:.3g}" in last.split() and last.rstrip().endswith("12 of 12")
