@@ -74,21 +74,20 @@ def check_choice(key: str, value: Any) -> None:
 
 
 def check_pattern(key: str, value: Any) -> None:
-    """Refuse what is no regular expression, or can match nothing but the empty text.
+    """Refuse what is no regular expression.
 
     Args:
         key: The setting's key, for the message.
         value: Its value.
 
     Raises:
-        UserError: The message says why; for what cannot be compiled, also where.
+        UserError: The value is empty, or cannot be compiled; the message says where.
     """
+    if value == "":
+        raise UserError(f"{key}='' matches nothing; {key}=null takes all of an answer")
     try:
         re.compile(value)
     except (re.error, TypeError) as error:
         raise UserError(
             f"{key}={value!r} is no regular expression ({error}); e.g. {key}='#### (.+)'"
         ) from error
-    _, longest = re._parser.parse(value).getwidth()  # type: ignore[attr-defined]
-    if not longest:
-        raise UserError(f"{key}={value!r} can match only the empty text; e.g. {key}='#### (.+)'")

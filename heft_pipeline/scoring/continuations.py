@@ -1,7 +1,8 @@
 """What a model writes after each of many prompts, token by token."""
 
-from collections.abc import Callable, Sequence, Set
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -23,6 +24,33 @@ Process = Callable[[Sequence[Place], torch.Tensor], torch.Tensor]
 _FREE = 1 / 8
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for: see :func:`continuations`."""
+
+    prompts: Sequence[Prompt]
+    tokens: int
+    process: Process
+    ends: Set[int]
+
+    def write(
+        self, rows: Sequence[int], logits: torch.Tensor, texts: Mapping[int, list[int]]
+    ) -> None:
+        """Write the next token of some texts, from logits [B, V]."""
+        places = [(i, len(texts[i])) for i in rows]
+        chosen = self.process(places, logits.float()).argmax(dim=-1).tolist()
+        for i, token in zip(rows, chosen, strict=True):
+            texts[i].append(token)
+
+    def has_ended(self, text: Sequence[int]) -> bool:
+        """Whether nothing more is written."""
+        return text[-1] in self.ends or len(text) == self.tokens
+
+    def before_end(self, text: Sequence[int]) -> list[int]:
+        """What stands before the first token that ends a text."""
+        return list(takewhile(lambda token: token not in self.ends, text))
+
+
 @torch.no_grad()
 def continuations(
     model: AdaptedModel,
@@ -31,6 +59,7 @@ def continuations(
     tokens: int,
     batch_size: int,
     process: Process,
+    ends: Set[int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
     """Continue prompts up to their end tokens, with all adapters' edits.
@@ -45,19 +74,21 @@ def continuations(
         batch_size: The most sequences that are run together; it changes only the speed. If memory
             runs out, fewer are.
         process: Says which token comes next: the one for which it is largest.
+        ends: The tokens that end a text; None for those of :func:`end_tokens`.
         advance: Called with the number of prompts whose continuation has just ended.
 
     Returns:
-        N lists of at most ``tokens`` token ids, without the end token; see :func:`end_tokens`.
+        N lists of at most ``tokens`` token ids, without the token that ended them.
     """
     if not tokens:
         advance(len(prompts))
         return [[] for _ in prompts]
+    asked = _Asked(prompts, tokens, process, end_tokens(model.base) if ends is None else ends)
     whole = model.base.no_padding or model.base.no_cache
     if whole or any(adapter.forward() for adapter in model.adapters):
-        return _in_batches(_by_whole_passes, model, prompts, tokens, batch_size, process, advance)
+        return _in_batches(_by_whole_passes, model, asked, batch_size, advance)
     if model.whole.no_cache:
-        return _in_batches(_by_transformers, model, prompts, tokens, batch_size, process, advance)
+        return _in_batches(_by_transformers, model, asked, batch_size, advance)
     # With the shortest first, texts have grown by the time that longer prompts join them, so that
     # less of the keys and values that each step reads is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -65,7 +96,7 @@ def continuations(
     while waiting := [i for i in order if i not in found]:
         places = min(batch_size, len(waiting))
         try:
-            _side_by_side(model, prompts, waiting, tokens, places, process, found, advance)
+            _side_by_side(model, asked, waiting, places, found, advance)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or places == 1:
                 raise
@@ -97,16 +128,14 @@ def end_tokens(base: Base) -> frozenset[int]:
 
 def _side_by_side(
     model: AdaptedModel,
-    prompts: Sequence[Prompt],
+    asked: _Asked,
     waiting: Sequence[int],
-    tokens: int,
     places: int,
-    process: Process,
     found: dict[int, list[int]],
     advance: Callable[[int], None],
 ) -> None:
     """Continue the waiting prompts, up to ``places`` at a time; each is found once it has ended."""
-    ends, waiting = end_tokens(model.base), list(waiting)
+    prompts, waiting = asked.prompts, list(waiting)
     cache = GrowingCache(places)
     rows: list[int] = []  # which prompt each of the cache's sequences continues
     texts: dict[int, list[int]] = {i: [] for i in waiting}
@@ -114,19 +143,16 @@ def _side_by_side(
         room = places - len(rows)
         if waiting and room >= min(len(waiting), max(1, places * _FREE)):
             (new, *_) = length_batches([len(prompts[i]) for i in waiting[:room]], room)
-            asked, waiting = waiting[: len(new)], waiting[len(new) :]
-            logits = _read(model, [prompts[i] for i in asked], cache)
-            rows += asked
+            run, waiting = waiting[: len(new)], waiting[len(new) :]
+            logits = _read(model, [prompts[i] for i in run], cache)
+            rows += run
         else:
-            asked = rows
+            run = rows
             logits = _step(model.base, [texts[i][-1] for i in rows], cache)
-        written = [(i, len(texts[i])) for i in asked]
-        chosen = process(written, logits.float()).argmax(dim=-1).tolist()
-        for i, token in zip(asked, chosen, strict=True):
-            texts[i].append(token)
-        ended = [n for n, i in enumerate(rows) if texts[i][-1] in ends or len(texts[i]) == tokens]
+        asked.write(run, logits, texts)
+        ended = [n for n, i in enumerate(rows) if asked.has_ended(texts[i])]
         if ended:
-            found |= {rows[n]: _before(ends, texts.pop(rows[n])) for n in ended}
+            found |= {rows[n]: asked.before_end(texts.pop(rows[n])) for n in ended}
             rows = [rows[n] for n in cache.drop(ended)]
             advance(len(ended))
 
@@ -156,74 +182,55 @@ def _step(base: Base, last: Sequence[int], cache: GrowingCache) -> torch.Tensor:
 
 
 def _in_batches(
-    run: Callable[..., list[list[int]]],
+    run: Callable[[AdaptedModel, _Asked, Sequence[int]], list[list[int]]],
     model: AdaptedModel,
-    prompts: Sequence[Prompt],
-    tokens: int,
+    asked: _Asked,
     batch_size: int,
-    process: Process,
     advance: Callable[[int], None],
 ) -> list[list[int]]:
     """Continue prompts of similar length together until all have ended."""
-    found: list[list[int]] = [[]] * len(prompts)
-    ends = end_tokens(model.base)
-    one = lambda some: run(model, prompts, some, tokens, process)  # noqa: E731
-    for batch in length_batches(list(map(len, prompts)), batch_size):
+    found: list[list[int]] = [[]] * len(asked.prompts)
+    one = lambda some: run(model, asked, some)  # noqa: E731
+    for batch in length_batches(list(map(len, asked.prompts)), batch_size):
         parts = in_parts(one, batch, model.base.device)
         for i, text in zip(batch, chain.from_iterable(parts), strict=True):
-            found[i] = _before(ends, text)
+            found[i] = asked.before_end(text)
         advance(len(batch))
     return found
 
 
-def _by_transformers(
-    model: AdaptedModel,
-    prompts: Sequence[Prompt],
-    rows: Sequence[int],
-    tokens: int,
-    process: Process,
-) -> list[list[int]]:
+def _by_transformers(model: AdaptedModel, asked: _Asked, rows: Sequence[int]) -> list[list[int]]:
     """Continue some prompts with transformers' ``generate``."""
     base = model.base
-    batch = _batch(base, [prompts[i] for i in rows])
+    batch = _batch(base, [asked.prompts[i] for i in rows])
     width = batch.input_ids.shape[1]
 
     def processed(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return process([(i, ids.shape[1] - width) for i in rows], logits)
+        return asked.process([(i, ids.shape[1] - width) for i in rows], logits)
 
     with model.editing(batch):
         output = base.model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            max_new_tokens=tokens,
+            max_new_tokens=asked.tokens,
             do_sample=False,
             logits_processor=[processed],
             pad_token_id=base.pad_token_id,
-            eos_token_id=sorted(end_tokens(base)) or None,
+            eos_token_id=sorted(asked.ends) or None,
         )
     texts: list[list[int]] = output[:, width:].tolist()
     return texts
 
 
-def _by_whole_passes(
-    model: AdaptedModel,
-    prompts: Sequence[Prompt],
-    rows: Sequence[int],
-    tokens: int,
-    process: Process,
-) -> list[list[int]]:
+def _by_whole_passes(model: AdaptedModel, asked: _Asked, rows: Sequence[int]) -> list[list[int]]:
     """Continue some prompts by running them whole for each token."""
-    base, ends, running = model.base, end_tokens(model.base), list(rows)
+    base, running = model.base, list(rows)
     texts: dict[int, list[int]] = {i: [] for i in rows}
-    for _ in range(tokens):
-        pairs = [AnsweredPrompt(tuple(prompts[i]), (*texts[i], 0)) for i in running]
-        logits = model.logits(collate(pairs, base.pad_token_id).to(base.device))[:, -1].float()
-        places = [(i, len(texts[i])) for i in running]
-        for i, token in zip(running, process(places, logits).argmax(dim=-1).tolist(), strict=True):
-            texts[i].append(token)
-        running = [i for i in running if texts[i][-1] not in ends]
-        if not running:
-            break
+    while running:
+        pairs = [AnsweredPrompt(tuple(asked.prompts[i]), (*texts[i], 0)) for i in running]
+        logits = model.logits(collate(pairs, base.pad_token_id).to(base.device))[:, -1]
+        asked.write(running, logits, texts)
+        running = [i for i in running if not asked.has_ended(texts[i])]
     return [texts[i] for i in rows]
 
 
@@ -231,8 +238,3 @@ def _batch(base: Base, prompts: Sequence[Prompt]) -> Batch:
     """Prompts, each with a one-token answer that is not read."""
     asked = [AnsweredPrompt(tuple(prompt), (0,)) for prompt in prompts]
     return collate(asked, base.pad_token_id).to(base.device)
-
-
-def _before(ends: Set[int], text: list[int]) -> list[int]:
-    """What stands before the first end token."""
-    return text[: next((n for n, token in enumerate(text) if token in ends), len(text))]

@@ -1,7 +1,7 @@
 """Answers that a model writes: decoding, and which choice its text names."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,11 @@ def longest_answer(task: Task) -> int:
 
 
 def generated(
-    model: AdaptedModel, examples: Sequence[Example], batch_size: int, decoding: Decoding
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    batch_size: int,
+    decoding: Decoding,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """What a model writes after each prompt, up to its end.
 
@@ -112,13 +116,18 @@ def generated(
         examples: N examples.
         batch_size: The most texts that are written together; it changes only the speed.
         decoding: How text is generated.
+        advance: Called with the number of texts that have just ended.
 
     Returns:
         N texts without special tokens.
     """
+    own = model.base.tokenizer.eos_token_id
     texts = continuations(
         model,
         [example.prompt for example in examples],
+        # A choice is looked for in all that stands before the tokenizer's end token.
+        ends=None if decoding.extraction else frozenset([own] if own is not None else []),
+        advance=advance,
         tokens=decoding.tokens,
         batch_size=batch_size,
         process=_process(examples, decoding),

@@ -128,13 +128,15 @@ def score(
     gold = torch.tensor([e.gold for e in examples])
     lengths = choice_lengths(examples, answer)
     own = ranks.share(examples) if ranks else examples
-    table = _log_probabilities(model, own, lengths["none"].shape[1], batch_size, advance)
+    width, later = lengths["none"].shape[1], decoding is not None
+    scored = (lambda _: None) if later else advance  # generating takes far longer
+    table = _log_probabilities(model, own, width, batch_size, scored)
     if not may_be_nan and (broken := int(table.isnan().any(dim=1).sum())):
         raise UserError(
             f"the model's log-probabilities of the answers are NaN for {broken} of {len(own)} "
             "prompts; use model.dtype=float32, or another checkpoint"
         )
-    texts = [] if decoding is None else generated(model, own, batch_size, decoding)
+    texts = [] if decoding is None else generated(model, own, batch_size, decoding, advance)
     if ranks and ranks.world > 1:
         parts = ranks.gather((table.tolist(), texts))
         table = torch.tensor(ranks.unshare([rows for rows, _ in parts]))

@@ -17,7 +17,6 @@ from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.models.base_model import Base, load_base
 from heft_pipeline.models.settings import ModelSettings
-from heft_pipeline.scoring import continuations as module
 from heft_pipeline.scoring.continuations import Place, continuations, end_tokens
 from heft_pipeline.stage.probe import probe_base
 from tests.models.tiny_architectures import save_tiny
@@ -96,18 +95,19 @@ def common_end(texts: Sequence[list[int]]) -> int:
     ],
 )
 def test_each_text_is_what_transformers_writes_after_its_prompt_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, adapters: list[AdapterSettings]
+    tmp_path: Path, name: str, adapters: list[AdapterSettings]
 ) -> None:
     base, asked = base_of(name, tmp_path), prompts(30)
     with with_noise(base, adapters) as model:
         free = [alone(model, prompt) for prompt in asked]
         assert len({tuple(text) for text in free}) > 20, "the texts differ"
         end = common_end(free)
-        monkeypatch.setattr(module, "end_tokens", lambda _: frozenset([end]))
         expected = [text[: text.index(end)] if end in text else text for text in free]
         assert len({len(text) for text in expected}) >= 4, "they end at different steps"
         for size in (1, 3, 64):
-            found = continuations(model, asked, tokens=TOKENS, batch_size=size, process=greedy)
+            found = continuations(
+                model, asked, tokens=TOKENS, batch_size=size, process=greedy, ends={end}
+            )
             assert found == expected, size
 
 
