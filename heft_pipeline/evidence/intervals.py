@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from heft_pipeline.evidence.clusters import Clusters
-from heft_pipeline.evidence.strata import Strata, stratified, variance_of_examples
+from heft_pipeline.evidence.strata import Strata, Stratum, stratified, variance_of_examples
 from heft_pipeline.evidence.two_way_variance import Quantiles, Right, two_way_over_strata
 
 
@@ -53,9 +53,7 @@ def accuracy_interval(
     tasks = stratified(right.astype(float), clusters, strata)
     if len(tasks) == 1 and seeds == 1 and clusters is None:
         return wilson_interval(float(right.sum()), examples, confidence)
-    # A task without a wrong answer, or without a right one, may have either among other examples.
-    # Of several tasks, each is at least as uncertain as with one of both (Agresti and Caffo 2000).
-    least = [1 / (task.evenness * task.count + 2) ** 2 for task in tasks]
+    least = [_least_variance(task) for task in tasks]
     share = float(np.mean([task.values.mean() for task in tasks]))
     if seeds == 1:
         variance, freedom = variance_of_examples(tasks, least)
@@ -68,6 +66,21 @@ def accuracy_interval(
         return wilson_interval(share * worth, worth, confidence)
     size = share * (1 - share) / variance
     return _wilson(share, size, quantiles.upper((1 - confidence) / 2))
+
+
+def _least_variance(task: Stratum) -> float:
+    """What the variance of a task's accuracy is kept from falling below, of several tasks.
+
+    A task without a wrong answer, or without a right one, may have either among other examples. It
+    is at least as uncertain as with one more of both (Agresti and Caffo 2000); of clusters, with
+    one that is all right and one that is all wrong, divided among those that have the rarer answer.
+    """
+    answers = [(task.values < 1).any(axis=0), (task.values > 0).any(axis=0)]
+    if task.clusters is None:
+        found = min(int(one.sum()) for one in answers)
+    else:
+        found = min(len(np.unique(task.clusters[one])) for one in answers)
+    return 1 / max(1, found) / (task.evenness * task.count + 2) ** 2
 
 
 def _wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
