@@ -13,7 +13,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.populations import Population
 from benchmarks.real_predictions import SAMPLE, Pool, read, save
+from benchmarks.several_tasks import tasks_of, tasks_trial
 from heft_pipeline.evidence.claims import ACCURACY, Claim, Side
 from heft_pipeline.evidence.comparison import ALPHA, EXAMPLES, SEEDS, compare
 from heft_pipeline.evidence.intervals import accuracy_interval
@@ -288,6 +289,19 @@ def real_trial(
     return trial
 
 
+def tasks(trials: int) -> Iterator[Row]:
+    """Several tasks of equal and very unequal sizes; seeds' effects are shared or each task's."""
+    drawings = [(1, ""), *((seeds, how) for seeds in (2, 3, 6) for how in ("own", "shared"))]
+    kinds = [("", drawings), ("clustered", drawings), ("few wrong", drawings[:1])]
+    sizes_and_kinds = product(((300, 300, 300), (50, 300, 2000)), kinds)
+    for sizes, kind, seeds, effects in ((s, k, *d) for s, (k, of) in sizes_and_kinds for d in of):
+        largest, easy = 10 if kind == "clustered" else 1, 4.0 if kind == "few wrong" else 0.0
+        drawn = tasks_of(sizes, 0.2 if effects else 0.0, effects == "shared", largest, easy)
+        found: list[float | None] = list(share(trials, tasks_trial(drawn, seeds)))
+        found[2:4] = found[2:4] if effects else (None, None)
+        yield (f"{', '.join(map(str, sizes))} {kind}", str(seeds), effects), (*found,)
+
+
 _SCOPES = ("accuracy", "log-prob.", "scope=seeds", "scope=examples", "own accuracy")
 #: Each table: what it shows, its columns, and where its rows come from.
 TABLES: dict[str, tuple[str, tuple[str, ...], Callable[[int], Iterator[Row]]]] = {
@@ -329,6 +343,11 @@ TABLES: dict[str, tuple[str, tuple[str, ...], Callable[[int], Iterator[Row]]]] =
         "The sign-flip test, 600 examples",
         ("seeds", "seeds differ by", "of these examples", "read as of others"),
         sign_flips,
+    ),
+    "tasks": (
+        "The mean over three tasks; seeds differ by 0.2, with effects of each task's own or shared",
+        ("examples", "seeds", "effects", *_SCOPES),
+        tasks,
     ),
     "hard": (
         "Hard cases",

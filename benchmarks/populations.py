@@ -42,8 +42,13 @@ class Population:
     harder: float = 0.0
     collapse: float = 0.0
 
-    def draw(self, random: np.random.Generator, seeds: int) -> "Sample":
-        """Draw the answers of all methods, each with so many seeds."""
+    def draw(
+        self, random: np.random.Generator, seeds: int, effects: Values | None = None
+    ) -> "Sample":
+        """Draw the answers of all methods, each with so many seeds.
+
+        The seeds' effects, [methods, seeds, 1], are drawn as well where none are given.
+        """
         clusters = self._draw_clusters(random)
         count = self.examples if clusters is None else len(clusters)
         easy = random.normal(0, _EXAMPLE, size=(1, count))
@@ -51,12 +56,13 @@ class Population:
             sizes = np.bincount(clusters)
             easy = easy - self.harder * (sizes[clusters] - 1)
         of_examples, of_seeds = [], []
-        for gain in self.gains:
+        for method, gain in enumerate(self.gains):
             own = random.normal(0, _OWN, size=(1, count))
             if clusters is not None:
                 own += random.normal(0, _CLUSTER, size=(1, clusters.max() + 1))[:, clusters]
             of_examples.append(self.base + gain + easy + own)
-            of_seeds.append(random.normal(0, self.seed_effect, size=(seeds, 1)))
+            own_effects = random.normal(0, self.seed_effect, size=(seeds, 1))
+            of_seeds.append(own_effects if effects is None else effects[method])
         shape = (len(self.gains), seeds, count)
         noise = random.normal(0, _CELL, size=shape) + random.logistic(size=shape)
         logits = np.stack(of_examples) + np.stack(of_seeds) + noise

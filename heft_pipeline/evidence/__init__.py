@@ -2,6 +2,7 @@
 
 - ``claims``: statements about two methods, as text, and what an interval says of them
 - ``clusters``: examples that share something, and so are not independent
+- ``strata``: means over several tasks, whose examples are each sampled by themselves
 - ``two_way_variance``: the random-effects analysis of seeds and examples, and its quantiles
 - ``intervals``: the interval of an accuracy
 - ``estimates``: an interval and a p-value that cannot disagree

@@ -9,9 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from heft_pipeline.evidence.clusters import Clusters, by_cluster, evenness
+from heft_pipeline.evidence.clusters import Clusters
 from heft_pipeline.evidence.estimates import Estimate, ScoreEstimate, StudentEstimate
-from heft_pipeline.evidence.two_way_variance import Components, Quantiles, two_way
+from heft_pipeline.evidence.strata import (
+    Strata,
+    Stratum,
+    example_deviations,
+    overall_mean,
+    seed_means,
+    stratified,
+    variance_of_examples,
+)
+from heft_pipeline.evidence.two_way_variance import Components, Quantiles, two_way_over_strata
 
 #: The significance level and the power of everything that is reported.
 ALPHA, POWER = 0.05, 0.8
@@ -31,7 +40,8 @@ class Deviations:
 
     Attributes:
         of_seeds: [seeds]; zeros where the comparison does not speak of other seeds.
-        of_examples: [clusters]; zeros where it does not speak of other examples.
+        of_examples: [clusters], from the means of their tasks, and weighted so that each task
+            counts the same; zeros where it does not speak of other examples.
         weight: The share of the seeds in the mean's variance.
     """
 
@@ -45,13 +55,15 @@ class Comparison:
     """The difference of two methods, the first minus the second.
 
     Attributes:
-        difference: The mean difference: of accuracy as a share, of log-probability in nats.
+        difference: The mean difference: of accuracy as a share, of log-probability in nats. Of
+            several tasks it is the unweighted mean over them.
         wins: How many examples the first answers better (a mean over seeds). An exact tie counts
             as what chance gives it.
         losses: How many examples the second answers better.
         seeds: The numbers of the seeds that both sides have.
-        examples: The number of evaluated examples.
+        examples: The number of evaluated examples, of all tasks.
         clusters: The number of their clusters; None where examples are independent.
+        tasks: The number of tasks.
         scope: What it speaks of: ``seeds``, ``examples`` or ``both``.
         estimate: The difference with its uncertainty.
         components: Where the uncertainty comes from.
@@ -65,6 +77,7 @@ class Comparison:
     seeds: tuple[int, ...]
     examples: int
     clusters: int | None
+    tasks: int
     scope: str
     estimate: Estimate
     components: Components
@@ -101,7 +114,8 @@ class Comparison:
         Args:
             alpha: One minus the interval's nominal coverage.
             seeds: How many more seeds there would be.
-            examples: How many more examples there would be, in clusters of the same size.
+            examples: How many more examples there would be, in clusters of the same size, and
+                proportionally more of each task.
         """
         scoped = self._scoped
         more = examples / self.examples * scoped.examples
@@ -117,13 +131,13 @@ class Comparison:
             alpha: The level.
 
         Returns:
-            How many seeds on these examples, and how many examples with these seeds, would show
-            it with 80 % power; None where no number would, where the spread is unknown, or where
-            the comparison does not speak of others.
+            How many seeds on these examples, and how many examples with these seeds (of all tasks,
+            each with its present share), would show it with 80 % power; None where no number
+            would, where the spread is unknown, or where the comparison does not speak of others.
         """
         scoped = self._scoped
         seeds = examples = None
-        if scoped.examples < 2 and self.scope != SEEDS:
+        if scoped.evenness * scoped.examples <= 1 and self.scope != SEEDS:  # a single cluster
             return None, None
         if scoped.of_seeds is not None:
             seeds = _least(lambda n: scoped.resized(seeds=n), gap, alpha)
@@ -165,6 +179,7 @@ def compare(
     *,
     seeds: Sequence[int] | None = None,
     clusters: Clusters | None = None,
+    strata: Strata | None = None,
     scope: str = BOTH,
     accuracy: bool = True,
 ) -> Comparison:
@@ -177,77 +192,86 @@ def compare(
     conclusion extends to other seeds and other examples; or Student's interval over one of the
     two, with the other as it is.
 
+    Over several tasks, the difference is the unweighted mean over them, and examples are drawn
+    within their task. One seed then gets Student's interval by accuracy, too.
+
     Args:
         differences: [seeds, examples], the first method minus the second.
         seeds: The seeds' numbers; None for 0, 1, ...
         clusters: The examples' clusters; None where they are independent.
+        strata: The examples' tasks; None for one.
         scope: ``seeds``, ``examples`` or ``both``; with one seed always ``examples``.
         accuracy: Whether the differences are of right answers, and so between -1 and 1.
 
     Returns:
         The comparison.
     """
-    cells = by_cluster(differences, clusters)
-    count = len(cells)
+    tasks = stratified(differences, clusters, strata)
+    count, examples = differences.shape
     scope = EXAMPLES if count == 1 else scope
-    names = tuple(range(count)) if seeds is None else tuple(seeds)
-    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
-    mean = float(cells.mean())
-    variance, quantiles, components = _spread(cells, scope, evenness(clusters))
+    by_seed, mean = seed_means(tasks), overall_mean(tasks)
+    least = [_least_variance(one, scope) if accuracy else 0.0 for one in tasks]
+    variance, quantiles, components = _spread(tasks, scope, least)
     wins = float(differences.clip(min=0).sum() / count)
     losses = float(-differences.clip(max=0).sum() / count)
     estimate: Estimate = StudentEstimate(mean, math.sqrt(variance), quantiles)
-    if count == 1 and accuracy and clusters is None:
-        estimate = ScoreEstimate(wins, losses, len(by_example))
+    if count == 1 and accuracy and clusters is None and len(tasks) == 1:
+        estimate = ScoreEstimate(wins, losses, examples)
     elif accuracy:
-        least = _least_variance(differences, None if scope == SEEDS else clusters)
-        estimate = StudentEstimate(mean, math.sqrt(max(variance, least)), quantiles, most=1.0)
+        floor = sum(least) / len(tasks) ** 2
+        estimate = StudentEstimate(mean, math.sqrt(max(variance, floor)), quantiles, most=1.0)
     return Comparison(
         difference=mean,
         wins=wins if accuracy else float((differences > 0).sum() / count),
         losses=losses if accuracy else float((differences < 0).sum() / count),
-        seeds=names,
-        examples=differences.shape[1],
-        clusters=None if clusters is None else len(by_example),
+        seeds=tuple(range(count) if seeds is None else seeds),
+        examples=examples,
+        clusters=None if clusters is None else components.examples,
+        tasks=len(tasks),
         scope=scope,
         estimate=estimate,
         components=components,
         by_seed=by_seed,
-        deviations=Deviations(by_seed - mean, by_example - mean, quantiles.weight),
+        deviations=Deviations(by_seed - mean, example_deviations(tasks), quantiles.weight),
     )
 
 
 def _spread(
-    cells: NDArray[np.float64], scope: str, even: float
+    tasks: Sequence[Stratum], scope: str, least: Sequence[float]
 ) -> tuple[float, Quantiles, Components]:
-    """The variance of the mean of cells, its quantiles, and where it comes from."""
-    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
-    seeds, examples = cells.shape
+    """The variance of the mean over tasks, its quantiles, and where it comes from."""
+    by_seed, examples = seed_means(tasks), sum(one.count for one in tasks)
+    seeds = len(by_seed)
+    of_examples, freedom = variance_of_examples(tasks, least)
     if seeds > 1:
-        table = two_way(cells, even)
+        table = two_way_over_strata(tasks, least)
         variance, quantiles, components = table.variance, table.quantiles, table.components
+    elif len(tasks) == 1:
+        own = _variance(tasks[0].cells.mean(axis=0))
+        components = Components(None, own, 0.0, 1, examples, tasks[0].evenness)
     else:
-        components = Components(None, _variance(by_example), 0.0, 1, examples, even)
+        even = (freedom + 1) / examples
+        components = Components(None, of_examples * examples, 0.0, 1, examples, even)
     if scope != BOTH:
-        own = by_seed if scope == SEEDS else by_example
-        variance = _variance(own) / len(own)
-        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, even * examples - 1)
-    if scope != SEEDS and examples == 1:  # it does not show how examples differ
+        variance = _variance(by_seed) / seeds if scope == SEEDS else of_examples
+        quantiles = Quantiles(float(scope == SEEDS), seeds - 1, freedom)
+    # A task with one cluster does not show how its examples differ.
+    if scope != SEEDS and min(one.count for one in tasks) == 1:
         variance = math.inf
     return variance, quantiles, components
 
 
-def _least_variance(differences: NDArray[np.float64], clusters: Clusters | None) -> float:
-    """What the variance of a mean of right answers is kept from falling below.
+def _least_variance(task: Stratum, scope: str) -> float:
+    """What the variance of a task's mean of right answers is kept from falling below.
 
     Where (almost) no pair differs, a variance near 0 is no evidence of certainty. It is at least
     that of one pair won and one lost (Bonett and Price 2012); of clusters, that of one won and one
     lost as a whole, divided among those that do differ, which show how far they agree within.
     """
-    differ = (differences != 0).any(axis=0)
+    differ = (task.values != 0).any(axis=0)
     count, found = len(differ), int(differ.sum())
-    if clusters is not None:
-        count, found = int(clusters.max()) + 1, len(np.unique(clusters[differ]))
+    if task.clusters is not None and scope != SEEDS:
+        count, found = task.count, len(np.unique(task.clusters[differ]))
     return 2 / max(1, found) / (count + 2) ** 2
 
 

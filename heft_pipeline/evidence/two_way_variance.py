@@ -1,12 +1,15 @@
 """The two-way random-effects analysis of a table of seeds and examples."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
+
+from heft_pipeline.evidence.strata import Stratum, seed_means, variance_of_examples
 
 #: [seeds, examples]: 1 or true for each right answer, 0 for each wrong one, 1/n where n choices
 #: were exactly equal and the right one was among them. Every row has the same examples.
@@ -27,8 +30,13 @@ class Components:
             what seed and example make together is in it.
         of_rest: The variance that neither explains; 0 with one seed.
         seeds: The number of seeds.
-        examples: The number of examples or clusters.
-        evenness: What clusters of different sizes are worth, as a share of their number.
+        examples: The number of examples or clusters, of all tasks.
+        evenness: What clusters of different sizes, or tasks of different sizes and spreads, are
+            worth, as a share of their number.
+
+    Over several tasks, the components are those that one task with as many examples would have
+    for its mean to be as uncertain; another number of examples then means proportionally more of
+    each task.
     """
 
     of_seeds: float | None
@@ -157,10 +165,9 @@ def two_way(cells: NDArray[np.float64], evenness: float = 1.0) -> TwoWay:
     seeds, examples = cells.shape
     mean = cells.mean()
     by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
-    rest = cells - by_seed[:, None] - by_example[None, :] + mean
     of_seeds = float(examples * ((by_seed - mean) ** 2).sum() / (seeds - 1))
     of_examples = float(seeds * ((by_example - mean) ** 2).sum() / max(1, examples - 1))
-    of_rest = float((rest**2).sum() / max(1, (seeds - 1) * (examples - 1)))
+    of_rest = _residual(cells)
     # It follows from the expected mean squares. An estimate below either of the first two would
     # imply a negative variance component.
     total = max(of_seeds + of_examples - of_rest, of_seeds, of_examples)
@@ -178,3 +185,51 @@ def two_way(cells: NDArray[np.float64], evenness: float = 1.0) -> TwoWay:
             evenness=evenness,
         ),
     )
+
+
+def two_way_over_strata(strata: Sequence[Stratum], least: Sequence[float] | None = None) -> TwoWay:
+    """Analyse the tables of several tasks, for the mean over tasks of their means.
+
+    A seed's effects on the tasks may go together, as those of a lucky seed do, so the seeds'
+    part is the variance of each seed's own mean over the tasks. Examples are drawn within their
+    task, and the rest is what is left of each task's own table.
+
+    Args:
+        strata: The tasks, with at least 2 seeds.
+        least: What the variance of each task's mean over examples is kept from falling below;
+            without effect on a single task.
+
+    Returns:
+        The mean with its variance and the variance's components; of a single task, what
+        :func:`two_way` returns.
+    """
+    if len(strata) == 1:
+        return two_way(strata[0].cells, strata[0].evenness)
+    means, examples = seed_means(strata), sum(one.count for one in strata)
+    seeds = len(means)
+    of_seeds = float(means.var(ddof=1)) / seeds
+    of_examples, freedom = variance_of_examples(strata, least)
+    of_rest = sum(_residual(one.cells) / one.cells.size for one in strata) / len(strata) ** 2
+    total = max(of_seeds + of_examples - of_rest, of_seeds, of_examples)
+    even = (freedom + 1) / examples
+    return TwoWay(
+        mean=float(means.mean()),
+        variance=total,
+        quantiles=Quantiles(of_seeds / total if total else 0.0, seeds - 1, even * examples - 1),
+        components=Components(
+            of_seeds=max(0.0, of_seeds - of_rest) * seeds,
+            of_examples=max(0.0, of_examples - of_rest) * examples,
+            of_rest=of_rest * seeds * examples,
+            seeds=seeds,
+            examples=examples,
+            evenness=even,
+        ),
+    )
+
+
+def _residual(cells: NDArray[np.float64]) -> float:
+    """The mean square of what neither the seed nor the example explains."""
+    seeds, examples = cells.shape
+    by_seed, by_example = cells.mean(axis=1), cells.mean(axis=0)
+    rest = cells - by_seed[:, None] - by_example[None, :] + cells.mean()
+    return float((rest**2).sum() / max(1, (seeds - 1) * (examples - 1)))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from heft_pipeline.report.over_tasks import SectionOverTasks
 from heft_pipeline.report.sections import Section
 from heft_pipeline.report.sentences import statement
 from heft_pipeline.report.verdicts import Verdict
@@ -24,7 +25,8 @@ def claim_records(
         ``low`` and ``high`` (of the interval that the verdict is read from), ``p`` (adjusted for
         all claims, and below 0.05 exactly where the interval decides the claim), ``n_seeds``,
         ``n_examples``, ``components`` (variance components; ``seeds`` is null with one seed),
-        ``words``, and further details. What was not measured is null, and so is an infinite end.
+        ``words``, and further details, which over tasks include the names of the ``tasks``. What
+        was not measured is null, and so is an infinite end.
     """
     return [_record(verdict, section, pointwise) for verdict in verdicts]
 
@@ -72,4 +74,6 @@ def _record(verdict: Verdict, section: Section, pointwise: bool) -> dict[str, An
         "margin": abs(claim.boundaries[0]),
         "section": section.title,
     }
+    if isinstance(section, SectionOverTasks):
+        details["tasks"] = list(section.tasks)
     return record | measured | details

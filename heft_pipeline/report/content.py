@@ -2,16 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from heft_pipeline.adapters.kind import kinds
-from heft_pipeline.report import words
 from heft_pipeline.report.beside_accuracy import BesideAccuracy, beside_accuracy
 from heft_pipeline.report.claim_records import claim_records
+from heft_pipeline.report.comparison_table import Column, Row, comparison_table
 from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.deciding_command import Advice, advice
 from heft_pipeline.report.default_claims import default_claims
@@ -27,10 +27,11 @@ from heft_pipeline.report.figures import (
 from heft_pipeline.report.forest_plot import effects
 from heft_pipeline.report.noise_figure import noise_figure
 from heft_pipeline.report.options import ReportOptions, noted_options
-from heft_pipeline.report.paper_numbers import SOURCE, paper_row, what_it_supports
+from heft_pipeline.report.over_tasks import SectionOverTasks, sections_over_tasks
+from heft_pipeline.report.paper_numbers import paper_row, what_it_supports
 from heft_pipeline.report.provenance import Fact, provenance
 from heft_pipeline.report.records import RunRecord, read_runs
-from heft_pipeline.report.sections import Section, Setting, check_examples, sections
+from heft_pipeline.report.sections import Section, check_examples, sections
 from heft_pipeline.report.sentences import how_they_were_made
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
@@ -44,24 +45,6 @@ from heft_pipeline.report.verdicts import (
     judge,
 )
 from heft_pipeline.store.sweep_folders import Sweep
-
-#: The heading of a table's column, and whether its cells are numbers.
-Column = tuple[str, bool]
-_PAPERS, _PAPERS_TIME = f"{SOURCE} (its accuracy)", f"{SOURCE} (its time)"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the comparison.
-
-    Attributes:
-        cells: One for each column.
-        kind: ``reference`` (the majority class or the untouched model), ``setting``, or ``open``
-            (runs that are not complete).
-    """
-
-    cells: tuple[str, ...]
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +66,8 @@ class SectionContent:
         beside: What there is to say beside accuracy; None for nothing.
         noise: The figure of where the claims' noise comes from; None where no claim could be
             tested.
+        tasks: The names of the tasks that it is over; empty for a single one.
+        notes: What is left out of a section over tasks, and what differs between them.
     """
 
     section: Section
@@ -98,6 +83,8 @@ class SectionContent:
     paper: tuple[str, ...] = ()
     beside: BesideAccuracy | None = None
     noise: Figure | None = None
+    tasks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,8 @@ class Report:
         state: What is not complete, in a sentence; empty where everything is.
         options: What it was asked to show.
         advice: The command that would decide what is open; None where none would.
-        sections: The runs, a section for each group that may be compared with each other.
+        sections: The runs, a section for each group that may be compared with each other; before
+            them, one over the tasks of each model that has several.
         facts: How the runs were made.
         records: All runs.
     """
@@ -160,7 +148,8 @@ def make_report(
     """
     options = options or noted_options(sweeps)
     records = check_examples([record for sweep in sweeps for record in read_runs(sweep)])
-    parts = sections(records, options.cluster_column)
+    alone = sections(records, options.cluster_column)
+    parts = [*sections_over_tasks(alone), *alone]
     asked = options.claims
     claims = [default_claims(part.settings) if asked is None else asked for part in parts]
     judged = judge(claims, parts, options.scope)
@@ -203,11 +192,23 @@ def _content(
     folder: Path | None,
     suffix: str,
 ) -> SectionContent:
-    columns, rows = _table(section)
     tested, options = asked
+    table = comparison_table(section)
     about = how_they_were_made(verdicts, section.clustered, tested)
     records = tuple(claim_records(verdicts, section, options.pointwise))
-    text = (section, tuple(verdicts), about, records, tuple(columns), tuple(rows))
+    text = (section, tuple(verdicts), about, records, table.columns, table.rows)
+    if isinstance(section, SectionOverTasks):
+        # Curves, edits, calibration and single answers are shown with the task that they are of.
+        return SectionContent(
+            *text,
+            effects=effects(verdicts, records, folder / f"effects{suffix}") if folder else None,
+            figures=(),
+            disagreement=None,
+            dtypes="",
+            noise=noise_figure(verdicts, folder / f"noise{suffix}") if folder else None,
+            tasks=section.tasks,
+            notes=section.notes,
+        )
     dtypes = different_dtypes(section)
     rows_of = (paper_row(section, setting) for setting in section.settings)
     paper = tuple(what_it_supports(row for row in rows_of if row is not None))
@@ -240,89 +241,3 @@ def _content(
         beside=beside,
         noise=noise_figure(verdicts, folder / f"noise{suffix}"),
     )
-
-
-def _table(section: Section) -> tuple[list[Column], list[Row]]:
-    papers = [paper_row(section, setting) for setting in section.settings]
-    columns: list[Column] = [("method", False), ("epochs", True), ("rank", True)]
-    columns += [("setting", False)] if section.variants else []
-    columns += [("seeds", True)] if section.seeds > 1 else []
-    columns += [("accuracy", True), ("95 % interval", True)]
-    columns += [(_PAPERS, True), (_PAPERS_TIME, True)] if any(papers) else []
-    costs = ["trainable parameters", "train seconds", "train TFLOP", "examples/s", "peak MiB"]
-    columns += [(name, True) for name in costs] + [("stages shared", True)]
-
-    def row(kind: str, known: Iterable[tuple[str, str]]) -> Row:
-        cells = dict(known)
-        return Row(tuple(cells.get(heading, "") for heading, _ in columns), kind)
-
-    rows = []
-    if section.gold:
-        answer, majority = section.majority
-        rows.append(
-            row(
-                "reference",
-                {
-                    "method": f"always \N{LEFT DOUBLE QUOTATION MARK}{answer}"
-                    "\N{RIGHT DOUBLE QUOTATION MARK}",
-                    "accuracy": words.share(majority),
-                    "95 % interval": words.interval(*section.majority_interval),
-                }.items(),
-            )
-        )
-    if section.base:
-        rows.append(row("reference", _measured(section.base).items()))
-    for setting, paper in zip(section.settings, papers, strict=True):
-        known = _measured(setting) | _costs(setting)
-        if paper is not None:
-            known |= {_PAPERS: words.percent(paper.accuracy)}
-            known |= {_PAPERS_TIME: words.seconds(paper.seconds)}
-        rows.append(row("setting", known.items()))
-    for runs in open_runs(section):
-        first = runs[0]
-        known = {
-            "method": first.method,
-            "epochs": words.epochs(first.stage_epochs),
-            "rank": words.joined(first.ranks),
-            "seeds": str(len(runs)),
-            "accuracy": first.status,
-        }
-        rows.append(row("open", known.items()))
-    return columns, rows
-
-
-def open_runs(section: Section) -> list[list[RunRecord]]:
-    """Group the runs of a section that are not complete, all seeds of a setting together.
-
-    Args:
-        section: The section.
-
-    Returns:
-        Lists of runs that have method, epochs, rank and status in common.
-    """
-    groups: dict[object, list[RunRecord]] = {}
-    for run in section.open:
-        key = (run.method, run.stage_epochs, run.ranks, run.status)
-        groups.setdefault(key, []).append(run)
-    return list(groups.values())
-
-
-def _measured(setting: Setting) -> dict[str, str]:
-    return words.named(setting) | {
-        "seeds": str(len(setting.seeds)) if setting.epochs else "",
-        "accuracy": words.share(setting.accuracy),
-        "95 % interval": words.interval(*setting.interval),
-    }
-
-
-def _costs(setting: Setting) -> dict[str, str]:
-    costs = setting.costs
-    asked = sum(len(run.stages) for run in setting.runs)
-    return {
-        "trainable parameters": f"{costs['trainable_params']:,.0f}",
-        "train seconds": f"{costs['train_seconds']:,.1f}",
-        "train TFLOP": words.number(costs["train_tflop"]),
-        "examples/s": words.number(costs["examples_per_second"]),
-        "peak MiB": f"{costs['peak_memory_mb']:,.0f}",
-        "stages shared": f"{sum(run.reused for run in setting.runs)} of {asked}",
-    }

@@ -9,6 +9,7 @@ from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.evidence.claims import ACCURACY
 from heft_pipeline.report import words
 from heft_pipeline.report.content import Report
+from heft_pipeline.report.over_tasks import SectionOverTasks, SettingOverTasks
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.verdicts import CONTRADICTED, ONE_RUN, OPEN, SUPPORTED, Verdict
 
@@ -53,7 +54,8 @@ def latex(report: Report) -> str:
 
     Returns:
         The text of ``report.tex``: of each section a table of the comparison, and one of the
-        claims where there are any. It needs the packages booktabs and amssymb.
+        claims where there are any. It needs the packages booktabs and amssymb, and
+        graphicx for a section over tasks.
     """
     environment = Environment(
         loader=PackageLoader("heft_pipeline.report"),
@@ -72,11 +74,11 @@ def latex(report: Report) -> str:
     environment.filters["tex"] = escape
     return environment.get_template("report.tex.j2").render(
         report=report,
+        several=any(content.tasks for content in report.sections),
         words=words,
         titled=titled,
         breakable=_breakable,
-        accuracy=_accuracy,
-        ends=_ends,
+        cells=_cells,
         references=_references,
         costs=_costs,
         units=_units,
@@ -113,17 +115,34 @@ def _ends(interval: tuple[float, float]) -> str:
     return words.interval(*interval).replace("-", "--")
 
 
-def _references(section: Section) -> list[tuple[str, str, str]]:
-    """The name, accuracy and interval of what was not trained."""
+def _references(section: Section) -> list[tuple[str, list[str]]]:
+    """The name of what was not trained, and its cells as in :func:`_cells`."""
     found = []
     if section.gold:
-        answer, majority = section.majority
-        name = f"always \N{LEFT DOUBLE QUOTATION MARK}{answer}\N{RIGHT DOUBLE QUOTATION MARK}"
-        found.append((name, _accuracy(majority), _ends(section.majority_interval)))
+        each = [(part.majority[1], part.majority_interval) for part in _parts(section)]
+        measured = (_accuracy(section.majority[1]), _ends(section.majority_interval))
+        found.append((words.always(section), [*_by_task(each), *measured]))
     if section.base:
-        base = section.base
-        found.append(("untouched model", _accuracy(base.accuracy), _ends(base.interval)))
+        found.append(("untouched model", _cells(section.base)))
     return found
+
+
+def _cells(setting: Setting) -> list[str]:
+    """The accuracy of a setting on each of several tasks, its accuracy, and its interval."""
+    on = setting.on if isinstance(setting, SettingOverTasks) else ()
+    each = _by_task([(one.accuracy, one.interval) for one in on])
+    return [*each, _accuracy(setting.accuracy), _ends(setting.interval)]
+
+
+def _by_task(each: Sequence[tuple[float, tuple[float, float]]]) -> list[str]:
+    # The interval stands below, since there is little room for columns.
+    return [
+        rf"\shortstack[r]{{{_accuracy(share)}\\({_ends(interval)})}}" for share, interval in each
+    ]
+
+
+def _parts(section: Section) -> tuple[Section, ...]:
+    return section.parts if isinstance(section, SectionOverTasks) else ()
 
 
 def _units(verdicts: Sequence[Verdict]) -> str:

@@ -18,6 +18,7 @@ from heft_pipeline.declare_settings import Settings, identity
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.clusters import Clusters, numbered
 from heft_pipeline.evidence.intervals import accuracy_interval
+from heft_pipeline.evidence.strata import Strata
 from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
@@ -49,6 +50,7 @@ class Setting:
         logprob: [seeds, examples], the log-probability of the right choice in nats; None where it
             is not known.
         clusters: The examples' clusters; None where they are independent.
+        strata: The examples' tasks; None for one.
     """
 
     runs: tuple[RunRecord, ...]
@@ -56,6 +58,7 @@ class Setting:
     right: Right
     logprob: NDArray[np.float64] | None = None
     clusters: Clusters | None = None
+    strata: Strata | None = None
 
     @property
     def method(self) -> str:
@@ -90,7 +93,7 @@ class Setting:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy, from :func:`accuracy_interval`."""
-        return accuracy_interval(self.right, self.clusters)
+        return accuracy_interval(self.right, self.clusters, strata=self.strata)
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -131,6 +134,7 @@ class Section:
         clustered: Which examples belong together, as the data has it; None where examples are
             independent.
         clusters: The examples' clusters; None where each example is its own.
+        strata: The examples' tasks; None for one.
     """
 
     title: str
@@ -142,6 +146,7 @@ class Section:
     gold: tuple[str, ...]
     clustered: RowClusters | None = None
     clusters: Clusters | None = None
+    strata: Strata | None = None
 
     @cached_property
     def always(self) -> Right:

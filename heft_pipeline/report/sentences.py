@@ -209,6 +209,8 @@ def how_they_were_made(
     ]
     if any(verdict.verdict == ONE_RUN for verdict in verdicts):
         sentences.append("Of other seeds they say nothing.")
+    if tested[0].tasks > 1:
+        sentences.append(_over_tasks(tested[0]))
     if few := sorted({len(found.seeds) for found in tested if _rests_on_a_model(found)}):
         seeds = " or ".join(map(str, few))
         sentences.append(
@@ -229,6 +231,21 @@ def how_they_were_made(
     return " ".join(sentences)
 
 
+def _over_tasks(found: Comparison) -> str:
+    clustered = (
+        f" The {found.examples:,} examples count as {found.clusters:,} clusters, as is said with "
+        "each task."
+        if found.clusters is not None
+        else ""
+    )
+    return (
+        f"Differences are means over {found.tasks} tasks, which all count the same, however many "
+        "examples they have. Examples are random samples within their task; the tasks are fixed, "
+        "and nothing is said of others. More examples means proportionally more of each task."
+        f"{clustered}"
+    )
+
+
 def _rests_on_a_model(found: Comparison) -> bool:
     return 1 < len(found.seeds) < SIGN_FLIP_SEEDS and found.scope != EXAMPLES
 
@@ -237,8 +254,9 @@ def _what_was_compared(verdict: Verdict, found: Comparison) -> str:
     seeds = "one seed" if len(found.seeds) == 1 else f"{len(found.seeds)} seeds"
     mean = "" if len(found.seeds) == 1 else " on average"
     right = "right" if verdict.claim.metric == "accuracy" else "the surer of the right answer"
+    tasks = f" of {found.tasks} tasks" if found.tasks > 1 else ""
     said = (
-        f"On {found.examples:,} examples and {seeds}, only the first is {right} on "
+        f"On {found.examples:,} examples{tasks} and {seeds}, only the first is {right} on "
         f"{found.wins:.0f}{mean}, and only the second on {found.losses:.0f}."
     )
     if all(verdict.budgets):
@@ -257,13 +275,15 @@ def _test(verdict: Verdict, found: Comparison) -> str:
         independent = found.clusters is None and verdict.claim.metric == "accuracy"
         name = (
             "Tango's score interval"
-            if independent and len(found.seeds) == 1
+            if independent and len(found.seeds) == 1 and found.tasks == 1
             else ("Student's interval over examples")
         )
     elif found.scope == SEEDS:
         name = "Student's interval over seeds"
     else:
         name = "two-way random effects of seeds and examples"
+    if found.tasks > 1:
+        name += ", of means over tasks" if found.scope == SEEDS else ", drawn within each task"
     flips = found.sign_flip(verdict.claim.boundaries)
     beside = (
         f" The sign-flip test over {len(found.seeds)} seeds, which assumes no distribution and "

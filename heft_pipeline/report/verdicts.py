@@ -155,7 +155,8 @@ def _agree(one: Setting | None, two: Setting | None, claim: Claim) -> bool:
 
 
 def _missing(claim: Claim, missing: Sequence[Side], section: Section) -> Verdict:
-    text = f"no complete run of {' or '.join(map(str, missing))}"
+    where = "" if section.strata is None else " on all tasks"
+    text = f"no complete run of {' or '.join(map(str, missing))}{where}"
     unfinished = sorted({f"{r.method} {r.status}" for r in section.open if _named(r, missing)})
     if unfinished:
         return Verdict(claim, str(claim), UNFINISHED, why=f"{text}: {', '.join(unfinished)}")
@@ -200,6 +201,7 @@ def _compared(
             first - second,
             seeds=seeds,
             clusters=section.clusters,
+            strata=section.strata,
             scope=scope,
             accuracy=not by_logprob,
         ),

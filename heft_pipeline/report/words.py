@@ -3,7 +3,7 @@
 import math
 
 from heft_pipeline.evidence.claims import ACCURACY
-from heft_pipeline.report.sections import Setting
+from heft_pipeline.report.sections import Section, Setting
 
 
 def share(value: float) -> str:
@@ -120,3 +120,12 @@ def named(setting: Setting) -> dict[str, str]:
         "rank": ranks(setting),
         "setting": variant(setting),
     }
+
+
+def always(section: Section) -> str:
+    """The name of the constant answer: ``always “true”``, or over tasks each one's own."""
+    if section.strata is not None:
+        return "always the most frequent answer"
+    return (
+        f"always \N{LEFT DOUBLE QUOTATION MARK}{section.majority[0]}\N{RIGHT DOUBLE QUOTATION MARK}"
+    )

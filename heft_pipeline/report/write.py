@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from heft_pipeline.report import sentences, words
-from heft_pipeline.report.content import Report, make_report, open_runs
+from heft_pipeline.report.comparison_table import open_runs
+from heft_pipeline.report.content import Report, make_report
 from heft_pipeline.report.drawing import Figure
 from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
@@ -62,6 +63,12 @@ _COLOURS = {
     UNFINISHED: "dim",
 }
 _MOST_ROWS = 60
+_NOTES_OVER_TASKS = (
+    "The mean counts each task the same, however many examples it has. Its interval is of other "
+    "examples of these tasks, and with several seeds of other seeds, too; it says nothing of other "
+    "tasks. Brackets hold each task's own 95 % interval. Seconds and operations are sums over "
+    "tasks, each with all stages that a run stands on; parameters are those of one task."
+)
 
 
 def write_report(
@@ -104,6 +111,7 @@ def terminal(report: Report) -> Group:
         shown.append(_terminal_table(report.title, section))
         if section.apart:
             shown.append(Text(f"kept apart: {section.apart}", style="yellow"))
+        shown += [Text(note, style="yellow") for note in content.notes]
         if content.dtypes:
             shown.append(Text(content.dtypes, style="yellow"))
         shown += [Text(sentence) for sentence in content.paper]
@@ -150,6 +158,8 @@ def notes(section: Section) -> str:
     Returns:
         A paragraph.
     """
+    if section.strata is not None:
+        return _NOTES_OVER_TASKS
     how = (
         "Intervals are Wilson's. With one seed they say nothing about how much other seeds would "
         "differ."
@@ -190,7 +200,8 @@ def _terminal_table(title: str, section: Section) -> Table:
     table = Table(title=escape_rich(title), title_justify="left", caption_justify="left")
     table.caption = _caption(section)
     table.add_column("method", no_wrap=True)
-    for heading in ("epochs", "rank", "accuracy (95 %)", "params", "train s", "TFLOP"):
+    accuracy = "accuracy (95 %)" if section.strata is None else "mean (95 %)"
+    for heading in ("epochs", "rank", accuracy, "params", "train s", "TFLOP"):
         table.add_column(heading, justify="right", no_wrap=True)
     if section.variants:
         table.add_column("setting", overflow="fold")
@@ -225,9 +236,12 @@ def _caption(section: Section) -> str:
     lines = []
     if section.gold:
         answer, majority = section.majority
+        always = (
+            f"always {escape_rich(answer)!r}" if section.strata is None else words.always(section)
+        )
         lines.append(
             f"{escape_rich(section.title)}: {len(section.ids):,} examples{seeds}; "
-            f"always {escape_rich(answer)!r} {words.share(majority)}"
+            f"{always} {words.share(majority)}"
         )
     if hidden:
         lines.append(f"and {hidden} more rows in report.html")

@@ -21,6 +21,7 @@ from benchmarks.levels import (
 )
 from benchmarks.populations import Population
 from benchmarks.real_predictions import SAMPLE, read
+from benchmarks.several_tasks import tasks_of, tasks_trial
 from heft_pipeline.evidence.comparison import BOTH, EXAMPLES, SEEDS
 
 TRIALS = 300
@@ -47,6 +48,20 @@ def test_intervals_hold_a_difference_that_is_there(seeds: int) -> None:
 def test_a_cluster_with_half_of_the_examples_does_not_pass_for_many() -> None:
     population = Population(clusters=(60, *[1] * 50))
     assert share(TRIALS, covered_trial(population, 1))[0] < 0.09
+
+
+@pytest.mark.parametrize(("seeds", "shared"), [(1, False), (2, True), (3, False), (6, True)])
+@pytest.mark.parametrize("sizes", [(200, 200, 200), (50, 200, 1000)])
+def test_intervals_over_tasks_miss_the_mean_over_tasks_about_once_in_twenty(
+    sizes: tuple[int, ...], seeds: int, shared: bool
+) -> None:
+    tasks = tasks_of(sizes, 0.2 if seeds > 1 else 0.0, shared)
+    assert max(share(200, tasks_trial(tasks, seeds))) < 0.1
+
+
+def test_a_small_task_with_hardly_a_wrong_answer_does_not_pass_for_certain() -> None:
+    easy = tasks_of((50, 300, 1000), 0.0, False, easy=4.0)
+    assert max(share(TRIALS, tasks_trial(easy, 1))) < 0.08
 
 
 def test_one_seed_says_nothing_of_other_seeds() -> None:
@@ -113,7 +128,7 @@ def test_what_a_simulation_calls_the_truth_is_the_mean_of_what_it_draws(
 
 
 #: The most that any number of a table may be, with 2,000 trials; the rest is in the documentation.
-MOST = {"single": 0.075, "different": 0.075, "families": 0.09, "margins": 0.045}
+MOST = {"single": 0.075, "tasks": 0.075, "different": 0.075, "families": 0.09, "margins": 0.045}
 
 
 def largest(rows: list[Row], columns: slice = slice(None)) -> float:

@@ -65,6 +65,26 @@ def make_sweep(
     return sweep
 
 
+def make_task(folder: Path, name: str, examples: int) -> str:
+    """A task of the shipped one's form, in a folder of its own.
+
+    Args:
+        folder: Where to make the task's folder.
+        name: The task's name.
+        examples: How many examples are evaluated.
+
+    Returns:
+        The overrides that choose it, separated by blanks.
+    """
+    path = folder / name
+    path.mkdir(parents=True)
+    rows = [row for _, row in read_eval(composed_run().last.data)][:examples]
+    for split, kept in (("train", rows[:20]), ("dev", rows[:10]), ("test", rows)):
+        lines = (json.dumps(row | {"task": name}) for row in kept)
+        (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return f"data.path={path} data.name={name}"
+
+
 def complete(store: Store, stage: StageSpec, accuracy: float, cost: float = 1.0) -> None:
     """Write a stage's files, with answers of an accuracy."""
     folder = store.begin(stage)
