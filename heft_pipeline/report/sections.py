@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule
 from heft_pipeline.data.rows import RowClusters, read_clusters
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import Settings, identity
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.clusters import Clusters, numbered
@@ -22,15 +23,17 @@ from heft_pipeline.evidence.strata import Strata
 from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
-from heft_pipeline.store.beside_predictions import choice_table
+from heft_pipeline.store.beside_predictions import right_logprobs
 from heft_pipeline.store.example_clusters import clusters
 
-#: The settings of a task that decide which examples are evaluated, and how they read.
-_EVALUATED = (
-    "content", "subset", "eval_split", "max_eval_rows", "prompt", "chat", "system",
-    "special_tokens", "answer_column", "choices", "id_column", "truncate_column",
-    "max_prompt_tokens",
-)  # fmt: skip
+#: The settings of a task that decide only what is trained on; all others that can change a result
+#: decide which examples are evaluated, and how they read.
+_OF_TRAINING = ("train_split", "dev_split", "dev_size", "max_train_rows")
+_EVALUATED = tuple(
+    one.name
+    for one in dataclasses.fields(DataSettings)
+    if one.metadata.get("identity", True) and one.name not in _OF_TRAINING
+)
 _MODEL = ("content", "dtype", "quantization", "attn_implementation")
 #: The settings of a stage's schedule, and those that every kind of adapter has.
 _SCHEDULE, _ANY = (
@@ -312,7 +315,7 @@ def _setting(
         assert run.predictions is not None  # only complete runs come here
         answers = run.predictions.set_index("id").loc[list(ids)]
         right.append(answers.credit.to_numpy(dtype=float))
-        logprob.append(_logprob(answers))
+        logprob.append(right_logprobs(answers))
     known = [one for one in logprob if one is not None]
     return Setting(
         tuple(ordered),
@@ -321,15 +324,6 @@ def _setting(
         np.stack(known) if len(known) == len(ordered) else None,
         groups,
     )
-
-
-def _logprob(answers: pd.DataFrame) -> NDArray[np.float64] | None:
-    """[examples], the log-probability of the right choice; None where a finite one is missing."""
-    table = choice_table(answers)
-    if table is None:
-        return None
-    found = table.log_probabilities[np.arange(len(answers)), table.gold]
-    return found if np.isfinite(found).all() else None
 
 
 def _evaluation(stage: StageSpec) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def tasks(tmp_path: Path) -> Path:
 def test_tasks_of_all_kinds_get_one_page(
     cli: Cli, tasks: Path, small_model: Path, tmp_path: Path
 ) -> None:
-    asked = [f"model.id={small_model}", "model.dtype=float32", "lora.learning_rate=1e-2"]
+    asked = [f"model.id={small_model}", "model.dtype=float32", "reft.positions=l2"]
     sweep = ["method=lora,heft", "epochs=1", "seed=0,1", "sweep=s", "report.forgetting=off"]
     given = ["data=shared,own,written", "-m", *asked, *sweep]
     status, out, err = cli(f"--config-dir={tasks}", *given)
@@ -81,8 +81,8 @@ def test_tasks_of_all_kinds_get_one_page(
     apart = [means[name, "heft"] - means[name, "lora"] for name in TASKS]
     assert [one["difference"] for one in each] == pytest.approx(apart)
     assert over["difference"] == pytest.approx(np.mean(apart)), "each task counts the same"
-    low, high = over["interval"]
-    assert low < over["difference"] < high
+    assert over["low"] < over["difference"] < over["high"]
+    assert over["tasks"] == list(TASKS)
     assert "written: written as ' {choice}', first match of Answer: (.+)" in text
     assert "own: endings, each as ' {choice}'" in text
     assert "there are no choices" not in text
