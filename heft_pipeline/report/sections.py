@@ -344,11 +344,15 @@ def _evaluation(stage: StageSpec) -> dict[str, Any]:
 def _difference(first: StageSpec, other: StageSpec) -> str:
     """Why runs of the second stage are not compared with runs of the first."""
     one, two = _evaluation(first), _evaluation(other)
-    return "; ".join(
+    tasks = first.data, other.data
+    another = tasks[0].name != tasks[1].name and tasks[0].content != tasks[1].content
+    said = [f"the task is {tasks[1].name} here and {tasks[0].name} above"] if another else []
+    said += [
         f"{key} is {_cut(two[key])} here and {_cut(one[key])} above"
         for key in one
-        if one[key] != two[key]
-    )
+        if one[key] != two[key] and not (another and key.startswith("data."))
+    ]
+    return "; ".join(said)
 
 
 def _cut(value: Any, most: int = 60) -> str:

@@ -223,7 +223,7 @@ def test_the_page_begins_with_the_mean_over_tasks_everywhere(tmp_path: Path) -> 
         places = [text.index(what) for what in ("tiny on 2 tasks", "tiny on boolq", "tiny on piqa")]
         assert places == sorted(places)
     assert "mean (95 %)" in terminal
-    assert "evaluated in 2 different ways" in page
+    assert "There are 2 comparisons of single tasks" in page
     assert "of 2 tasks, up to 3 seeds" in page
     assert r"\usepackage{booktabs,amssymb,graphicx}" in tex
     assert r"boolq & piqa & Mean\ (\%) & 95\,\% interval" in tex
