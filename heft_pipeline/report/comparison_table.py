@@ -107,6 +107,8 @@ def _references(section: Section) -> list[dict[str, str]]:
             each = [(part.majority[1], part.majority_interval) for part in section.parts]
             cells |= _by_task(tasks, each)
         found.append(cells | _accuracy(majority, section.majority_interval, tasks))
+        if section.chance is not None and not tasks:
+            found.append({"method": "chance", _ACCURACY: words.share(section.chance)})
     if section.base:
         found.append(_measured(section.base, tasks))
     return found

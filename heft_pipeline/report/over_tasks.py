@@ -85,6 +85,10 @@ class SectionOverTasks(Section):
         """The mean over tasks of the share of each one's most frequent answer."""
         return "", float(np.mean([one.majority[1] for one in self.parts]))
 
+    @property
+    def chance(self) -> None:
+        """Nothing: it is a matter of each task."""
+
     @cached_property
     def majority_interval(self) -> tuple[float, float]:
         """The 95 % interval of that mean."""

@@ -23,7 +23,7 @@ from heft_pipeline.evidence.strata import Strata
 from heft_pipeline.evidence.two_way_variance import Right
 from heft_pipeline.plan.stage_spec import StageSpec, made_of
 from heft_pipeline.report.records import RunRecord, damaged
-from heft_pipeline.store.beside_predictions import right_logprobs
+from heft_pipeline.store.beside_predictions import chance_accuracy, right_logprobs
 from heft_pipeline.store.example_clusters import clusters
 
 #: The settings of a task that decide only what is trained on; all others that can change a result
@@ -161,6 +161,12 @@ class Section:
         """The most frequent answer and its share; ``("", 0)`` where nothing is complete."""
         counts = pd.Series(self.gold).value_counts(normalize=True)
         return (str(counts.index[0]), float(counts.iloc[0])) if len(counts) else ("", 0.0)
+
+    @cached_property
+    def chance(self) -> float | None:
+        """What choosing at random gives where rows have choices of their own; None elsewhere."""
+        found = [run.predictions for setting in self.settings for run in setting.runs]
+        return next((chance_accuracy(one) for one in found if one is not None), None)
 
     @cached_property
     def majority_interval(self) -> tuple[float, float]:

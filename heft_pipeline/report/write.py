@@ -242,6 +242,7 @@ def _caption(section: Section) -> str:
         lines.append(
             f"{escape_rich(section.title)}: {len(section.ids):,} examples{seeds}; "
             f"{always} {words.share(majority)}"
+            + (f", chance {words.share(section.chance)}" if section.chance is not None else "")
         )
     if hidden:
         lines.append(f"and {hidden} more rows in report.html")

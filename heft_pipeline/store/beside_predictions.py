@@ -91,6 +91,17 @@ def right_logprobs(predictions: pd.DataFrame) -> NDArray[np.float64] | None:
     return found if np.isfinite(found).all() else None
 
 
+def chance_accuracy(predictions: pd.DataFrame) -> float | None:
+    """What choosing at random would give; None where examples have no choices of their own.
+
+    Args:
+        predictions: A table of ``predictions.parquet``.
+    """
+    if _OWN not in predictions.columns:
+        return None
+    return float(np.mean([1 / len(own) for own in predictions[_OWN]]))
+
+
 def given_answers(several: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
     """What several runs answered, as numbers that are equal where answers are.
 
