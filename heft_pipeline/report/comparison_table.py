@@ -60,9 +60,9 @@ def comparison_table(section: Section) -> ComparisonTable:
     columns += [("setting", False)] if section.variants else []
     columns += [("seeds", True)] if section.seeds > 1 else []
     columns += [(_MEAN if tasks else _ACCURACY, True), (_INTERVAL, True)]
-    columns += [(task, True) for task in tasks]
     columns += [(_PAPERS, True), (_PAPERS_TIME, True)] if any(papers) else []
-    columns += [(name, True) for name in (_COSTS if tasks else (*_COSTS, *_OF_ONE))]
+    # Many tasks are wider than a page; the mean and its cost are seen without scrolling.
+    columns += [(name, True) for name in (*_COSTS, *(tasks or _OF_ONE))]
     known = [("reference", cells) for cells in _references(section)]
     for setting, paper in zip(section.settings, papers, strict=True):
         cells = _measured(setting, tasks) | _costs(setting)
