@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from heft_pipeline.data.answer_text import CHOICE, AnswerText
+from heft_pipeline.data.answer_text import AnswerText
 from heft_pipeline.data.encode import Encoder
 from heft_pipeline.data.row_choices import Piece
 from heft_pipeline.data.settings import DataSettings
@@ -53,7 +53,8 @@ def row_answer_tokens(
     names: Sequence[str],
     prompts: Sequence[tuple[Sequence[Piece], Ids]],
     answers: Sequence[Sequence[Sequence[Piece]]],
-    answer: AnswerText,
+    *,
+    end_token: bool = False,
 ) -> list[tuple[Ids, ...]]:
     """Tokenise each row's own answers, as they follow its prompt.
 
@@ -64,7 +65,7 @@ def row_answer_tokens(
         names: What to call each row in messages.
         prompts: Each row's prompt, as pieces and as token ids.
         answers: The pieces of each row's answers, with the white space before them.
-        answer: How answers are written.
+        end_token: Whether the tokenizer's end token follows.
 
     Returns:
         The token ids of each row's answers.
@@ -73,12 +74,11 @@ def row_answer_tokens(
         UserError: An answer tokenises to nothing or has unknown tokens, or the tokenizer has no end
             token.
     """
-    end = _end(encoder.tokenizer) if answer.end_token else ()
-    before, after = answer.template.split(CHOICE)
+    end = _end(encoder.tokenizer) if end_token else ()
     found: list[tuple[Ids, ...]] = []
     for start in range(0, len(prompts), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
-        own = [[[(before, False), *one, (after, False)] for one in each] for each in answers[some]]
+        own = answers[some]
         whole = iter(
             encoder.encode(
                 [

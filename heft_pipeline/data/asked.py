@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heft_pipeline.data.answer_text import CHOICE, AnswerText
 from heft_pipeline.data.dev_split import Row
 from heft_pipeline.data.encode import render
 from heft_pipeline.data.row_choices import (
@@ -33,17 +34,22 @@ class Asked:
     gold: int
     texts: tuple[str, ...]
 
-    def answers(self, data: DataSettings) -> list[list[Piece]]:
+    def answers(self, data: DataSettings, answer: AnswerText) -> list[list[Piece]]:
         """The pieces of the answers that are the row's own, with the white space before them."""
-        space = "" if data.chat else render(data, self.id, self.row).space
-        return [[(space, False), *own] for own in _own(data, self.id, self.row)]
+        before, after = answer.template.split(CHOICE)
+        start = [(self._space(data), False), (before, False)]
+        return [[*start, *own, (after, False)] for own in _own(data, self.id, self.row)]
 
-    def given(self, data: DataSettings) -> list[list[Piece]]:
-        """The beginnings of these answers that are not scored, with the white space before them."""
-        space = render(data, self.id, self.row).space
+    def given(self, data: DataSettings, answer: AnswerText) -> list[list[Piece]]:
+        """The beginnings of these answers that are not scored."""
+        before, _ = answer.template.split(CHOICE)
+        start = [(self._space(data), False), (before, False)]
         choices = row_choices(data, self.id, self.row)
-        own = (filled(data.choice, index, text) for index, text in enumerate(choices))
-        return [[(space, False), *one] for one in own]
+        return [[*start, *filled(data.choice, n, text)] for n, text in enumerate(choices)]
+
+    def _space(self, data: DataSettings) -> str:
+        # In a conversation, what stands between prompt and answer is the chat template's.
+        return "" if data.chat else render(data, self.id, self.row).space
 
 
 def read_answers(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]) -> list[Asked]:

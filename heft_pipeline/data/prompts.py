@@ -141,14 +141,21 @@ def load_task(
         name: _tokenize(data, encoder, chat, [(one.id, one.row) for one in rows])
         for name, rows in asked.items()
     }
-    tokens = _shared_tokens if data.choices else _own_tokens
+    shared = None
+    if data.choices:
+        first = asked["train"][0]
+        shared = _shared_tokens(
+            data, encoder, _pieces(data, chat, first.id, first.row), trained, scored
+        )
     splits = {
         name: tuple(
             Example(one.id, prompt, one.gold, answer, choices, one.texts, given)
             for one, (_, prompt), (answer, choices, given) in zip(
                 rows,
                 tokenized[name][0],
-                tokens(data, encoder, rows, tokenized[name][0], trained, scored),
+                [shared[one.gold] for one in rows]
+                if shared
+                else _own_tokens(data, encoder, rows, tokenized[name][0], trained, scored),
                 strict=True,
             )
         )
@@ -196,19 +203,14 @@ def _pieces(data: DataSettings, chat: Chat | None, id: str, row: Row) -> list[Pi
 def _shared_tokens(
     data: DataSettings,
     encoder: Encoder,
-    rows: Sequence[Asked],
-    prompts: Sequence[tuple[Sequence[Piece], Ids]],
+    prompt: Sequence[Piece],
     trained: AnswerText,
     scored: AnswerText,
 ) -> list[Tokens]:
-    """Each row's answers, where all rows share their choices."""
-    if not rows:
-        return []
-    prompt = prompts[0][0]
+    """The answers of the rows for which each of the choices that all share is right."""
     choices = answer_tokens(data, encoder, prompt, scored)
     refuse_beginnings(data, choices)
-    answers = answer_tokens(data, encoder, prompt, trained)
-    return [(answers[one.gold], choices, ()) for one in rows]
+    return [(answer, choices, ()) for answer in answer_tokens(data, encoder, prompt, trained)]
 
 
 def _own_tokens(
@@ -219,19 +221,21 @@ def _own_tokens(
     trained: AnswerText,
     scored: AnswerText,
 ) -> list[Tokens]:
-    """The same where each row has answers of its own."""
+    """Each row's answers, where they are its own."""
     names = [f"{one.id} of {data.name}" for one in rows]
-    pieces = [one.answers(data) for one in rows]
-    choices = row_answer_tokens(encoder, names, prompts, pieces, scored)
-    right = [[own[one.gold]] for one, own in zip(rows, pieces, strict=True)]
-    if trained == scored:  # most often, and then it need not be done twice
-        answers = [own[one.gold] for one, own in zip(rows, choices, strict=True)]
-    else:
-        answers = [one for (one,) in row_answer_tokens(encoder, names, prompts, right, trained)]
+    choices = row_answer_tokens(
+        encoder, names, prompts, [one.answers(data, scored) for one in rows]
+    )
+    written = choices  # most often, and then it need not be done twice
+    if trained != scored:
+        pieces = [one.answers(data, trained) for one in rows]
+        written = row_answer_tokens(encoder, names, prompts, pieces, end_token=trained.end_token)
+    answers = [own[one.gold] for one, own in zip(rows, written, strict=True)]
     given: list[tuple[int, ...]] = [()] * len(rows)
     if data.score == "rest":
-        begun = [one.given(data) for one in rows]
-        parts = row_answer_tokens(encoder, names, prompts, begun, PLAIN)
+        parts = row_answer_tokens(
+            encoder, names, prompts, [one.given(data, scored) for one in rows]
+        )
         given = [tuple(map(_alike, *both)) for both in zip(choices, parts, strict=True)]
     return list(zip(answers, choices, given, strict=True))
 

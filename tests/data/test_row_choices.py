@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from heft_pipeline.data.answer_text import AnswerText
 from heft_pipeline.data.encode import render
 from heft_pipeline.data.prompts import load_task
 from heft_pipeline.data.row_choices import filled, letter, references, right_choice, row_choices
@@ -20,7 +21,7 @@ ComposeRun = Callable[..., Run]
 
 
 def task(**settings: Any) -> DataSettings:
-    return DataSettings(name="mine", prompt="{q}", **settings)
+    return DataSettings(**{"name": "mine", "prompt": "{q}"} | settings)
 
 
 @pytest.mark.parametrize(
@@ -209,3 +210,21 @@ def test_settings_that_contradict_each_other_are_refused(
     base = ["~data.choices.true", "~data.choices.false", "data.truncate_column=null"]
     with pytest.raises(UserError, match=message):
         compose_run(*base, *asked)
+
+
+def test_an_answers_template_stands_between_the_prompts_blank_and_the_choice(
+    tmp_path: Path,
+) -> None:
+    """As for choices that all rows share: the blank, the template, the choice."""
+    rows = [{"q": f"w{n}", "c": ["ab", "cab"], "answer": n} for n in (0, 1)]
+    found = loaded(tmp_path, rows, prompt="{q}: ", choice="{choice}")
+    tokenizer = trained_tokenizer(template="<s> $A")
+    assert [tokenizer.decode(c) for c in found.eval[0].choices] == [" ab", " cab"]
+    data = dataclasses.replace(
+        task(choices_column="c", path=str(tmp_path), dev_size=0, choice="{choice}"),
+        location=str(tmp_path), revision=None, prompt="{q}: ",
+    )  # fmt: skip
+    trained = AnswerText("so {choice}!", end_token=True)
+    told = load_task(data, tokenizer, 0, trained, AnswerText("({choice})"))
+    assert [tokenizer.decode(c) for c in told.eval[0].choices] == [" (ab)", " (cab)"]
+    assert [tokenizer.decode(e.answer) for e in told.train] == [" so ab!</s>", " so cab!</s>"]
