@@ -287,6 +287,18 @@ def _counts(one: "dataclasses.Field[Any]", owner: Any) -> bool:
     return bool(one.metadata.get("identity", True) and not unchanged)
 
 
+def comparable(section: Settings) -> dict[str, Any]:
+    """The settings of a section that can change a result, by name, for comparing two sections.
+
+    Unlike :func:`identity` it has the same names for every section of a class.
+    """
+    return {
+        one.name: identity(getattr(section, one.name))
+        for one in dataclasses.fields(section)  # type: ignore[arg-type]
+        if one.metadata.get("identity", True)
+    }
+
+
 def is_section(one: "dataclasses.Field[Any]") -> bool:
     """Whether a field holds a section of settings."""
     return isinstance(one.type, type) and issubclass(one.type, Settings)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from heft_pipeline.data.answer_text import CHOICE, AnswerText, check_template
-from heft_pipeline.declare_settings import Settings, found, identity, setting
+from heft_pipeline.declare_settings import Settings, comparable, found, setting
 from heft_pipeline.errors import UserError
 
 #: Names from before a stage could train any several adapters.
@@ -181,7 +181,7 @@ class AdapterSettings(Schedule):
 
         Rank and epochs are left out, because the report has columns for them.
         """
-        own = {key: repr(value) for key, value in identity(self).items()}
+        own = {key: repr(value) for key, value in comparable(self).items()}
         return {key: value for key, value in own.items() if key not in ("rank", "epochs")}
 
 

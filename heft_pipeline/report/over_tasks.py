@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from heft_pipeline.declare_settings import identity
+from heft_pipeline.declare_settings import comparable, identity
 from heft_pipeline.evidence.clusters import Clusters
 from heft_pipeline.evidence.intervals import accuracy_interval
 from heft_pipeline.evidence.two_way_variance import Right
@@ -296,7 +296,7 @@ def _fewer_seeds(
 
 def _scored_differently(names: Sequence[str], parts: Sequence[Section]) -> list[str]:
     """What differs in how the tasks' answers are scored."""
-    scored = [identity(part.spec.evaluation) for part in parts]
+    scored = [comparable(part.spec.evaluation) for part in parts]
     return [
         f"The tasks differ in evaluation.{key}: "
         f"{', '.join(f'{one[key]!r} ({name})' for name, one in zip(names, scored, strict=True))}."

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from heft_pipeline.adapters.kind import AdapterSettings, Schedule
 from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.declare_settings import Settings, identity
+from heft_pipeline.declare_settings import Settings, comparable
 from heft_pipeline.errors import UserError
 from heft_pipeline.evidence.clusters import Clusters, numbered
 from heft_pipeline.evidence.intervals import accuracy_interval
@@ -337,7 +337,7 @@ def _evaluation(stage: StageSpec) -> dict[str, Any]:
     return (
         {f"model.{key}": getattr(stage.model, key) for key in _MODEL}
         | {f"data.{key}": getattr(stage.data, key) for key in _EVALUATED}
-        | {f"evaluation.{key}": value for key, value in identity(stage.evaluation).items()}
+        | {f"evaluation.{key}": value for key, value in comparable(stage.evaluation).items()}
     )
 
 
@@ -395,4 +395,4 @@ def _settings(run: RunRecord) -> dict[str, str]:
 
 
 def _shown(name: str, section: Settings) -> dict[str, str]:
-    return {f"{name}.{key}": repr(value) for key, value in identity(section).items()}
+    return {f"{name}.{key}": repr(value) for key, value in comparable(section).items()}

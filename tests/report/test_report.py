@@ -156,6 +156,7 @@ def test_disagreement_counts_and_shows_examples_with_their_text(tmp_path: Path) 
         ("data.eval_split=dev", "data.eval_split"),
         ("data.max_eval_rows=500", "data.max_eval_rows"),
         ("evaluation.mode=generate", "evaluation.mode"),
+        ("evaluation.normalize=byte", "evaluation.normalize"),
     ],
 )
 def test_what_was_evaluated_on_something_else_is_kept_apart(

@@ -17,6 +17,7 @@ from heft_pipeline.declare_settings import (
     FrozenDict,
     Settings,
     check,
+    comparable,
     found,
     identity,
     is_section,
@@ -170,3 +171,16 @@ def test_the_page_is_printed_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == markdown()
+
+
+def test_a_newer_setting_counts_only_where_it_was_changed() -> None:
+    """Stages that were stored before it was declared keep their fingerprints."""
+
+    @dataclass(frozen=True)
+    class Grown(Settings):
+        old: int = setting(1, "from the start")
+        new: str = setting("as before", "added later", newer=True)
+
+    assert identity(Grown()) == {"old": 1}
+    assert identity(Grown(new="other")) == {"old": 1, "new": "other"}
+    assert comparable(Grown()) == {"old": 1, "new": "as before"}
