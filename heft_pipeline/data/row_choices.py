@@ -184,7 +184,9 @@ def _list_at(data: DataSettings, id: str, row: Row, column: str, key: str) -> li
 def _at(data: DataSettings, row: Row, column: str, key: str) -> Any:
     name, *parts = column.replace("]", "").split("[")
     if name not in row:
-        raise UserError(f"{key} is not a column of {data.name}; it has {', '.join(map(str, row))}")
+        raise UserError(
+            f"{key}: {name} is not a column of {data.name}; it has {', '.join(map(str, row))}"
+        )
     value = row[name]
     for part in parts:
         # The same data comes as a mapping of lists or as a list of mappings.
