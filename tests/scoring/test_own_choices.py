@@ -1,5 +1,6 @@
 """Choices that each row has of its own: scored as transformers alone scores them."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,3 +212,33 @@ def test_what_follows_a_blank_is_scored_alone(
             found = rows_of(score(model, task.eval, batch_size=size), task.eval)
             for one, other in zip(found, expected, strict=True):
                 assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
+def test_generated_text_is_looked_through_for_the_rows_own_choices(
+    compose_run: ComposeRun, own: list[str], small_model: Path, store: Store
+) -> None:
+    asked = [
+        "evaluation.mode=generate",
+        "data.choice=' {letter}'",
+        "data.option='w{number} {choice}'",
+    ]
+    letters = ["data.prompt='{options} Question: {question}'", "data.truncate_column=null"]
+    found = []
+    for more in ([], ["evaluation.match=contains"]):
+        stage = compose_run(*own, *asked, *letters, *more, "method.stages=[]").last
+        # The tokenizer knows no letters; numbers among its words stand for the choices.
+        stage = dataclasses.replace(
+            stage, data=dataclasses.replace(stage.data, choice=" w{number}")
+        )
+        result = run_stage(stage, store).result
+        table = pd.read_parquet(store.folder(stage.fingerprint) / "predictions.parquet")
+        for row, source in zip(table.itertuples(), rows(40, seed=2), strict=True):
+            count = len(source["endings"])
+            names = [f"w{number + 1}" for number in range(count)]
+            first = row.text.split()[0] if row.text else ""
+            at = names.index(first) if first in names else -1
+            if more:
+                at = next((i for i, name in enumerate(names) if name in row.text), -1)
+            assert row.prediction == (None if at < 0 else "ABCDE"[at])
+        found.append(result["unmatched_rows"])
+    assert found[0] >= found[1]
