@@ -59,16 +59,14 @@ def _tree(stage: StageSpec, store: Store) -> Tree:
 def _answers(task: Task, example: Example, tokenizer: Any) -> list[str]:
     if not task.labels:
         return [f"to be written: {_cut(tokenizer.decode(list(example.answer)))!r}"]
-    given = example.given or (0,) * len(example.choices)
     lines = []
-    for index, (label, choice) in enumerate(zip(task.labels, example.choices, strict=False)):
-        mark = "✓" if index == example.gold else " "
+    for index, (choice, unscored) in enumerate(zip(example.choices, example.unscored, strict=True)):
+        label, mark = task.labels[index], "✓" if index == example.gold else " "
         begun, scored = (
-            tokenizer.decode(list(part))
-            for part in (choice[: given[index]], choice[given[index] :])
+            tokenizer.decode(list(part)) for part in (choice[:unscored], choice[unscored:])
         )
         after = f"after {begun!r}: " if begun else ""
-        count = len(choice) - given[index]
+        count = len(choice) - unscored
         lines.append(f"{mark} {label}: {after}{scored!r} ({count} token{'s' * (count != 1)})")
     return lines
 

@@ -41,7 +41,8 @@ def answer_tokens(
     blank = "" if data.chat else data.prompt[len(data.prompt.rstrip()) :]
     texts = [[(blank + answer.of(text), False)] for text in data.choices.values()]
     (before,) = encoder.encode([prompt])
-    found = _after(encoder, prompt, before, texts)
+    joined = encoder.encode([[*prompt, *text] for text in texts])
+    found = _cut_off(encoder, before, texts, joined)
     for label, [(text, _)], ids in zip(data.choices, texts, found, strict=True):
         _refuse_untold(encoder, f"data.choices.{label}={text!r}", ids)
     end = _end(encoder.tokenizer) if answer.end_token else ()
@@ -97,13 +98,6 @@ def row_answer_tokens(
     return found
 
 
-def _after(
-    encoder: Encoder, prompt: Sequence[Piece], before: Ids, texts: Sequence[Sequence[Piece]]
-) -> list[Ids]:
-    """The token ids of texts after a prompt."""
-    return _cut_off(encoder, before, texts, encoder.encode([[*prompt, *text] for text in texts]))
-
-
 def _cut_off(
     encoder: Encoder, before: Ids, texts: Sequence[Sequence[Piece]], joined: Sequence[Ids]
 ) -> list[Ids]:
@@ -133,14 +127,21 @@ def refuse_beginnings(data: DataSettings, choices: Sequence[Ids]) -> None:
         UserError: The message names both.
     """
     texts = list(data.choices.values())
+    if (found := beginning(choices)) is not None:
+        shorter, longer = (texts[index] for index in found)
+        raise UserError(
+            f"data.choices: the tokens of {longer!r} begin with those of {shorter!r}, which would "
+            "always be at least as likely; use choices that differ from the first word on"
+        )
+
+
+def beginning(choices: Sequence[Ids]) -> tuple[int, int] | None:
+    """The indices of a choice and of another that begins with it; None where there are none."""
     for i, one in enumerate(choices):
         for j, other in enumerate(choices):
             if i != j and other[: len(one)] == one:
-                raise UserError(
-                    f"data.choices: the tokens of {texts[j]!r} begin with those of "
-                    f"{texts[i]!r}, which would always be at least as likely; use "
-                    "choices that differ from the first word on"
-                )
+                return i, j
+    return None
 
 
 def _end(tokenizer: Any) -> tuple[int]:

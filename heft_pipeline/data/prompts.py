@@ -6,7 +6,13 @@ from itertools import takewhile
 from typing import Any
 
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
-from heft_pipeline.data.answers import Ids, answer_tokens, refuse_beginnings, row_answer_tokens
+from heft_pipeline.data.answers import (
+    Ids,
+    answer_tokens,
+    beginning,
+    refuse_beginnings,
+    row_answer_tokens,
+)
 from heft_pipeline.data.asked import Asked, read_answers
 from heft_pipeline.data.chat import Chat
 from heft_pipeline.data.dev_split import Row
@@ -43,6 +49,11 @@ class Example:
     choices: tuple[Ids, ...] = ()
     texts: tuple[str, ...] = ()
     given: tuple[int, ...] = ()
+
+    @property
+    def unscored(self) -> tuple[int, ...]:
+        """How many of each choice's first tokens are read but not scored, for each choice."""
+        return self.given or (0,) * len(self.choices)
 
 
 @dataclass(frozen=True)
@@ -136,17 +147,16 @@ def load_task(
     encoder = Encoder(tokenizer, data.special_tokens)
     chat = Chat(tokenizer, data.system) if data.chat else None
     asked = {name: read_answers(data, name, rows) for name, rows in read_splits(data, seed).items()}
-    overlap, repeated = _repeats(data, chat, asked)
+    pieces = {
+        name: [_pieces(data, chat, one.id, one.row) for one in rows] for name, rows in asked.items()
+    }
+    overlap, repeated = _repeats(data, asked, pieces)
     tokenized = {
-        name: _tokenize(data, encoder, chat, [(one.id, one.row) for one in rows])
-        for name, rows in asked.items()
+        name: _tokenize(data, encoder, chat, rows, pieces[name]) for name, rows in asked.items()
     }
     shared = None
     if data.choices:
-        first = asked["train"][0]
-        shared = _shared_tokens(
-            data, encoder, _pieces(data, chat, first.id, first.row), trained, scored
-        )
+        shared = _shared_tokens(data, encoder, pieces["train"][0], trained, scored)
     splits = {
         name: tuple(
             Example(one.id, prompt, one.gold, answer, choices, one.texts, given)
@@ -174,7 +184,9 @@ def load_task(
 
 
 def _repeats(
-    data: DataSettings, chat: Chat | None, asked: Mapping[str, Sequence[Asked]]
+    data: DataSettings,
+    asked: Mapping[str, Sequence[Asked]],
+    pieces: Mapping[str, Sequence[Sequence[Piece]]],
 ) -> tuple[list[tuple[str, str]], int]:
     """Reported rows that ask what a training or dev row does, and repeated training rows.
 
@@ -183,9 +195,9 @@ def _repeats(
     seen: dict[tuple[str, ...], str] = {}  # what is asked -> the row that first asked it
     overlap, repeated = [], 0
     for name, rows in asked.items():
-        for one in rows:
+        for one, prompt in zip(rows, pieces[name], strict=True):
             own = sorted(one.texts) if data.own_choices else []
-            text = ("".join(part for part, _ in _pieces(data, chat, one.id, one.row)), *own)
+            text = ("".join(part for part, _ in prompt), *own)
             if name == "eval":
                 overlap += [(one.id, seen[text])] if text in seen else []
             else:
@@ -257,28 +269,26 @@ def _labels(data: DataSettings, examples: Sequence[Example]) -> tuple[str, ...]:
 
 def _has_beginning(example: Example) -> bool:
     """Whether one of an example's choices begins with another."""
-    choices = example.choices
-    return any(
-        i != j and other[: len(one)] == one
-        for i, one in enumerate(choices)
-        for j, other in enumerate(choices)
-    )
+    return beginning(example.choices) is not None
 
 
 def _tokenize(
-    data: DataSettings, encoder: Encoder, chat: Chat | None, rows: Sequence[tuple[str, Row]]
+    data: DataSettings,
+    encoder: Encoder,
+    chat: Chat | None,
+    rows: Sequence[Asked],
+    whole: Sequence[list[Piece]],
 ) -> tuple[list[tuple[list[Piece], Ids]], int]:
     """Each row's prompt as pieces and as token ids, and how many were cut."""
-    pieces = [_pieces(data, chat, id, row) for id, row in rows]
-    prompts = encoder.encode(pieces)
+    pieces, prompts = list(whole), encoder.encode(whole)
     long = [i for i, ids in enumerate(prompts) if len(ids) > data.max_prompt_tokens]
     for i in long:
-        pieces[i], prompts[i] = _cut(data, encoder, chat, *rows[i], len(prompts[i]))
-    for (id, _), ids in zip(rows, prompts, strict=True):
+        pieces[i], prompts[i] = _cut(data, encoder, chat, rows[i].id, rows[i].row, len(prompts[i]))
+    for one, ids in zip(rows, prompts, strict=True):
         if not ids:
             raise UserError(
-                f"row {id} of {data.name} makes an empty prompt; mend the row or leave it out, or "
-                "give data.prompt words of its own"
+                f"row {one.id} of {data.name} makes an empty prompt; mend the row or leave it out, "
+                "or give data.prompt words of its own"
             )
     return list(zip(pieces, prompts, strict=True)), len(long)
 

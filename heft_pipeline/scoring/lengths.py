@@ -30,8 +30,8 @@ def choice_lengths(examples: Sequence[Example], answer: AnswerText) -> Lengths:
         return [*values, *[1.0] * (width - len(values))]
 
     def in_tokens(example: Example) -> list[int]:
-        given = example.given or (0,) * len(example.choices)
-        return [len(choice) - own for choice, own in zip(example.choices, given, strict=True)]
+        pairs = zip(example.choices, example.unscored, strict=True)
+        return [len(choice) - unscored for choice, unscored in pairs]
 
     def in_bytes(example: Example) -> list[int]:
         if example.given:  # what is scored is the same text after each choice

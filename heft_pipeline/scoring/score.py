@@ -128,9 +128,9 @@ def score(
     gold = torch.tensor([e.gold for e in examples])
     lengths = choice_lengths(examples, answer)
     own = ranks.share(examples) if ranks else examples
-    width, later = lengths["none"].shape[1], decoding is not None
-    scored = (lambda _: None) if later else advance  # generating takes far longer
-    table = _log_probabilities(model, own, width, batch_size, scored)
+    # Of scoring and generating, the latter takes far longer.
+    scored = advance if decoding is None else lambda _: None
+    table = _log_probabilities(model, own, lengths["none"].shape[1], batch_size, scored)
     if not may_be_nan and (broken := int(table.isnan().any(dim=1).sum())):
         raise UserError(
             f"the model's log-probabilities of the answers are NaN for {broken} of {len(own)} "
@@ -147,8 +147,8 @@ def score(
         right, tied, unmatched = credit(compared, gold), int((chosen < 0).sum()), 0
     else:
         read = [decoding.read(text, e) for text, e in zip(texts, examples, strict=True)]
-        chosen, tied, unmatched = torch.tensor([one.choice for one in read]), 0, 0
-        right = (chosen == gold).double()
+        chosen = torch.tensor([one.choice for one in read])
+        right, tied = (chosen == gold).double(), 0
         unmatched = sum(not one.found for one in read)
     return Scores(table, lengths, normalize, chosen, gold, right, tied, unmatched, tuple(texts))
 
@@ -245,7 +245,7 @@ def _one_pass(model: AdaptedModel, examples: Sequence[Example], width: int) -> t
     # Those of similar lengths together, so that little is padded.
     longer.sort(key=lambda at: len(examples[at[0]].choices[at[1]]))
     pairs = [
-        (row, examples[row].choices[column], (*examples[row].given, *[0] * width)[column])
+        (row, examples[row].choices[column], examples[row].unscored[column])
         for row, column in longer
     ]
     own = 0 if read is not None else batch.input_ids.shape[1]
@@ -268,7 +268,7 @@ def _first_tokens(logits: torch.Tensor, examples: Sequence[Example], width: int)
     ids = torch.tensor([[*one, *[IGNORED_LABEL] * (width - len(one))] for one in first])
     ids = ids.to(logits.device)
     found = log_softmax(logits.float(), dim=-1).gather(1, ids.clamp(min=0))
-    given = [[own > 0 for own in (*e.given, *[0] * width)[:width]] for e in examples]
+    given = [[*(n > 0 for n in e.unscored), *[False] * (width - len(e.choices))] for e in examples]
     found = found.masked_fill(torch.tensor(given, device=logits.device), 0.0)
     return found.masked_fill(ids < 0, _NOTHING)
 
