@@ -1,19 +1,16 @@
 """Looking after sweeps from any terminal, from their files and SLURM alone.
 
-python -m launch status [SWEEP] [--watch]
+python -m launch status [SWEEP] [--watch | --json]
 python -m launch logs STAGE [--follow]
-python -m launch cancel SWEEP
+python -m launch cancel SWEEP [--all]
 python -m launch retry SWEEP
+python -m launch usage SWEEP
 python -m launch forgetting SWEEP [--text FILE]
 """
 
 import argparse
-import os
-import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -22,9 +19,8 @@ from rich.live import Live
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.store.sweep_folders import Sweep, find_sweep
-from launch.slurm.job_notes import read_job
-from launch.slurm.squeue import cancel_jobs, job_states
+from heft_pipeline.store.sweep_folders import find_sweep
+from launch.slurm.job_notes import read_note
 
 _WATCH_SECONDS = 2.0
 
@@ -59,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         ("logs", _logs, "show what a stage wrote"),
         ("cancel", _cancel, "stop a sweep's jobs and processes; finished stages are kept"),
         ("retry", _retry, "run again what failed or got lost"),
+        ("usage", _usage, "show what a sweep's jobs asked for and what they used"),
         ("forgetting", _forgetting, "measure finished stages on a text; nothing is trained"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -78,13 +75,21 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "status":
             command.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
+            command.add_argument("--json", action="store_true", help="for programs")
+        if name == "cancel":
+            command.add_argument(
+                "--all", action="store_true", help="also jobs that other sweeps wait for"
+            )
     return parser
 
 
 def _status(given: argparse.Namespace, console: Console) -> int:
-    from launch.status import status_table
+    from launch.status import status_json, status_table
 
     sweep = find_sweep(given.sweep, given.output_dir)
+    if given.json:
+        print(status_json(sweep))
+        return 0
     if not given.watch:
         console.print(status_table(sweep))
         return 0
@@ -119,42 +124,25 @@ def _logs(given: argparse.Namespace, console: Console) -> int:
 
 def _log_files(store: Store, fingerprint: str) -> list[Path]:
     files = [store.folder(fingerprint) / "stage.log"]
-    note = read_job(store, fingerprint)
-    if note is not None:
-        slurm = store.output_dir / "sweeps" / note["sweep"] / "slurm"
-        files += sorted(slurm.glob(f"{note['job_id']}_*_log.*"))
+    note = read_note(store, fingerprint)
+    if note is not None and note.job_id is not None:
+        slurm = store.output_dir / "sweeps" / note.sweep / "slurm"
+        files += sorted(slurm.glob(f"{note.job_id}_*_log.*"))
     return [file for file in files if file.is_file() and file.stat().st_size]
 
 
 def _cancel(given: argparse.Namespace, console: Console) -> int:
-    sweep = find_sweep(given.sweep, given.output_dir)
-    plan, store = sweep.plan(any_version=True), sweep.store
-    notes = [note for key in plan["stages"] if (note := read_job(store, key))]
-    mine = [note["job_id"] for note in notes if note["sweep"] == sweep.name]
-    report = plan.get("report_job")
-    jobs = sorted(job_states([*mine, *([report] if report else [])]))
-    cancel_jobs(jobs)
-    processes = list(_processes(sweep, set(plan["stages"])))
-    for pid in processes:
-        os.kill(pid, signal.SIGTERM)
-    console.print(
-        f"{len(jobs)} jobs cancelled, {len(processes)} processes on this machine told to stop; "
-        "running stages write a checkpoint, finished ones are kept",
-        highlight=False,
-        soft_wrap=True,
-    )
+    from launch.cancel import cancel_sweep
+
+    cancel_sweep(find_sweep(given.sweep, given.output_dir), given.all, console)
     return 0
 
 
-def _processes(sweep: Sweep, keys: set[str]) -> Iterator[int]:
-    """The process on this machine that executes a sweep locally, if there is one."""
-    launcher = sweep.plan(any_version=True).get("launcher") or {}
-    pid = launcher.get("pid")
-    if launcher.get("host") != socket.gethostname() or not pid:
-        return
-    command = Path(f"/proc/{pid}/cmdline")
-    if command.is_file() and b"heft_pipeline" in command.read_bytes():
-        yield int(pid)
+def _usage(given: argparse.Namespace, console: Console) -> int:
+    from launch.slurm.usage import show_usage
+
+    show_usage(find_sweep(given.sweep, given.output_dir), console)
+    return 0
 
 
 def _retry(given: argparse.Namespace, console: Console) -> int:

@@ -80,7 +80,7 @@ def _show_submissions(tree: Tree, stages: list[StageSpec], launcher: SlurmSettin
 
     batches = groups(stages)
     branch = tree.add(f"would submit {len(stages)} jobs in {len(batches)} calls of sbatch")
-    flags = ", ".join(f"{k}={v}" for k, v in sorted(stage_flags(launcher, None).items()))
+    flags = ", ".join(f"{k}={v}" for k, v in sorted(stage_flags(launcher).items()))
     branch.add(escape(flags))
     for parent, group in list(batches.items())[:_MOST_LINES]:
         what = f"array of {len(group)}" if len(group) > 1 else group[0].label

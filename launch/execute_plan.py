@@ -10,12 +10,17 @@ from rich.console import Console
 
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.cancel import no_longer_cancelled
 from launch.check_inputs import check_inputs
 from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
 from launch.measure_forgetting import NOTE, check_texts, measure_lacking, say_lacking
 from launch.progress import announce
+from launch.slurm.ask import Patience
 from launch.slurm.settings import SlurmSettings
+
+#: How long to go on asking SLURM for its limits, with somebody before the terminal.
+_PATIENCE_SECONDS = 60.0
 
 LauncherSettings = LocalSettings | SlurmSettings
 
@@ -43,9 +48,11 @@ def execute_plan(
         failures = execute_here(plan, sweep, launcher, console)
         measure_lacking(sweep, plan, console)
         return failures
-    from launch.slurm.submit import execute_on_slurm, require_slurm  # imports submitit
+    from launch.slurm.execute_on_slurm import execute_on_slurm  # imports submitit
+    from launch.slurm.limits import require_slurm
 
-    require_slurm(launcher)
+    unfinished = sum(not sweep.store.is_complete(key) for key in plan.stages)
+    require_slurm(launcher, unfinished, Patience(_PATIENCE_SECONDS, console.print))
     _begin(plan, sweep, console)
     ended = execute_on_slurm(plan, sweep, launcher, console)
     say_lacking(sweep, plan, console)
@@ -55,6 +62,7 @@ def execute_plan(
 def _begin(plan: Plan, sweep: Sweep, console: Console) -> None:
     """Say what will be done, and refuse what cannot be done."""
     sweep.store.require_writable()
+    no_longer_cancelled(sweep)
     announce(console, plan, sweep.store)
     check_inputs(plan, sweep.store, console)
     check_texts(sweep.plan().get(NOTE), sweep, plan)

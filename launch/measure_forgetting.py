@@ -12,6 +12,7 @@ from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.settings.report import ReportSettings
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.later import later
 
 #: The key of ``plan.json``.
 NOTE = "forgetting"
@@ -147,7 +148,7 @@ def say_lacking(sweep: Sweep, plan: Plan, console: Console) -> None:
     if todo := lacking(sweep, plan):
         console.print(
             f"{len(todo)} stages were trained before without measuring forgetting; "
-            f"python -m launch forgetting {sweep.name} measures it, best on a GPU node",
+            f"{later(sweep, 'forgetting')} measures it, best on a GPU node",
             highlight=False,
             soft_wrap=True,
         )

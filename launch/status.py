@@ -1,5 +1,7 @@
 """What a sweep's stages are doing, as the store's files and SLURM tell it."""
 
+import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,16 @@ from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.training.metrics import read_metrics
 from launch.attempt import said_accuracy
-from launch.slurm.job_notes import read_job
-from launch.slurm.squeue import job_states
+from launch.slurm.ask import Patience
+from launch.slurm.job_life import Job, Life
+from launch.slurm.job_notes import read_note
+from launch.slurm.job_states import job_states
 
 _MOST_ROWS = 60
-_COLOURS = {"complete": "green", "running": "cyan", "failed": "red", "lost": "red"}
+_COLOURS = {"complete": "green", "running": "cyan", "failed": "red"}
+#: The states of stages that will go on by themselves, or have nothing to do yet.
+_QUIET = ("complete", "pending", "to do", "ending", "unknown", "running", "interrupted")
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -25,9 +32,11 @@ class StageStatus:
     Attributes:
         fingerprint: The stage's.
         label: Its short name.
-        state: ``complete``, ``running``, ``pending``, ``failed``, ``interrupted``, ``to do``, or
-            ``lost`` (its job has ended without a result).
+        state: ``complete``, ``running``, ``pending``, ``ending``, ``failed``, ``interrupted``,
+            ``to do``, ``unknown`` (SLURM does not answer), or, where its job has ended without a
+            result, SLURM's word for how (``timeout``, ``cancelled`` and so on) or ``lost``.
         job_id: Its SLURM job, or None.
+        job: SLURM's state, reason, exit code and node of that job, in words; or empty.
         node: Where it runs, or None.
         requeues: How often SLURM has restarted it.
         progress: ``PHASE DONE/TOTAL``, or empty.
@@ -41,6 +50,7 @@ class StageStatus:
     label: str
     state: str
     job_id: str | None = None
+    job: str = ""
     node: str | None = None
     requeues: int = 0
     progress: str = ""
@@ -60,21 +70,51 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
         The status of each stage, in the plan's order.
     """
     plan, store = sweep.plan(), sweep.store
-    notes = {key: read_job(store, key) for key in plan["stages"]}
-    alive = job_states(note["job_id"] for note in notes.values() if note)
+    notes = {key: note for key in plan["stages"] if (note := read_note(store, key))}
+    unfinished = {key: note for key, note in notes.items() if not store.is_complete(key)}
+    jobs = job_states(unfinished, Patience(_PATIENCE_SECONDS))
     found = []
     stages = {key: from_json(data) for key, data in plan["stages"].items()}
     label = labelled(stages.values())
     for key, stage in stages.items():
-        note = notes[key]
-        job_id = note["job_id"] if note else None
-        state = store.state(key)
-        if state != "complete" and job_id in alive:
-            state = "running" if alive[job_id] == "RUNNING" else "pending"
-        elif state in ("to do", "interrupted") and job_id:
-            state = "lost"
-        found.append(_status(sweep, key, label(stage), state, job_id))
+        job = jobs.get(key)
+        if job is None and key in notes:
+            job = Job(Life.ENDED, notes[key].job_id)
+        found.append(_status(sweep, key, label(stage), _state(store.state(key), job), job))
     return found
+
+
+def _state(state: str, job: Job | None) -> str:
+    """A stage's state, as its files and what SLURM knows of its job say together."""
+    if state == "complete" or job is None:
+        return state
+    if job.alive:
+        return "running" if job.life is Life.RUNNING else "pending"
+    if state not in ("to do", "interrupted") or job.life is Life.NOT_SUBMITTED:
+        return state
+    if job.life is Life.ENDED:
+        return job.state.lower() or "lost"
+    return str(job.life)
+
+
+def status_json(sweep: Sweep) -> str:
+    """The statuses for programs.
+
+    Args:
+        sweep: The sweep.
+
+    Returns:
+        JSON: ``sweep``, ``folder``, ``runs`` (each with ``name``, ``stages`` and ``complete``) and
+        ``stages`` (each with what :class:`StageStatus` has).
+    """
+    stages = sweep_status(sweep)
+    complete = {s.fingerprint for s in stages if s.state == "complete"}
+    runs = [
+        {"name": r["name"], "stages": r["stages"], "complete": complete >= set(r["stages"])}
+        for r in sweep.plan()["runs"]
+    ]
+    note = {"sweep": sweep.name, "folder": str(sweep.folder), "runs": runs}
+    return json.dumps(note | {"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2)
 
 
 def status_table(sweep: Sweep) -> Table:
@@ -108,15 +148,19 @@ def status_table(sweep: Sweep) -> Table:
     return table
 
 
-def _status(sweep: Sweep, key: str, label: str, state: str, job_id: str | None) -> StageStatus:
-    store = sweep.store
+def _status(sweep: Sweep, key: str, label: str, state: str, job: Job | None) -> StageStatus:
+    store, job_id = sweep.store, job.job_id if job else None
+    said = job.said() if job and job.state else (job.reason if job else "")
     if state == "complete":
         result = store.result(key) or {}
         text = said_accuracy(result)
-        return StageStatus(key, label, state, job_id, text=text, requeues=result["resumes"])
+        return StageStatus(
+            key, label, state, job_id, said, text=text, requeues=result.get("resumes", 0)
+        )
     failure = store.failure(key) if state == "failed" else None
     if state != "running":
-        return StageStatus(key, label, state, job_id, text=str((failure or {}).get("reason", "")))
+        text = str((failure or {}).get("reason", "")) or said
+        return StageStatus(key, label, state, job_id, said, text=text)
     owner: dict[str, Any] = store.owner(key) or {}
     progress = store.progress(key) or {}
     steps = [m for m in read_metrics(store.folder(key) / "metrics.jsonl") if m["event"] == "step"]
@@ -127,6 +171,7 @@ def _status(sweep: Sweep, key: str, label: str, state: str, job_id: str | None) 
         label,
         state,
         job_id,
+        said,
         node=owner.get("host"),
         requeues=owner.get("requeues", 0),
         progress=f"{shown} epoch {last['epoch']}" if last else shown,
@@ -149,7 +194,7 @@ def _eta(progress: dict[str, Any], owner: dict[str, Any]) -> float | None:
 
 
 def _cells(status: StageStatus) -> list[str]:
-    colour = _COLOURS.get(status.state, "default")
+    colour = _COLOURS.get(status.state, "default" if status.state in _QUIET else "red")
     job = " ".join(filter(None, [status.job_id, status.node]))
     if status.requeues:
         job += f" (requeued {status.requeues}x)"
@@ -160,11 +205,12 @@ def _cells(status: StageStatus) -> list[str]:
         status.progress or status.text,
         f"{status.loss:.3f}" if status.loss is not None else "",
         f"{status.examples_per_second:.1f}" if status.examples_per_second is not None else "",
-        _clock(status.eta_seconds) if status.eta_seconds is not None else "",
+        clock(status.eta_seconds) if status.eta_seconds is not None else "",
     ]
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

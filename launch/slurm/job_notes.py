@@ -1,39 +1,117 @@
-"""Which SLURM job a stage was submitted as: ``job.json`` in the stage's folder."""
+"""Which SLURM job a stage was submitted as: ``job.json`` in the stage's folder.
 
+The note is written before sbatch is called, without a job id, and again with it. Whatever happens
+in between, the job can be found again: its name ends with the submission's token.
+"""
+
+import dataclasses
 import json
-import time
+import re
+import secrets
+from dataclasses import dataclass
 from typing import Any
 
 from heft_pipeline.store.stage_folders import Store, write_json
 
 JOB = "job.json"
+_LONGEST_NAME = 60
 
 
-def write_job(store: Store, fingerprint: str, job_id: str, sweep: str) -> None:
-    """Note that a stage was submitted now.
+@dataclass(frozen=True)
+class JobNote:
+    """What is noted about a stage's job, or about the job of a sweep's report.
+
+    Attributes:
+        sweep: The name of the sweep that submitted it.
+        submitted: When, in seconds since 1970.
+        job_id: Its id; None until sbatch has answered.
+        submission: The token of the call of sbatch; empty in notes of earlier versions.
+        index: Its place in the call's array.
+        count: How many jobs the call submits.
+        cluster: The cluster's name; empty in notes of earlier versions.
+        after: The id of the job that it waits for; None for none.
+        attempt: How often the stage was submitted again because of the cluster.
+        mem: The memory that it asks for because less was not enough; None: as the settings say.
+        exclude: The nodes that it avoids because it failed on them.
+    """
+
+    sweep: str
+    submitted: float
+    job_id: str | None = None
+    submission: str = ""
+    index: int = 0
+    count: int = 1
+    cluster: str = ""
+    after: str | None = None
+    attempt: int = 0
+    mem: str | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def job_name(self) -> str:
+        """The name that the job is submitted under."""
+        return f"heft-{_plain(self.sweep)}-{self.submission}"
+
+    def numbered(self, array: str) -> str:
+        """The job's id, given the id that the call of sbatch was answered with."""
+        return f"{array}_{self.index}" if self.count > 1 else array
+
+
+def new_token() -> str:
+    """A token for a call of sbatch."""
+    return secrets.token_hex(5)
+
+
+def note_to_json(note: JobNote) -> dict[str, Any]:
+    """A note as JSON-ready data."""
+    return dataclasses.asdict(note)
+
+
+def note_from_json(data: Any) -> JobNote | None:
+    """A note from JSON data; None where that is no note.
+
+    Args:
+        data: What :func:`note_to_json` gave, here or in an earlier version.
+    """
+    names = {one.name for one in dataclasses.fields(JobNote)}
+    if not isinstance(data, dict) or not {"sweep", "submitted"} <= set(data):
+        return None
+    known = {key: value for key, value in data.items() if key in names}
+    return JobNote(**known | {"exclude": tuple(known.get("exclude", ()))})
+
+
+def write_note(store: Store, fingerprint: str, note: JobNote) -> None:
+    """Note what a stage is or was submitted as.
 
     Args:
         store: Where stages are.
         fingerprint: The stage's.
-        job_id: Its job.
-        sweep: The name of the sweep that submitted it.
+        note: The note.
     """
-    note = {"job_id": job_id, "sweep": sweep, "submitted": time.time()}
-    write_json(store.folder(fingerprint) / JOB, note)
+    write_json(store.folder(fingerprint) / JOB, note_to_json(note))
 
 
-def read_job(store: Store, fingerprint: str) -> dict[str, Any] | None:
-    """The job that a stage was last submitted as.
+def remove_note(store: Store, fingerprint: str) -> None:
+    """Forget that a stage was to be submitted."""
+    (store.folder(fingerprint) / JOB).unlink(missing_ok=True)
+
+
+def read_note(store: Store, fingerprint: str) -> JobNote | None:
+    """What a stage was last submitted as.
 
     Args:
         store: Where stages are.
         fingerprint: The stage's.
 
     Returns:
-        ``job_id``, ``sweep`` and ``submitted`` (a time), or None.
+        The note; None where there is none, or only a broken one.
     """
-    path = store.folder(fingerprint) / JOB
-    if not path.is_file():
+    try:
+        return note_from_json(json.loads((store.folder(fingerprint) / JOB).read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    note: dict[str, Any] = json.loads(path.read_text())
-    return note
+
+
+def _plain(name: str) -> str:
+    """A sweep's name with the characters alone that every SLURM takes in a job's name."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:_LONGEST_NAME]

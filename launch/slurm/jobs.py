@@ -1,6 +1,9 @@
 """What runs inside SLURM's jobs; submitit pickles these classes by name."""
 
+import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +22,12 @@ from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest, attempt
 from launch.check_inputs import refuse_changed_inputs
 from launch.finish import finish_sweep
+from launch.slurm.limits import other_nodes
+from launch.slurm.node_faults import node_fault
 from launch.tracker import Tracker, tracked
+
+#: How long to try to be requeued by a controller that does not answer.
+_REQUEUE_SECONDS = 600.0
 
 
 @dataclass
@@ -67,12 +75,15 @@ class StageJob:
                 if tracker is not None and tried.status == "interrupted":
                     tracker.hurry()  # SLURM will end this job soon
         if tried.status == "failed":
+            self._leave_a_bad_node(tried.text, stage, store, requeue)
+            self._report_if_last(environment.global_rank)
             raise RuntimeError(tried.text)
         if tried.status == "interrupted":
             if stop.signal == signal.SIGTERM:
                 # Cancelled, or preempted by a SLURM that requeues by itself.
                 sys.exit(128 + signal.SIGTERM)
             self._requeue(stage, store, requeue)
+        self._report_if_last(environment.global_rank)
         return tried.text
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -88,15 +99,58 @@ class StageJob:
         return tracked(sweep, Console(), only=runs[0]) if runs else nullcontext()
 
     def _requeue(self, stage: StageSpec, store: Store, requeue: Any) -> None:
-        try:
-            requeue(signal.SIGUSR2, None)
-        except UncompletedJobError as error:
-            reason = (
-                "was preempted or ran out of time too often; its checkpoint is kept; run the "
-                "same command with a larger hydra.launcher.time or hydra.launcher.max_requeues"
-            )
+        """Be requeued; what ends this process is ``SystemExit``, or SLURM."""
+        until, pause = time.monotonic() + _REQUEUE_SECONDS, 1.0
+        while True:
+            try:
+                requeue(signal.SIGUSR2, None)
+                return
+            except UncompletedJobError as error:
+                reason = (
+                    "was preempted, ran out of time or lost its node too often; its checkpoint is "
+                    "kept; run the same command with a larger hydra.launcher.time or "
+                    "hydra.launcher.max_requeues"
+                )
+                cause: Exception = error
+            except (subprocess.SubprocessError, OSError) as error:  # SLURM does not answer
+                if time.monotonic() + pause < until:
+                    time.sleep(pause)
+                    pause = min(2 * pause, 30.0)
+                    continue
+                reason = (
+                    f"SLURM could not be asked to requeue it ({error}); its checkpoint is kept; "
+                    "run the same command again"
+                )
+                cause = error
             store.fail(stage.fingerprint, {"reason": reason, "time": time.time()})
-            raise RuntimeError(reason) from error
+            raise RuntimeError(reason) from cause
+
+    def _leave_a_bad_node(self, failure: str, stage: StageSpec, store: Store, requeue: Any) -> None:
+        """Be requeued without this node, where it is to blame for a failure and there are others.
+
+        Returns where that is not so.
+        """
+        fault, host = node_fault(failure), os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        partition = os.environ.get("SLURM_JOB_PARTITION")
+        if fault is None or not other_nodes(partition, {host}):
+            return
+        store.forget_failure(stage.fingerprint)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it as soon as it has requeued
+        try:
+            self._requeue(stage, store, requeue)
+        except SystemExit:
+            job = submitit.JobEnvironment().job_id
+            command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={_with(host, job)}"]
+            subprocess.run(command, capture_output=True, check=False, timeout=60)
+            print(f"{host} is left out from now on: {fault}", file=sys.stderr, flush=True)
+            raise
+
+    def _report_if_last(self, rank: int) -> None:
+        """Make the report, where SLURM took no job for it and this was the last stage."""
+        if self.sweep is not None and rank == 0:
+            from launch.slurm.report_job import report_if_last  # imports what imports this
+
+            report_if_last(Sweep(Path(self.sweep)), Console())
 
 
 @dataclass
@@ -110,5 +164,17 @@ class ReportJob:
     folder: str
 
     def __call__(self) -> None:
-        """Track the runs and write the report."""
-        finish_sweep(Sweep(Path(self.folder)), Console())
+        """Track the runs and write the report, unless stages are lost and can be run again."""
+        from launch.slurm.execute_on_slurm import submit_what_got_lost  # imports what imports this
+
+        sweep, console = Sweep(Path(self.folder)), Console()
+        if not submit_what_got_lost(sweep, console):
+            finish_sweep(sweep, console)
+
+
+def _with(host: str, job: str) -> str:
+    """The nodes that a job avoids, and another one."""
+    command = ["squeue", "--noheader", "--jobs", job, "--Format=ExcNodes:1000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    before = done.stdout.strip() if done.returncode == 0 else ""
+    return host if before in ("", "N/A") else f"{before},{host}"

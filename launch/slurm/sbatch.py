@@ -1,31 +1,51 @@
-"""Calling sbatch, through submitit: the flags of a job and the call itself."""
+"""The flags and the scripts of jobs, and the call of sbatch.
 
-import contextlib
+submitit writes the scripts, and runs in the jobs. What a job will run is in files whose names are
+known before sbatch is called, so that a job needs nothing of the process that submitted it, however
+that ends.
+"""
+
+import ctypes
 import dataclasses
+import re
+import shlex
+import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission
 
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.slurm.ask import CALL_SECONDS, NoAnswer, said_by_slurm
+from launch.slurm.job_notes import JobNote
 from launch.slurm.jobs import ReportJob, StageJob
 from launch.slurm.settings import SlurmSettings
 
 #: The flags that also the small job for the report gets.
 _WHERE = ("partition", "account", "qos", "constraint", "exclude", "nodelist")
+#: What sbatch says where the controller has not answered, so that the job may stand all the same.
+_NO_ANSWER = re.compile(
+    "timed out|unable to contact|connection refused|connection failure|connection reset"
+    "|connect failure|zero bytes|not connected|temporarily unavailable|no route to host|try again"
+    "|broken pipe|unexpected message",
+    re.IGNORECASE,
+)
 
 
-def stage_flags(settings: SlurmSettings, dependency: str | None) -> dict[str, Any]:
+def stage_flags(settings: SlurmSettings, note: JobNote | None = None) -> dict[str, Any]:
     """The flags of sbatch for a stage's job.
 
     Args:
         settings: The launcher's settings.
-        dependency: For ``--dependency``, or None.
+        note: What the job waits for and, where it is submitted again, what it asks for beyond the
+            settings; None for a first job that waits for nothing.
 
     Returns:
         Flags without their dashes. Those that are left to the cluster are absent.
@@ -41,9 +61,17 @@ def stage_flags(settings: SlurmSettings, dependency: str | None) -> dict[str, An
         "ntasks-per-node": settings.gpus_per_stage,
         "requeue": True,
     }
-    if dependency is not None:
-        flags |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    return flags | dict(settings.sbatch)
+    flags |= dict(settings.sbatch)
+    if note is None:
+        return flags
+    if note.after is not None:
+        flags |= {"dependency": f"afterok:{note.after}", "kill-on-invalid-dep": "yes"}
+    if note.mem is not None:
+        flags = {key: value for key, value in flags.items() if not key.startswith("mem-per-")}
+        flags["mem"] = note.mem
+    if note.exclude:
+        flags["exclude"] = ",".join(filter(None, [flags.get("exclude"), *note.exclude]))
+    return flags
 
 
 def report_flags(settings: SlurmSettings, job_ids: Iterable[str]) -> dict[str, Any]:
@@ -64,67 +92,141 @@ def report_flags(settings: SlurmSettings, job_ids: Iterable[str]) -> dict[str, A
     return flags
 
 
-def sbatch_stages(
+@dataclass(frozen=True)
+class Submission:
+    """A call of sbatch that is ready to be made.
+
+    Attributes:
+        folder: The sweep's folder for SLURM's files, absolute.
+        note: The note of its first job, which names it.
+        script: What sbatch is given.
+    """
+
+    folder: Path
+    note: JobNote
+    script: str
+
+    def sbatch(self) -> str:
+        """Call sbatch once.
+
+        The call is not reached by Ctrl-C, and ends with this process.
+
+        Returns:
+            The job's id, or that of the array.
+
+        Raises:
+            UserError: SLURM refuses; the message has its words, and no job stands.
+            NoAnswer: SLURM did not answer; whether the job stands is not known.
+        """
+        path = self.folder / f"{self.note.submission}.sh"
+        path.write_text(self.script, encoding="utf-8")
+        try:
+            done = subprocess.run(
+                ["sbatch", str(path)],
+                capture_output=True, text=True, check=False, timeout=CALL_SECONDS,
+                start_new_session=True, preexec_fn=_ends_with(_libc()),
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoAnswer(f"sbatch: {error}") from error
+        answer = re.search(r"job (\d+)", done.stdout)
+        if done.returncode == 0 and answer:
+            return answer.group(1)
+        words = said_by_slurm(done.stderr) or done.stdout.strip() or "sbatch failed"
+        if done.returncode == 0 or _NO_ANSWER.search(words):
+            raise NoAnswer(words)
+        raise UserError(f"SLURM refused a job: {words}")
+
+
+def stage_submission(
     stages: Sequence[StageSpec],
+    notes: Sequence[JobNote],
     sweep: Sweep,
     settings: SlurmSettings,
-    dependency: str | None,
     upcoming: Mapping[str, Sequence[StageSpec]],
     texts: Mapping[str, OtherText],
-) -> list[str]:
-    """Submit stages in one call of sbatch, as a job or an array of jobs.
+) -> Submission:
+    """Prepare a call of sbatch for stages: a job, or an array of jobs.
 
     Args:
-        stages: The stages, which wait for the same job or for none.
+        stages: The stages.
+        notes: Their notes, which differ in their index alone.
         sweep: The sweep that asks.
         settings: The launcher's settings.
-        dependency: For ``--dependency``, or None.
         upcoming: The stages that will be trained on each of them, by fingerprint.
         texts: The text that each of them is measured on, by fingerprint.
 
     Returns:
-        The id of each stage's job.
-
-    Raises:
-        UserError: SLURM refuses; the message has its words.
+        The call; the files that its jobs read are written.
     """
-    executor = _executor(sweep, settings, stage_flags(settings, dependency))
-    executor.update_parameters(
-        job_name=f"heft-{sweep.name}",
-        array_parallelism=settings.max_parallel,
-        srun_args=["--kill-on-bad-exit=1"],  # tasks that train together wait for each other
-    )
     output_dir = str(sweep.store.output_dir.resolve())
     to_track = None if settings.wait else str(sweep.folder.resolve())
-    with _refusals_in_slurms_words(), executor.batch():
-        jobs = []
-        for stage in stages:
-            later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
-            text = texts.get(stage.fingerprint)
-            note = dataclasses.asdict(text) if text else None
-            job = StageJob(to_json(stage), output_dir, to_track, later, note)
-            jobs.append(executor.submit(job))
-    return [str(job.job_id) for job in jobs]
+    jobs = []
+    for stage in stages:
+        later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
+        text = texts.get(stage.fingerprint)
+        note = dataclasses.asdict(text) if text else None
+        jobs.append(StageJob(to_json(stage), output_dir, to_track, later, note))
+    flags = stage_flags(settings, notes[0])
+    srun = ["--kill-on-bad-exit=1"]  # tasks that train together wait for each other
+    return _submission(jobs, notes[0], sweep, settings, flags, srun_args=srun)
 
 
-def sbatch_report(sweep: Sweep, settings: SlurmSettings, job_ids: Iterable[str]) -> str:
-    """Submit the job that makes the report once all others have ended.
+def report_submission(note: JobNote, sweep: Sweep, settings: SlurmSettings) -> Submission:
+    """Prepare the call of sbatch for the job that makes the report.
 
     Args:
+        note: Its note; ``after`` has the jobs that it comes after, separated by colons.
         sweep: The sweep.
         settings: The launcher's settings.
-        job_ids: The jobs of its stages.
 
     Returns:
-        The job's id.
-
-    Raises:
-        UserError: SLURM refuses; the message has its words.
+        The call; the file that its job reads is written.
     """
-    executor = _executor(sweep, settings, report_flags(settings, job_ids))
-    executor.update_parameters(job_name=f"heft-{sweep.name}-report")
-    with _refusals_in_slurms_words():
-        return str(executor.submit(ReportJob(str(sweep.folder.resolve()))).job_id)
+    flags = report_flags(settings, (note.after or "").split(":") if note.after else ())
+    return _submission([ReportJob(str(sweep.folder.resolve()))], note, sweep, settings, flags)
+
+
+def _submission(
+    jobs: Sequence[Callable[[], Any]],
+    note: JobNote,
+    sweep: Sweep,
+    settings: SlurmSettings,
+    flags: Mapping[str, Any],
+    **parameters: Any,
+) -> Submission:
+    folder = (sweep.folder / "slurm").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    # submitit counts each requeue of a job against max_num_timeout.
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=settings.max_requeues)
+    executor.update_parameters(
+        job_name=note.job_name,
+        additional_parameters=dict(flags),
+        signal_delay_s=settings.signal_seconds,
+        setup=[*settings.setup, _link(folder / note.submission, folder)],
+        **{"array_parallelism": settings.max_parallel} | parameters,
+    )
+    if len(jobs) > 1:
+        executor.parameters["map_count"] = len(jobs)
+    for index, job in enumerate(jobs):
+        delayed = DelayedSubmission(job)
+        delayed.set_timeout(executor.parameters.get("time", 5), settings.max_requeues)
+        delayed.dump(folder / f"{note.submission}_{index}.pkl")
+    text = executor._make_submission_file_text(executor._submitit_command_str, note.submission)
+    return Submission(folder, note, text)
+
+
+def _link(files: Path, folder: Path) -> str:
+    """A shell line that gives a job's file the name that submitit looks for.
+
+    A requeued job finds there what submitit has written since.
+    """
+    wanted = f"{shlex.quote(str(folder))}/$HEFT_JOB'_submitted.pkl'"
+    return (
+        "HEFT_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; "
+        "HEFT_JOB=${HEFT_JOB:-$SLURM_JOB_ID}; "
+        f"[ -e {wanted} ] || "
+        f"ln -s {shlex.quote(str(files))}_${{SLURM_ARRAY_TASK_ID:-0}}.pkl {wanted}"
+    )
 
 
 def _given(settings: SlurmSettings, names: Iterable[str]) -> dict[str, Any]:
@@ -132,28 +234,14 @@ def _given(settings: SlurmSettings, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _executor(
-    sweep: Sweep, settings: SlurmSettings, flags: Mapping[str, Any]
-) -> submitit.SlurmExecutor:
-    # submitit counts each requeue of a job against max_num_timeout.
-    executor = submitit.SlurmExecutor(
-        folder=sweep.folder / "slurm", max_num_timeout=settings.max_requeues
-    )
-    executor.update_parameters(
-        additional_parameters=dict(flags),
-        signal_delay_s=settings.signal_seconds,
-        setup=list(settings.setup) or None,
-    )
-    return executor
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
 
 
-@contextlib.contextmanager
-def _refusals_in_slurms_words() -> Iterator[None]:
-    try:
-        yield
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-        text = str(getattr(error, "stderr", None) or error).strip()
-        lines = text.splitlines()
-        telling = [line for line in lines if "error" in line.lower()] or lines
-        words = " ".join(line.strip() for line in telling[:3])
-        raise UserError(f"SLURM refused a job: {words}") from error
+def _ends_with(libc: Any) -> Callable[[], None]:
+    """Lets the kernel end a child when this process ends (prctl's manual, PR_SET_PDEATHSIG)."""
+
+    def set_it() -> None:
+        libc.prctl(1, signal.SIGKILL)
+
+    return set_it

@@ -7,6 +7,20 @@ from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
 from launch.gpus import gpu_setting, utilisation_setting
 
+#: Flags that would send a job where this project does not look for it, or make it another job.
+_NOT_FLAGS = {
+    "clusters": "set SLURM_CLUSTERS in the environment, which all of SLURM's commands read",
+    "M": "set SLURM_CLUSTERS in the environment, which all of SLURM's commands read",
+    "array": "stages are grouped into arrays by themselves",
+    "job-name": "jobs are found again by the names that they are given",
+    "J": "jobs are found again by the names that they are given",
+    "dependency": "fine stages wait for their coarse stages by themselves",
+    "output": "logs are in the sweep's folder, where python -m launch logs finds them",
+    "error": "logs are in the sweep's folder, where python -m launch logs finds them",
+    "wait": "use hydra.launcher.wait",
+    "parsable": "the answer of sbatch is read as it is",
+}
+
 
 def limit_seconds(limit: str, key: str = "hydra.launcher.time") -> float:
     """Read a time limit in SLURM's notation: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
@@ -81,6 +95,14 @@ class SlurmSettings(Settings):
         identity=False,
     )
     mem: str | None = _flag("memory for each node", "64G")
+    mem_factor: float = setting(
+        2.0,
+        "a stage that ran out of memory is submitted again with this many times as much, up to "
+        "the largest node's; 1: it fails",
+        least=1,
+        most=16,
+        identity=False,
+    )
     time: str = setting(
         "4:00:00",
         "the time limit in SLURM's notation; a stage that needs longer is requeued and resumed",
@@ -97,12 +119,16 @@ class SlurmSettings(Settings):
         256, "the most jobs of an array that run at a time", least=1, identity=False
     )
     max_requeues: int = setting(
-        10, "how often one stage may be preempted or run out of time", least=0, identity=False
+        10,
+        "how often one stage may be preempted, run out of time or memory, or lose its node",
+        least=0,
+        identity=False,
     )
     signal_seconds: int = setting(
         120,
         "how long before the time limit a stage is told to write a checkpoint",
         least=0,
+        most=65535,  # sbatch's manual, --signal
         identity=False,
     )
     poll_seconds: float = setting(
@@ -116,3 +142,16 @@ class SlurmSettings(Settings):
     )
     dry_run_gpu: str = gpu_setting()
     dry_run_utilisation: float = utilisation_setting()
+
+    def check(self, key: str) -> None:
+        """Refuse a time limit that leaves no time to train, and flags that cannot be followed."""
+        limit = limit_seconds(self.time)
+        if limit < 2 * self.signal_seconds:
+            raise UserError(
+                f"{key}.signal_seconds={self.signal_seconds} is more than half of "
+                f"{key}.time={self.time} ({limit:.0f} s), so that a stage would mostly write "
+                f"checkpoints; use {key}.signal_seconds={limit // 4:.0f} or a longer time"
+            )
+        for flag, instead in _NOT_FLAGS.items():
+            if flag in self.sbatch:
+                raise UserError(f"{key}.sbatch has {flag}, which cannot be given there; {instead}")

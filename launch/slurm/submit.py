@@ -1,100 +1,88 @@
-"""Executing a plan on SLURM: one job for each unfinished stage, all submitted at once."""
+"""Submitting stages to SLURM: one job for each, all at once, as a transaction.
 
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+What is about to be submitted is noted first (``launch/slurm/job_notes.py``), so that whoever comes
+next finds the jobs of a submission that was cut off, and submits nothing twice.
+"""
 
-from filelock import FileLock
-from rich.console import Console
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from filelock import FileLock, Timeout
 
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.graph import Plan, descendants
+from heft_pipeline.plan.graph import descendants
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.measure_forgetting import texts
-from launch.slurm.job_notes import read_job, write_job
-from launch.slurm.sbatch import sbatch_report, sbatch_stages
-from launch.slurm.settings import SlurmSettings, limit_seconds
-from launch.slurm.squeue import cancel_jobs, job_states, partition_limits
-from launch.slurm.wait import wait_for_jobs
+from launch.slurm.ask import NoAnswer, Patience, no_notice
+from launch.slurm.job_life import Job, Life
+from launch.slurm.job_notes import JobNote, new_token, read_note, remove_note, write_note
+from launch.slurm.job_states import MAY_APPEAR, cancel_jobs, cluster_name, job_states
+from launch.slurm.limits import largest_array
+from launch.slurm.recover import Again, asked_again
+from launch.slurm.sbatch import Submission, stage_submission
+from launch.slurm.settings import SlurmSettings
+
+_LOOK_SECONDS = 1.0
+_CALLS_WITHOUT_ANSWER = 3
 
 
-def execute_on_slurm(
-    plan: Plan, sweep: Sweep, settings: SlurmSettings, console: Console
-) -> dict[str, str] | None:
-    """Submit a plan's unfinished stages and, if asked to, wait for them.
+class Stopped(Exception):
+    """The person at the keyboard stopped a submission; what it had submitted is cancelled."""
+
+
+@dataclass
+class Terms:
+    """How to submit.
+
+    Attributes:
+        settings: The launcher's settings.
+        texts: The text that each stage is measured on, by fingerprint.
+        patience: How long to go on asking where SLURM does not answer.
+        say: Where to say what takes time.
+        should_stop: Becomes true when the person at the keyboard wants to stop.
+    """
+
+    settings: SlurmSettings
+    texts: Mapping[str, OtherText] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
+    say: Callable[[str], None] = no_notice
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@contextlib.contextmanager
+def submit_lock(store: Store, say: Callable[[str], None] = no_notice) -> Iterator[None]:
+    """Be the only process that submits stages of a store.
 
     Args:
-        plan: The plan.
-        sweep: The sweep.
-        settings: The launcher's settings.
-        console: Where progress is shown.
+        store: The store.
+        say: Where to say that another process is submitting.
 
-    Returns:
-        Why stages failed, by fingerprint; None where they are not waited for.
-
-    Raises:
-        UserError: SLURM refuses a job; what was submitted before that is cancelled.
-        SystemExit: Ctrl-C while waiting; the jobs keep running.
+    Yields:
+        Nothing.
     """
-    store = sweep.store
-    unfinished = [s for key, s in plan.stages.items() if not store.is_complete(key)]
-    with FileLock(store.output_dir / "stages" / ".submit.lock"):
-        jobs, submitted = submit(unfinished, sweep, settings, texts(sweep, unfinished))
-    _say(
-        console,
-        f"{len(submitted)} jobs submitted, {len(jobs) - len(submitted)} already on the cluster; "
-        f"logs: {sweep.folder / 'slurm'}",
-    )
-    if settings.wait:
-        return wait_for_jobs(plan, sweep, jobs, settings.poll_seconds, console)
-    report = sbatch_report(sweep, settings, jobs.values())
-    sweep.record(Plan(()), report_job=report)
-    _say(
-        console,
-        f"Job {report} makes the report when all others have ended. "
-        f"Meanwhile: python -m launch status {sweep.name}",
-    )
-    return None
-
-
-def require_slurm(settings: SlurmSettings) -> None:
-    """Refuse to go on without SLURM, or with a partition or time limit that it does not have.
-
-    Args:
-        settings: The launcher's settings.
-
-    Raises:
-        UserError: There is no sbatch, the partition is unknown, or the time limit is past the
-            partition's.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "hydra/launcher=slurm: this machine has no sbatch; start from a login node of the "
-            "cluster, or use hydra/launcher=local"
-        )
-    limits = partition_limits()
-    asked = settings.partition
-    names = asked.split(",") if asked else [n for n, (_, default) in limits.items() if default]
-    for name in names:
-        if name not in limits:
-            raise UserError(
-                f"hydra.launcher.partition={name} is not a partition of this cluster; it has "
-                f"{', '.join(sorted(limits))}"
-            )
-    longest = max((limits[name][0] for name in names), default=float("inf"))
-    if limit_seconds(settings.time) > longest:
-        raise UserError(
-            f"hydra.launcher.time={settings.time} is past the limit of partition "
-            f"{','.join(names)} ({longest / 60:.0f} minutes); a stage that needs longer is "
-            "requeued and resumed, so ask for less"
-        )
+    path = store.output_dir / "stages" / ".submit.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another process is submitting stages; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def groups(
     stages: Iterable[StageSpec], on_the_cluster: Iterable[str] = ()
 ) -> dict[str | None, list[StageSpec]]:
-    """Stages that can be submitted in one call: those that wait for the same job, or for none.
+    """Stages that wait for the same job, or for none.
 
     Args:
         stages: Stages to be submitted, parents before children.
@@ -116,51 +104,250 @@ def groups(
 def submit(
     stages: Sequence[StageSpec],
     sweep: Sweep,
-    settings: SlurmSettings,
-    texts: Mapping[str, OtherText] | None = None,
+    terms: Terms,
+    again: Mapping[str, Again] | None = None,
 ) -> tuple[dict[str, str], list[str]]:
-    """Submit the stages that have no job yet.
+    """Submit the stages that have no job; the caller holds :func:`submit_lock`.
 
     Args:
-        stages: Stages that are not finished, parents before children.
+        stages: Stages, parents before children; finished ones are left out.
         sweep: The sweep that asks.
-        settings: The launcher's settings.
-        texts: The text that each stage is measured on, by fingerprint; None for no text.
+        terms: How to submit.
+        again: For stages that are submitted again because of how their jobs ended, what to ask
+            for; others ask for what their last job's end suggests.
 
     Returns:
-        (the job of each stage by fingerprint, the fingerprints that were submitted now).
+        (the job of each unfinished stage by fingerprint, the fingerprints that were submitted).
 
     Raises:
-        UserError: SLURM refuses; what was submitted now is cancelled again.
+        UserError: SLURM refuses, or does not answer, or a job's state is not known. What was
+            submitted now is cancelled again, unless SLURM does not answer that either.
+        Stopped: The person at the keyboard stopped it; what was submitted now is cancelled.
     """
     store = sweep.store
-    jobs = _jobs_on_the_cluster(stages, sweep)
-    new = [stage for stage in stages if stage.fingerprint not in jobs]
-    submitted: list[str] = []
-    upcoming = descendants(stages)
+    stages = [stage for stage in stages if not store.is_complete(stage.fingerprint)]
+    call = _Call(sweep, terms, stages, again or {})
     try:
-        for parent, group in groups(new, jobs).items():
-            dependency = f"afterok:{jobs[parent]}" if parent else None
-            ids = sbatch_stages(group, sweep, settings, dependency, upcoming, texts or {})
-            for stage, job_id in zip(group, ids, strict=True):
-                key = stage.fingerprint
-                jobs[key] = job_id
-                submitted.append(key)
-                store.begin(stage)
-                write_job(store, key, job_id, sweep.name)
-    except UserError as error:
-        cancel_jobs([jobs[key] for key in submitted])
-        raise UserError(f"{error}\nJobs that were submitted before it are cancelled.") from error
-    return jobs, submitted
+        for group in call.batches():
+            if terms.should_stop():
+                raise Stopped
+            call.submit(group)
+    except (UserError, Stopped, NoAnswer) as error:
+        said = call.undo()
+        if isinstance(error, Stopped):
+            raise Stopped(said) from None
+        raise UserError(f"{error}\n{said}" if said else str(error)) from error
+    return call.jobs, [stage.fingerprint for stage in call.submitted]
 
 
-def _jobs_on_the_cluster(stages: Sequence[StageSpec], sweep: Sweep) -> dict[str, str]:
-    """The jobs, by fingerprint, of those stages that SLURM still works on."""
-    notes = {s.fingerprint: read_job(sweep.store, s.fingerprint) for s in stages}
-    jobs: Mapping[str, str] = {key: note["job_id"] for key, note in notes.items() if note}
-    alive = job_states(jobs.values())
-    return {key: job_id for key, job_id in jobs.items() if job_id in alive}
+def settled(notes: Mapping[str, JobNote], terms: Terms) -> dict[str, Job]:
+    """What SLURM knows of jobs, once it is known of each.
+
+    Args:
+        notes: What is noted about each job, by any key.
+        terms: How long to go on asking.
+
+    Returns:
+        Each job by its key; none is unknown.
+
+    Raises:
+        UserError: That of a job stays unknown; nothing was submitted.
+    """
+    said = False
+    while True:
+        states = job_states(notes, terms.patience)
+        unknown = [job for job in states.values() if job.life is Life.UNKNOWN]
+        passing = [job for job in unknown if job.reason == MAY_APPEAR]
+        if not unknown:
+            return states
+        if len(passing) < len(unknown) or terms.should_stop():
+            reason = next((job.reason for job in unknown if job not in passing), MAY_APPEAR)
+            raise UserError(
+                f"what has become of {len(unknown)} jobs that were submitted before is not known "
+                f"({reason}); nothing is submitted while that is so: run the same command later"
+            )
+        if not said:
+            terms.say("looking for the jobs of a submission that was interrupted")
+            said = True
+        time.sleep(_LOOK_SECONDS)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+class _Call:
+    """One submission: what stands, what is new, and what has been submitted so far."""
+
+    def __init__(
+        self, sweep: Sweep, terms: Terms, stages: list[StageSpec], again: Mapping[str, Again]
+    ) -> None:
+        self._sweep, self._terms, self._store = sweep, terms, sweep.store
+        self._upcoming = descendants(stages)
+        self._before = {s.fingerprint: read_note(self._store, s.fingerprint) for s in stages}
+        notes = {key: note for key, note in self._before.items() if note}
+        states = settled(notes, terms)
+        self.jobs: dict[str, str] = {}
+        self.submitted: list[StageSpec] = []
+        self._new: list[StageSpec] = []
+        self._again: dict[str, Again] = {}
+        stale: dict[str, JobNote] = {}
+        new: set[str] = set()
+        for stage in stages:
+            key, job = stage.fingerprint, states.get(stage.fingerprint)
+            if job is not None and job.alive and not self._is_stale(stage, job, new):
+                self.jobs[key] = str(job.job_id)
+                if notes[key].job_id is None:  # found again by its name
+                    write_note(self._store, key, dataclasses.replace(notes[key], job_id=job.job_id))
+                continue
+            if job is not None and job.alive:
+                stale[key] = notes[key]
+            new.add(key)
+            self._new.append(stage)
+            self._again[key] = again.get(key) or self._suggested(notes.get(key), job)
+        try:
+            cancel_jobs(stale, terms.patience)
+        except NoAnswer as error:
+            raise UserError(f"SLURM does not answer ({error}); nothing was submitted") from error
+
+    def _is_stale(self, stage: StageSpec, job: Job, new: set[str]) -> bool:
+        """Whether a job waits for one that is gone."""
+        parent, note = stage.parent, self._before[stage.fingerprint]
+        if parent is None or job.life is not Life.QUEUED or note is None:
+            return False
+        if self._store.is_complete(parent.fingerprint):
+            return False
+        current = self.jobs.get(parent.fingerprint)
+        return parent.fingerprint in new or note.after not in (None, current)
+
+    def _suggested(self, note: JobNote | None, job: Job | None) -> Again:
+        """What a job's end suggests to a person who submits it again."""
+        if note is None or job is None:
+            return Again("")
+        asked = asked_again(note, job, self._terms.settings)
+        return dataclasses.replace(asked, attempt=0) if isinstance(asked, Again) else Again("")
+
+    def batches(self) -> Iterator[list[StageSpec]]:
+        """The stages of each call of sbatch; arrays are no larger than the cluster allows."""
+        most = largest_array()
+        for group in groups(self._new, self.jobs).values():
+            alike: dict[tuple[str | None, tuple[str, ...]], list[StageSpec]] = {}
+            for stage in group:
+                asked = self._again[stage.fingerprint]
+                alike.setdefault((asked.mem, asked.exclude), []).append(stage)
+            for batch in alike.values():
+                for first in range(0, len(batch), most):
+                    yield batch[first : first + most]
+
+    def submit(self, batch: list[StageSpec]) -> None:
+        """Note what will be submitted, submit it, and note its jobs."""
+        notes = self._notes(batch)
+        settings = self._parallel(len(batch))
+        submission = stage_submission(
+            batch, notes, self._sweep, settings, self._upcoming, self._terms.texts
+        )
+        for stage, note in zip(batch, notes, strict=True):
+            self._store.begin(stage)
+            write_note(self._store, stage.fingerprint, note)
+        try:
+            array = call_sbatch(submission, self._terms)
+        except UserError:  # nothing stands
+            for stage in batch:
+                self._restore(stage.fingerprint)
+            raise
+        for stage, note in zip(batch, notes, strict=True):
+            job_id = note.numbered(array)
+            write_note(self._store, stage.fingerprint, dataclasses.replace(note, job_id=job_id))
+            self.jobs[stage.fingerprint] = job_id
+            self.submitted.append(stage)
+
+    def undo(self) -> str:
+        """Cancel what was submitted, and say so."""
+        if not self.submitted:
+            return ""
+        notes = {s.fingerprint: read_note(self._store, s.fingerprint) for s in self.submitted}
+        try:
+            cancel_jobs({key: note for key, note in notes.items() if note}, self._terms.patience)
+        except NoAnswer as error:
+            return (
+                f"{len(notes)} jobs that were submitted before it may still stand ({error}); "
+                "the same command goes on with them"
+            )
+        return f"The {len(notes)} jobs that were submitted before it are cancelled."
+
+    def _notes(self, batch: list[StageSpec]) -> list[JobNote]:
+        parent = batch[0].parent
+        after = self.jobs.get(parent.fingerprint) if parent else None
+        first = JobNote(
+            self._sweep.name,
+            time.time(),
+            submission=new_token(),
+            count=len(batch),
+            cluster=cluster_name(self._terms.patience),
+            after=after,
+        )
+        notes = []
+        for index, stage in enumerate(batch):
+            asked = self._again[stage.fingerprint]
+            notes.append(
+                dataclasses.replace(
+                    first,
+                    index=index,
+                    attempt=asked.attempt,
+                    mem=asked.mem,
+                    exclude=asked.exclude,
+                )
+            )
+        return notes
+
+    def _parallel(self, size: int) -> SlurmSettings:
+        """The settings, with the share of ``max_parallel`` of one of several arrays."""
+        settings, most = self._terms.settings, largest_array()
+        waiting = sum(stage.parent is None for stage in self._new)
+        arrays = max(1, -(-waiting // most)) if size > 1 else 1
+        share = max(1, settings.max_parallel // arrays)
+        return dataclasses.replace(settings, max_parallel=share)
+
+    def _restore(self, key: str) -> None:
+        before = self._before[key]
+        if before is None:
+            remove_note(self._store, key)
+        else:
+            write_note(self._store, key, before)
+
+
+def call_sbatch(submission: Submission, terms: Terms) -> str:
+    """Call sbatch until it is known whether its jobs stand.
+
+    Args:
+        submission: The call, which is noted.
+        terms: How long to go on asking.
+
+    Returns:
+        The id of the job or of the array.
+
+    Raises:
+        UserError: SLURM refuses; no job stands.
+        NoAnswer: Whether the jobs stand stays unknown.
+    """
+    for _ in range(_CALLS_WITHOUT_ANSWER):
+        try:
+            return submission.sbatch()
+        except NoAnswer as error:
+            terms.say(f"sbatch has not answered ({error}); looking whether its jobs stand")
+            job = _submitted_job(submission.note, terms)
+            if job.life is not Life.NOT_SUBMITTED:
+                return str(job.job_id).split("_")[0]
+    raise UserError(
+        f"SLURM has not answered {_CALLS_WITHOUT_ANSWER} calls of sbatch; no job of theirs stands"
+    )
+
+
+def _submitted_job(note: JobNote, terms: Terms) -> Job:
+    """The first job of a call of sbatch that was not answered, once that is known."""
+    while True:
+        job = job_states({"": note}, terms.patience)[""]
+        if job.life is not Life.UNKNOWN:
+            return job
+        if job.reason != MAY_APPEAR or terms.should_stop():
+            raise NoAnswer(
+                f"SLURM does not answer ({job.reason}), and whether the last {note.count} jobs "
+                "were submitted is not known; the same command finds that out"
+            )
+        time.sleep(_LOOK_SECONDS)

@@ -1,34 +1,50 @@
 """Waiting for SLURM's jobs and seeing how they ended."""
 
-import signal
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
-from heft_pipeline.plan.graph import Plan
+from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest, said_accuracy
+from launch.later import later
 from launch.progress import StageProgress
-from launch.slurm.squeue import accounted_state, job_states
+from launch.slurm.job_life import Job, Life
+from launch.slurm.job_notes import JobNote, read_note
+from launch.slurm.job_states import job_states
+from launch.slurm.recover import Again, what_follows
+from launch.slurm.settings import SlurmSettings
+from launch.slurm.submit import Stopped
 
-#: How often to look for the result of a job that SLURM no longer lists: NFS may show it late.
+#: How often to look for the result of a job that has ended: NFS may show it late.
 _LOOKS_BEFORE_LOST = 3
+#: The longest pause between two looks while SLURM does not answer.
+_LONGEST_PAUSE_SECONDS = 60.0
+
+#: Submits stages again; returns the job of each unfinished stage by fingerprint.
+SubmitAgain = Callable[[list[StageSpec], Mapping[str, Again]], dict[str, str]]
 
 
 def wait_for_jobs(
-    plan: Plan, sweep: Sweep, jobs: Mapping[str, str], poll_seconds: float, console: Console
+    stages: dict[str, StageSpec],
+    sweep: Sweep,
+    settings: SlurmSettings,
+    submit_again: SubmitAgain,
+    stop: StopRequest,
+    console: Console,
 ) -> dict[str, str]:
-    """Show progress until all jobs have ended.
+    """Show progress until all jobs have ended; those that the cluster ends are submitted again.
+
+    While SLURM does not answer, nothing is decided.
 
     Args:
-        plan: The plan.
+        stages: The stages that have jobs, by fingerprint, parents before children.
         sweep: The sweep.
-        jobs: The job of each stage, by fingerprint.
-        poll_seconds: How long to wait between two looks.
+        settings: The launcher's settings.
+        submit_again: Submits stages again.
+        stop: Listens for signals.
         console: Where progress is shown.
 
     Returns:
@@ -37,16 +53,16 @@ def wait_for_jobs(
     Raises:
         SystemExit: Ctrl-C or SIGTERM; the jobs keep running.
     """
-    stages = {key: plan.stages[key] for key in jobs if key in plan.stages}
-    stop = StopRequest(signal.SIGINT, signal.SIGTERM)
-    with StageProgress(console, stages.values()) as progress, stop.listening():
-        waiting = _Waiting(sweep.store, stages, jobs, progress, sweep.folder / "slurm")
+    with StageProgress(console, list(stages.values())) as progress:
+        waiting = _Waiting(sweep, stages, settings, submit_again, progress)
+        pause = settings.poll_seconds
         while waiting.stages:
-            waiting.look()
-            _sleep(poll_seconds if waiting.stages else 0, stop)
             if stop.signal is not None:
                 _say_goodbye(console, sweep)
                 raise SystemExit(128 + stop.signal)
+            answered = waiting.look()
+            pause = settings.poll_seconds if answered else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            _sleep(pause if waiting.stages else 0, stop)
     return waiting.failures
 
 
@@ -55,28 +71,97 @@ class _Waiting:
 
     def __init__(
         self,
-        store: Store,
+        sweep: Sweep,
         stages: dict[str, StageSpec],
-        jobs: Mapping[str, str],
+        settings: SlurmSettings,
+        submit_again: SubmitAgain,
         progress: StageProgress,
-        logs: Path,
     ) -> None:
-        self.stages = stages
+        self.stages = dict(stages)
         self.failures: dict[str, str] = {}
-        self._store, self._jobs, self._progress, self._logs = store, jobs, progress, logs
+        self._store, self._logs = sweep.store, sweep.folder / "slurm"
+        self._settings, self._submit_again, self._progress = settings, submit_again, progress
         self._shown: set[str] = set()
         self._looks: dict[str, int] = {}
+        self._silent = False
 
-    def look(self) -> None:
-        """Ask SLURM and the store once, and show what has changed."""
-        alive = job_states(self._jobs[key] for key in self.stages)
+    def look(self) -> bool:
+        """Ask SLURM and the store once, and show what has changed.
+
+        Returns:
+            Whether SLURM has answered.
+        """
+        notes = {key: note for key in self.stages if (note := read_note(self._store, key))}
+        states = job_states(notes)
+        unknown = [job for job in states.values() if job.life is Life.UNKNOWN]
+        self._say_silence(unknown)
+        again: dict[str, Again] = {}
+        undecided: set[str] = set()
         for key, stage in list(self.stages.items()):
-            if alive.get(self._jobs[key]) == "RUNNING":
-                self._show_running(stage)
-            ended = self._how_it_ended(key, alive)
-            if ended is not None:
-                del self.stages[key]
-                self._show_ended(stage, ended)
+            if self._store.is_complete(key):
+                self._complete(stage, notes.get(key))
+                continue
+            job = states.get(key)
+            if job is None or not job.over:
+                self._looks.pop(key, None)
+                if job is not None and job.life is Life.RUNNING:
+                    self._show_running(stage)
+                continue
+            self._decide(stage, notes[key], job, again, undecided)
+        if again:
+            self._lost(again, undecided)
+        return not unknown
+
+    def _decide(
+        self,
+        stage: StageSpec,
+        note: JobNote,
+        job: Job,
+        again: dict[str, Again],
+        undecided: set[str],
+    ) -> None:
+        """Decide what follows from a job that is over, once its result would have been seen."""
+        key, parent = stage.fingerprint, stage.parent.fingerprint if stage.parent else None
+        failure = self._store.failure(key)
+        if failure is not None:
+            self._failed(stage, str(failure["reason"]), job.job_id)
+            return
+        self._looks[key] = self._looks.get(key, 0) + 1
+        if self._looks[key] < _LOOKS_BEFORE_LOST or parent in undecided:
+            undecided.add(key)
+            return
+        follows = what_follows(stage, note, job, self.failures, self._settings)
+        if isinstance(follows, Again):
+            again[key] = follows
+        else:
+            self._failed(stage, follows, job.job_id)
+
+    def _lost(self, again: Mapping[str, Again], undecided: set[str]) -> None:
+        """Submit lost stages again, among the others, for which some of them wait."""
+        stages = [stage for key, stage in self.stages.items() if key not in undecided]
+        try:
+            jobs = self._submit_again(stages, again)
+        except (UserError, Stopped) as error:  # asked again at the next look
+            self._progress.say("[yellow]![/]", f"not submitted again: {error}")
+            return
+        for key, asked in again.items():
+            self._looks.pop(key, None)
+            self._progress.end(key)
+            self._shown.discard(key)
+            label = self._progress.label(self.stages[key])
+            text = f"{label}: {asked.why}; submitted again as job {jobs.get(key)}"
+            self._progress.say("[yellow]↻[/]", text)
+
+    def _say_silence(self, unknown: list[Job]) -> None:
+        if unknown and not self._silent:
+            text = (
+                f"nothing is known of {len(unknown)} jobs ({unknown[0].reason}); they may be "
+                "running, and SLURM is asked again"
+            )
+            self._progress.say("[yellow]?[/]", text)
+        elif self._silent and not unknown:
+            self._progress.say("[green]✓[/]", "SLURM answers again")
+        self._silent = bool(unknown)
 
     def _show_running(self, stage: StageSpec) -> None:
         note = self._store.progress(stage.fingerprint)
@@ -87,39 +172,33 @@ class _Waiting:
             self._progress.begin(stage)
         self._progress.of(stage)(note["phase"], note["done"], note["total"], note["note"])
 
-    def _how_it_ended(self, key: str, alive: Mapping[str, str]) -> str | None:
-        """``complete``, why it failed, or None where it has not ended."""
-        if self._store.is_complete(key):
-            return "complete"
-        if self._jobs[key] in alive:
-            self._looks.pop(key, None)
-            return None
-        failure = self._store.failure(key)
-        if failure is not None:
-            return str(failure["reason"])
-        self._looks[key] = self._looks.get(key, 0) + 1
-        if self._looks[key] < _LOOKS_BEFORE_LOST:
-            return None
-        state = accounted_state(self._jobs[key])
-        return f"job {self._jobs[key]} ended without a result" + (f" ({state})" if state else "")
-
-    def _show_ended(self, stage: StageSpec, ended: str) -> None:
-        key, job_id = stage.fingerprint, self._jobs[stage.fingerprint]
+    def _complete(self, stage: StageSpec, note: JobNote | None) -> None:
+        key = stage.fingerprint
+        del self.stages[key]
         self._progress.end(key)
-        if ended == "complete":
-            result = self._store.result(key) or {}
-            text = f"{self._progress.label(stage)}: {said_accuracy(result)}, job {job_id}"
-            self._progress.say("[green]✓[/]", text)
-            return
-        self.failures[key] = ended
-        self._progress.say("[red]✗[/]", f"{self._progress.label(stage)}: {ended}")
-        self._progress.say(" ", f"  log: {self._logs / f'{job_id}_0_log.err'}")
+        result = self._store.result(key) or {}
+        job = f", job {note.job_id}" if note else ""
+        self._progress.say(
+            "[green]✓[/]", f"{self._progress.label(stage)}: {said_accuracy(result)}{job}"
+        )
+
+    def _failed(self, stage: StageSpec, why: str, job_id: str | None) -> None:
+        key = stage.fingerprint
+        del self.stages[key]
+        self._progress.end(key)
+        self.failures[key] = why
+        self._progress.say("[red]✗[/]", f"{self._progress.label(stage)}: {why}")
+        log = self._logs / f"{job_id}_0_log.err"
+        if log.is_file():
+            self._progress.say(" ", f"  log: {log}")
 
 
 def _say_goodbye(console: Console, sweep: Sweep) -> None:
     console.print(
-        f"The jobs keep running. python -m launch status {sweep.name} shows them, the same command "
-        f"waits for them again, and python -m launch cancel {sweep.name} ends them.",
+        f"The jobs keep running. {later(sweep, 'status')} shows them, the same command waits for "
+        f"them again, and {later(sweep, 'cancel')} ends them.",
+        markup=False,
+        highlight=False,
         soft_wrap=True,
     )
 

@@ -13,6 +13,7 @@ from heft_pipeline.settings.schema import config_dir
 from heft_pipeline.store.stage_folders import Store
 from launch.execute_plan import LauncherSettings, launcher_note, read_launcher
 from launch.local.settings import LocalSettings
+from launch.slurm.job_notes import JobNote
 from launch.slurm.sbatch import report_flags, stage_flags
 from launch.slurm.settings import SlurmSettings, limit_seconds
 from tests.conftest import CliResult
@@ -76,7 +77,7 @@ def test_a_sweeps_launcher_is_read_back_for_a_retry(settings: LauncherSettings) 
 
 
 def test_flags_of_sbatch() -> None:
-    assert stage_flags(SlurmSettings(), None) == {
+    assert stage_flags(SlurmSettings()) == {
         "gres": "gpu:1", "time": "4:00:00", "nodes": 1, "ntasks-per-node": 1, "requeue": True,
     }  # fmt: skip
     asked = SlurmSettings(
@@ -87,7 +88,8 @@ def test_flags_of_sbatch() -> None:
         gpus_per_stage=2,
         sbatch={"nodes": 3},
     )
-    assert stage_flags(asked, "afterok:7") == {
+    waiting = JobNote("s", 0.0, after="7")
+    assert stage_flags(asked, waiting) == {
         "partition": "a,b", "mem": "8G", "cpus-per-task": 4, "time": "4:00:00", "nodes": 3,
         "ntasks-per-node": 2, "requeue": True, "dependency": "afterok:7",
         "kill-on-invalid-dep": "yes",

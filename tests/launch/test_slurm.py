@@ -17,10 +17,10 @@ import pytest
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from launch.slurm.job_notes import read_job
+from launch.slurm.job_notes import read_note
+from launch.slurm.job_states import cancel_jobs, job_states
 from launch.slurm.settings import SlurmSettings
-from launch.slurm.squeue import cancel_jobs, job_states
-from launch.slurm.submit import submit
+from launch.slurm.submit import Terms, submit, submit_lock
 from tests.launch.slurm_cluster import Cluster, missing_program
 
 ComposeRun = Callable[..., Run]
@@ -158,7 +158,7 @@ def test_a_failed_coarse_stage_cancels_its_fine_stage_and_no_other(
     assert table.status.tolist() == ["failed", "complete"]
     shown = launch("status", "s", "--output-dir", str(tmp_path / "out"))
     assert "1 failed" in shown.stdout
-    assert "1 lost" in shown.stdout
+    assert "1 cancelled" in shown.stdout
 
 
 @pytest.mark.parametrize("accounting", [True, False])
@@ -178,10 +178,11 @@ def test_a_preempted_stage_ends_bitwise_as_an_undisturbed_one(
     undisturbed, disturbed = Store(tmp_path / "quiet"), Store(tmp_path / "out")
     process = start(*asked, *made_of, "sweep=s")
     wait_for(lambda: (disturbed.progress(stage.fingerprint) or {}).get("done", 0) > 20, "step 20")
-    job = read_job(disturbed, stage.fingerprint)
+    job = read_note(disturbed, stage.fingerprint)
     assert job is not None
+    assert job.job_id is not None
     for number in (1, 2):
-        subprocess.run(["scancel", "--signal=USR2", job["job_id"]], check=True)
+        subprocess.run(["scancel", "--signal=USR2", job.job_id], check=True)
         wait_for(
             lambda number=number: (
                 (  # type: ignore[misc]
@@ -322,8 +323,10 @@ def test_cancel_ends_a_sweeps_jobs(cluster: Cluster, asked: list[str], tmp_path:
     assert sweep(*asked, "method=lora,heft", "epochs=2000", *left).returncode == 0
     done = launch("cancel", "s", "--output-dir", str(tmp_path / "out"))
     assert "3 jobs cancelled" in done.stdout, done.stdout + done.stderr
-    jobs = [note["job_id"] for note in notes(Store(tmp_path / "out"), "job.json").values()]
-    wait_for(lambda: not job_states(jobs), "the jobs to end")
+    store = Store(tmp_path / "out")
+    jobs = {key: note for key in notes(store, "job.json") if (note := read_note(store, key))}
+    assert len(jobs) == 2
+    wait_for(lambda: all(job.over for job in job_states(jobs).values()), "the jobs to end")
 
 
 def test_slurms_refusals_are_shown_and_leave_nothing_behind(
@@ -381,11 +384,13 @@ def test_two_hundred_stages_are_submitted_at_once(
     settings = SlurmSettings(
         time="5", sbatch={"hold": True}, max_parallel=4, max_requeues=1, signal_seconds=30
     )
-    jobs, submitted = submit(list(plan.stages.values()), folder, settings)
-    try:
-        assert (len(jobs), len(submitted), len(set(jobs.values()))) == (200, 200, 200)
-        assert len(job_states(jobs.values())) == 200
-        again, more = submit(list(plan.stages.values()), folder, settings)
-        assert (again, more) == (jobs, [])
-    finally:
-        cancel_jobs(sorted({job.split("_")[0] for job in jobs.values()}))
+    with submit_lock(folder.store):
+        jobs, submitted = submit(list(plan.stages.values()), folder, Terms(settings))
+        jobs_noted = {key: note for key in jobs if (note := read_note(folder.store, key))}
+        try:
+            assert (len(jobs), len(submitted), len(set(jobs.values()))) == (200, 200, 200)
+            assert sum(job.alive for job in job_states(jobs_noted).values()) == 200
+            again, more = submit(list(plan.stages.values()), folder, Terms(settings))
+            assert (again, more) == (jobs, [])
+        finally:
+            cancel_jobs(jobs_noted)

@@ -1,0 +1,50 @@
+"""What the simulated sbatch, squeue and scancel do; their arguments are given."""
+# ruff: noqa: F821
+
+behaviour_file = folder / f"{name}.behaviour"
+behaviour = behaviour_file.read_text() if behaviour_file.is_file() else ""
+if "once" in behaviour:
+    behaviour_file.unlink()
+jobs = json.loads((folder / "jobs.json").read_text())
+
+
+def fail(text):
+    sys.exit(f"{name}: error: {text}")
+
+
+if behaviour.startswith("silent") and not behaviour.startswith("silent-after"):
+    fail("Socket timed out on send/recv operation")
+if behaviour.startswith("hangs"):
+    (folder / f"{name}.hanging").write_text("")
+    time.sleep(30)
+if behaviour.startswith("refuses"):
+    fail("Batch job submission failed: Invalid account or account/partition combination")
+
+if name == "sbatch":
+    lines = Path(arguments[0]).read_text().splitlines()
+    flags = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH --")]
+    given = dict(flag.split("=", 1) for flag in flags if "=" in flag)
+    array = max([int(job.split("_")[0]) for job in jobs], default=0) + 1
+    count = int(given["array"].split("%")[0].split("-")[1]) + 1 if "array" in given else 0
+    after = given.get("dependency", "")
+    for one in [f"{array}_{n}" for n in range(count)] or [str(array)]:
+        state = {"name": given["job-name"], "state": "PENDING", "after": after, "reason": ""}
+        jobs[one] = state | {"flags": flags}
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    if behaviour.startswith("silent-after"):
+        fail("Batch job submission failed: Socket timed out on send/recv operation")
+    if behaviour.startswith("slow"):
+        (folder / f"{name}.hanging").write_text("")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        time.sleep(30)
+    print(f"Submitted batch job {array}")
+elif name == "squeue":
+    for one, job in jobs.items():
+        end = "2020-01-01T00:00:00" if job["state"] == "COMPLETING" else "2100-01-01T00:00:00"
+        reason = job.get("reason") or "None"
+        print("|".join([one, job["state"], reason, "n1", end, "4000M", job["name"]]))
+elif name == "scancel":
+    for one, job in jobs.items():
+        if job["state"] in ("PENDING", "RUNNING") and {one, one.split("_")[0]} & set(arguments):
+            job["state"] = "CANCELLED"
+    (folder / "jobs.json").write_text(json.dumps(jobs))
