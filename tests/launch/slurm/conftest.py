@@ -72,15 +72,8 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return made
 
 
-_SIMULATED = """#!{python}
-import fcntl, json, sys, time
-from pathlib import Path
-
-folder, name, arguments = Path({folder!r}), {name!r}, sys.argv[1:]
-(folder / "calls").open("a").write(" ".join([name, *arguments]) + "\\n")
-with (folder / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    exec((folder / "simulation.py").read_text())
+_SIMULATED = """#!/bin/sh
+exec {python} {script} {folder} {name} "$@"
 """
 
 
@@ -89,11 +82,10 @@ class Simulated(Recorded):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        source = Path(__file__).with_name("simulation.py").read_text()
-        (folder / "simulation.py").write_text(source)
+        script = Path(__file__).with_name("simulation.py")
         for name in ("sbatch", "squeue", "scancel"):
-            text = _SIMULATED.format(python=sys.executable, folder=str(folder), name=name)
-            self.write(name, text)
+            words = {"python": sys.executable, "script": script, "folder": folder, "name": name}
+            self.write(name, _SIMULATED.format(**words))
         self.answers("sacct", err="Slurm accounting storage is disabled", status=1)
         self.answers("sinfo", "main*|1:00:00\n")
         self.jobs = {}

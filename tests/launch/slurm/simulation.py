@@ -1,16 +1,27 @@
-"""What the simulated sbatch, squeue and scancel do; their arguments are given."""
-# ruff: noqa: F821
+"""What the simulated sbatch, squeue and scancel do: simulation.py FOLDER COMMAND ARGUMENTS ..."""
+
+import fcntl
+import json
+import sys
+import time
+from pathlib import Path
+
+folder, name, *arguments = Path(sys.argv[1]), *sys.argv[2:]
+with (folder / "calls").open("a") as calls:
+    calls.write(" ".join([name, *arguments]) + "\n")
+lock = (folder / "lock").open("w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def fail(text: str) -> None:
+    sys.exit(f"{name}: error: {text}")
+
 
 behaviour_file = folder / f"{name}.behaviour"
 behaviour = behaviour_file.read_text() if behaviour_file.is_file() else ""
 if "once" in behaviour:
     behaviour_file.unlink()
 jobs = json.loads((folder / "jobs.json").read_text())
-
-
-def fail(text):
-    sys.exit(f"{name}: error: {text}")
-
 
 if behaviour.startswith("silent") and not behaviour.startswith("silent-after"):
     fail("Socket timed out on send/recv operation")
