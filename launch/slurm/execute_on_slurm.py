@@ -1,6 +1,7 @@
 """Executing a plan on SLURM: submit what is unfinished and, if asked to, wait for it."""
 
 import signal
+import time
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,6 +15,7 @@ from launch.attempt import StopRequest
 from launch.later import later
 from launch.measure_forgetting import texts
 from launch.slurm.ask import Patience
+from launch.slurm.job_life import Life
 from launch.slurm.job_notes import read_note
 from launch.slurm.job_states import job_states
 from launch.slurm.recover import Again, what_follows
@@ -24,6 +26,8 @@ from launch.slurm.wait import wait_for_jobs
 
 #: How long to go on asking a controller that is away before giving a submission up.
 PATIENCE_SECONDS = 600.0
+#: How long to wait for jobs that are about to end to say how.
+_ENDING_SECONDS = 300.0
 
 
 def execute_on_slurm(
@@ -125,7 +129,13 @@ def _ends(plan: Plan, sweep: Sweep, terms: Terms) -> tuple[dict[str, Again], dic
     store, again, failed = sweep.store, dict[str, Again](), dict[str, str]()
     unfinished = {k: s for k, s in plan.stages.items() if not store.is_complete(k)}
     notes = {key: note for key in unfinished if (note := read_note(store, key))}
-    states = job_states(notes, terms.patience)
+    until = time.monotonic() + _ENDING_SECONDS
+    while True:
+        states = job_states(notes, terms.patience)
+        ending = any(job.life is Life.ENDING for job in states.values())
+        if not ending or time.monotonic() > until:
+            break
+        time.sleep(1.0)
     for key, stage in unfinished.items():
         failure = store.failure(key)
         if failure is not None:

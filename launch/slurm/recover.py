@@ -57,8 +57,8 @@ def what_follows(
         return how
     if note.attempt >= settings.max_requeues:
         return (
-            f"{how}, for the {note.attempt + 1}th time; a larger hydra.launcher.max_requeues "
-            "tries more often, from its checkpoint"
+            f"{how}, as {note.attempt} jobs before it; a larger hydra.launcher.max_requeues tries "
+            "more often, from its checkpoint"
         )
     return asked_again(note, job, settings)
 

@@ -102,7 +102,7 @@ class _Waiting:
                 self._complete(stage, notes.get(key))
                 continue
             job = states.get(key)
-            if job is None or not job.over:
+            if job is None or job.life not in (Life.ENDED, Life.NOT_SUBMITTED):
                 self._looks.pop(key, None)
                 if job is not None and job.life is Life.RUNNING:
                     self._show_running(stage)

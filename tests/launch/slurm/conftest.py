@@ -1,5 +1,7 @@
 """Commands of SLURM's that answer what a test has written down."""
 
+import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -90,15 +92,26 @@ class Simulated(Recorded):
         self.answers("sinfo", "main*|1:00:00\n")
         self.jobs = {}
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     @property
     def jobs(self) -> dict[str, dict[str, str]]:
         """What is in the queue: each job's ``name``, ``state`` and ``after``."""
-        found: dict[str, dict[str, str]] = json.loads((self.folder / "jobs.json").read_text())
-        return found
+        with self._locked():
+            return self._read()
 
     @jobs.setter
     def jobs(self, jobs: dict[str, dict[str, str]]) -> None:
-        (self.folder / "jobs.json").write_text(json.dumps(jobs))
+        with self._locked():
+            (self.folder / "jobs.json").write_text(json.dumps(jobs))
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = json.loads((self.folder / "jobs.json").read_text())
+        return found
 
     @property
     def alive(self) -> dict[str, dict[str, str]]:
@@ -107,12 +120,13 @@ class Simulated(Recorded):
 
     def end(self, job_id: str, state: str) -> None:
         """Let a job end in a state; those that wait for it are cancelled."""
-        jobs = self.jobs
-        jobs[job_id]["state"] = state
-        for job in jobs.values():
-            if job["after"] == f"afterok:{job_id}" and state != "COMPLETED":
-                job.update(state="CANCELLED", reason="DependencyNeverSatisfied")
-        self.jobs = jobs
+        with self._locked():
+            jobs = self._read()
+            jobs[job_id]["state"] = state
+            for job in jobs.values():
+                if job["after"] == f"afterok:{job_id}" and state != "COMPLETED":
+                    job.update(state="CANCELLED", reason="DependencyNeverSatisfied")
+            (self.folder / "jobs.json").write_text(json.dumps(jobs))
 
     def when(self, command: str, behaviour: str) -> None:
         """Let a command behave: ``silent``, ``silent-after``, ``refuses``, ``slow``, ``hangs``."""

@@ -38,9 +38,12 @@ if name == "sbatch":
     array = max([int(job.split("_")[0]) for job in jobs], default=0) + 1
     count = int(given["array"].split("%")[0].split("-")[1]) + 1 if "array" in given else 0
     after = given.get("dependency", "")
+    waits_for = jobs.get(after.removeprefix("afterok:"), {"state": "PENDING"})
+    never = waits_for["state"] not in ("PENDING", "RUNNING", "COMPLETED")
     for one in [f"{array}_{n}" for n in range(count)] or [str(array)]:
-        state = {"name": given["job-name"], "state": "PENDING", "after": after, "reason": ""}
-        jobs[one] = state | {"flags": flags}
+        jobs[one] = {"name": given["job-name"], "state": "PENDING", "after": after, "flags": flags}
+        if never:
+            jobs[one].update(state="CANCELLED", reason="DependencyNeverSatisfied")
     (folder / "jobs.json").write_text(json.dumps(jobs))
     if behaviour.startswith("silent-after"):
         fail("Batch job submission failed: Socket timed out on send/recv operation")
