@@ -1,4 +1,4 @@
-"""A real SLURM on this machine for tests: one node, four pretended GPUs, accounting or not.
+"""A real SLURM on this machine for tests: one node or two, pretended GPUs, accounting or not.
 
 Everything is in a temporary folder and on free ports; nothing outside it is read or changed.
 """
@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
@@ -39,10 +40,22 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Starts the daemons in a folder and ends them again."""
+    """Starts the daemons in a folder and ends them again.
 
-    def __init__(self, folder: Path, accounting: bool) -> None:
+    Args:
+        folder: The folder, which exists.
+        accounting: Whether sacct is to know anything.
+        nodes: The names of its nodes, all of them this machine; empty for one of its own name.
+        preemption: Whether jobs in the partition ``urgent`` take the place of others: those of
+            ``main`` are requeued, those of ``cancelled`` are cancelled.
+    """
+
+    def __init__(
+        self, folder: Path, accounting: bool, nodes: tuple[str, ...] = (), preemption: bool = False
+    ) -> None:
         self.folder, self.accounting = folder, accounting
+        self.nodes, self._preemption = nodes or (socket.gethostname(),), preemption
+        self._slurmd: dict[str, subprocess.Popen[bytes]] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
@@ -50,13 +63,36 @@ class Cluster:
         for name in ("state", "spool", "db", "log"):
             (self.folder / name).mkdir()
         self._start_munge()
-        ports = free_ports(4)
-        self._write_conf(*ports)
+        ports = free_ports(3 + len(self.nodes))
+        self._write_conf(ports[0], ports[1], ports[2], ports[3:])
         if self.accounting:
-            self._start_accounting(ports[2], ports[3])
-        self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
-        self._daemon("slurmd", "-D", "-f", self.environment["SLURM_CONF"])
-        self._until(lambda: self._says("idle", "sinfo", "-h", "-o", "%T"), "an idle node")
+            self._start_accounting(ports[1], ports[2])
+        self.start_controller()
+        for node in self.nodes:
+            self.start_node(node)
+        self._until(self._idle, "idle nodes")
+
+    def start_controller(self) -> None:
+        """Start slurmctld."""
+        self._controller = self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
+
+    def stop_controller(self) -> None:
+        """Let the controller be away; jobs run on."""
+        self._controller.terminate()
+        self._controller.wait(timeout=60)
+        self._processes.remove(self._controller)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd."""
+        conf = self.environment["SLURM_CONF"]
+        self._slurmd[node] = self._daemon("slurmd", "-D", "-N", node, "-f", conf)
+
+    def _idle(self) -> bool:
+        done = subprocess.run(
+            ["sinfo", "-h", "-N", "-o", "%T"],
+            env=self._env(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode == 0 and set(done.stdout.split()) == {"idle"}
 
     def stop(self) -> None:
         subprocess.run(["scancel", "--me"], env=self._env(), capture_output=True, check=False)
@@ -77,13 +113,13 @@ class Cluster:
     def _env(self) -> dict[str, str]:
         return os.environ | self.environment
 
-    def _daemon(self, program: str, *arguments: str) -> None:
+    def _daemon(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
         path = find(program)
         assert path is not None
         log = (self.folder / "log" / f"{program}.out").open("ab")
-        self._processes.append(
-            subprocess.Popen([path, *arguments], env=self._env(), stdout=log, stderr=log)
-        )
+        process = subprocess.Popen([path, *arguments], env=self._env(), stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
 
     def _says(self, word: str, *command: str) -> bool:
         done = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=False)
@@ -139,30 +175,44 @@ class Cluster:
     def _listed(self) -> bool:
         return self._says("heft", "sacctmgr", "-n", "list", "cluster")
 
-    def _write_conf(self, ctld_port: int, d_port: int, dbd_port: int, sql_port: int) -> None:
+    def _write_conf(
+        self, ctld_port: int, dbd_port: int, sql_port: int, ports: Sequence[int]
+    ) -> None:
         folder, host = self.folder, socket.gethostname()
         storage = (
             f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
             f"AccountingStoragePort={dbd_port}\nAccountingStoragePass={folder}/munge.socket\nJobAcctGatherType=jobacct_gather/none\n"
+            "AccountingStorageEnforce=limits\n"
             if self.accounting
             else "AccountingStorageType=accounting_storage/none\n"
+        )
+        nodes = "\n".join(
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 "
+            "RealMemory=4000 Gres=gpu:4 State=UNKNOWN"
+            for name, port in zip(self.nodes, ports, strict=True)
+        )
+        more = (
+            "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
+            "PartitionName=urgent Nodes=ALL MaxTime=10 PriorityTier=9 PreemptMode=OFF\n"
+            "PartitionName=cancelled Nodes=ALL MaxTime=10 PreemptMode=CANCEL\n"
+            if self._preemption
+            else ""
         )
         (folder / "slurm.conf").write_text(
             f"""ClusterName=heft
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
-SlurmdPort={d_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -176,8 +226,8 @@ MinJobAge=300
 ReturnToService=2
 InactiveLimit=0
 GresTypes=gpu
-{storage}NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=4000 Gres=gpu:4 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+{storage}{nodes}
+{more}PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 PartitionName=short Nodes=ALL MaxTime=10 State=UP
 """
         )

@@ -5,11 +5,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,44 +18,33 @@ from launch.slurm.job_notes import read_note
 from launch.slurm.job_states import cancel_jobs, job_states
 from launch.slurm.settings import SlurmSettings
 from launch.slurm.submit import Terms, submit, submit_lock
-from tests.launch.slurm_cluster import Cluster, missing_program
+from tests.launch.slurm_cluster import Cluster
+from tests.launch.sweeps_on_slurm import (
+    SECONDS,
+    adapter,
+    cluster_or_skip,
+    launch,
+    notes,
+    running,
+    start,
+    sweep,
+    wait_for,
+)
 
 ComposeRun = Callable[..., Run]
-_SECONDS = 240
-
-
-def cluster_or_skip(folder: Path, accounting: bool) -> Cluster:
-    missing = missing_program(accounting)
-    if missing:
-        pytest.skip(f"no {missing} here; Debian: slurm-wlm slurmdbd munge mariadb-server")
-    return Cluster(folder, accounting)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with accounting, for all tests of this file."""
     running = cluster_or_skip(tmp_path_factory.mktemp("slurm"), accounting=True)
-    yield from _running(running)
+    yield from running(running)
 
 
 @pytest.fixture
 def cluster_without_accounting(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster where sacct knows nothing."""
-    yield from _running(cluster_or_skip(tmp_path / "slurm", accounting=False))
-
-
-def _running(cluster: Cluster) -> Iterator[Cluster]:
-    cluster.folder.mkdir(exist_ok=True)
-    before = dict(os.environ)
-    # One thread a job: several run side by side on few cores.
-    os.environ.update(cluster.environment | {"OMP_NUM_THREADS": "1"})
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        os.environ.clear()
-        os.environ.update(before)
+    yield from running(cluster_or_skip(tmp_path / "slurm", accounting=False))
 
 
 @pytest.fixture
@@ -71,48 +57,6 @@ def asked(small: list[str], tmp_path: Path) -> list[str]:
         "report.base_model=false",  # most tests follow one job
         f"output_dir={tmp_path}/out",
     ]
-
-
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "heft_pipeline", "-m", *overrides]
-
-
-def start(*overrides: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command(*overrides), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def sweep(*overrides: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command(*overrides), capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
-
-
-def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
-        capture_output=True, text=True, timeout=_SECONDS, check=False,
-    )  # fmt: skip
-
-
-def wait_for(true: Callable[[], Any], what: str, seconds: float = _SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
-
-
-def adapter(store: Store, fingerprint: str) -> dict[str, bytes]:
-    folder = store.folder(fingerprint) / "adapter"
-    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
-
-
-def notes(store: Store, name: str) -> dict[str, Any]:
-    return {
-        path.parent.name: json.loads(path.read_text())
-        for path in store.output_dir.glob(f"stages/*/{name}")
-    }
 
 
 def test_a_six_run_sweep(cluster: Cluster, asked: list[str], tmp_path: Path) -> None:
@@ -201,7 +145,7 @@ def test_a_preempted_stage_ends_bitwise_as_an_undisturbed_one(
             ),
             "progress",
         )
-    out, err = process.communicate(timeout=_SECONDS)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, out + err
     result = disturbed.result(stage.fingerprint)
     assert result is not None
@@ -226,7 +170,7 @@ def test_requeues_are_bounded(cluster: Cluster, asked: list[str], tmp_path: Path
     wait_for(lambda: notes(store, "progress.json"), "progress")
     (note,) = notes(store, "job.json").values()
     subprocess.run(["scancel", "--signal=USR2", note["job_id"]], check=True)
-    out, err = process.communicate(timeout=_SECONDS)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, err
     assert "hydra.launcher.max_requeues" in out
     assert list(tmp_path.glob("out/stages/*/checkpoint/last.safetensors"))
@@ -243,7 +187,7 @@ def test_scancel_is_seen_and_retry_goes_on(
     assert "1 running" in shown.stdout
     assert note["job_id"] in shown.stdout
     subprocess.run(["scancel", note["job_id"]], check=True)
-    out, _ = process.communicate(timeout=_SECONDS)
+    out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert "ended without a result (CANCELLED" in out
     assert list(tmp_path.glob("out/stages/*/checkpoint/last.safetensors")), "told to save first"
@@ -290,7 +234,7 @@ def test_two_sweeps_share_a_stage_on_the_cluster(
     second = sweep(*asked, "method=lora,heft", "epochs=200", "reft.epochs=1", "sweep=b")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 jobs submitted, 1 already on the cluster" in second.stdout
-    assert first.wait(timeout=_SECONDS) == 0
+    assert first.wait(timeout=SECONDS) == 0
     assert len(notes(store, "result.json")) == 2
     assert notes(store, "job.json")[next(k for k, n in notes(store, "job.json").items()
                                          if n["sweep"] == "a")] == job  # fmt: skip
@@ -361,7 +305,7 @@ def test_changed_data_is_refused_by_the_job(
             file.write('{"passage": "w1 w2", "question": "w1", "answer": true}\n')
     finally:
         cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
-    out, _ = process.communicate(timeout=_SECONDS)
+    out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert "has changed since the job was submitted" in out
 
