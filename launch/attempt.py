@@ -82,7 +82,9 @@ class StopRequest:
             yield
         finally:
             for number, handler in found.items():
-                signal.signal(number, handler)
+                # More SIGHUPs may follow, and this process is about to end in good order.
+                repeated = number == self.signal == signal.SIGHUP
+                signal.signal(number, signal.SIG_IGN if repeated else handler)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:
