@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 STATUS = 128 + signal.SIGINT
 #: Some programs pass a Ctrl-C on that their child has had already, so two at once are one.
 SAME_SECONDS = 0.5
+_AGAIN_SECONDS = 0.05
 
 
 def guard_start() -> None:
@@ -53,7 +54,10 @@ def interruptible(kept: str) -> Iterator[None]:
     def again(unraisable: "sys.UnraisableHookArgs") -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             pressed.clear()
-            signal.raise_signal(signal.SIGINT)
+            # Not now: nothing can be raised here either.
+            timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+            timer.daemon = True
+            timer.start()
         else:
             hook(unraisable)
 

@@ -37,6 +37,8 @@ def run_command(
     Returns:
         The command's exit status, 1 after an error, or 130 after Ctrl-C.
     """
+    if arguments is None:
+        _leave_ascii_behind()
     prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
@@ -57,6 +59,23 @@ def run_command(
             traceback.print_exc()
         print(f"Interrupted. {kept}".strip(), file=sys.stderr)
         return STATUS
+
+
+def _leave_ascii_behind() -> None:
+    """Start this process again in Python's UTF-8 mode where its locale knows ASCII alone.
+
+    There, names and prompts on the command line are bytes that no file can be written with and
+    that give a stage another fingerprint than in other locales, and files are read as ASCII. What
+    is shown keeps its encoding.
+    """
+    if sys.getfilesystemencoding() != "ascii" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = {"PYTHONIOENCODING": sys.stdout.encoding} if sys.stdout else {}
+    os.execve(
+        sys.executable,
+        [sys.executable, *sys.orig_argv[1:]],
+        {**shown, **os.environ, "PYTHONUTF8": "1"},
+    )
 
 
 def _stems_from_interrupt(error: BaseException | None) -> bool:
