@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -14,6 +14,9 @@ STATUS = 128 + signal.SIGINT
 #: Some programs pass a Ctrl-C on that their child has had already, so two at once are one.
 SAME_SECONDS = 0.5
 _AGAIN_SECONDS = 0.05
+_JUST_NOW_SECONDS = 2.0
+#: Set where a command has said how it ended, and only Python's own end is left.
+_ended = threading.Event()
 
 
 def guard_start() -> None:
@@ -27,7 +30,7 @@ def guard_start() -> None:
 
 
 @contextlib.contextmanager
-def interruptible(kept: str) -> Iterator[None]:
+def interruptible(kept: str) -> Iterator[Callable[[], bool]]:
     """Raise ``KeyboardInterrupt`` on Ctrl-C while the block runs, and end at once on a second.
 
     An interrupt that comes where Python can only report it, such as in a destructor, comes again.
@@ -36,11 +39,12 @@ def interruptible(kept: str) -> Iterator[None]:
         kept: What a second Ctrl-C says.
 
     Yields:
-        Nothing.
+        Whether Ctrl-C came just now. Compiled code that is being imported can make quite another
+        error of it, without a trace of the first.
     """
     before = _handler()
     if threading.current_thread() is not threading.main_thread() or not _is_plain(before):
-        yield
+        yield lambda: False
         return
     pressed: list[float] = []
 
@@ -65,8 +69,9 @@ def interruptible(kept: str) -> Iterator[None]:
     take.plain = True  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, take)
     try:
-        yield
+        yield lambda: bool(pressed) and time.monotonic() - pressed[0] < _JUST_NOW_SECONDS
     finally:
+        _ended.set()
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = hook
 
@@ -81,19 +86,20 @@ def leave(status: int, line: str) -> NoReturn:
 
     Args:
         status: The exit status.
-        line: The line.
+        line: The line; empty for none.
     """
     with contextlib.suppress(Exception):  # the stream may be in use by what is left behind
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h\r\n")  # a progress bar hides the cursor
-        os.write(2, f"{line}\n".encode("ascii", "backslashreplace"))
+        if line:
+            os.write(2, f"{line}\n".encode("ascii", "backslashreplace"))
     os._exit(status)
 
 
 def _leave_on_interrupt(_number: int, _frame: FrameType | None) -> None:
-    leave(STATUS, "Interrupted.")
+    leave(STATUS, "" if _ended.is_set() else "Interrupted.")
 
 
 def _handler() -> Any:

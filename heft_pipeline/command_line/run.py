@@ -42,11 +42,12 @@ def run_command(
     prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        with interruptible(kept):
+        with interruptible(kept) as just_interrupted:
             try:
                 status = command(given)
             except Exception as error:
-                if _stems_from_interrupt(error):
+                unforeseen = reason(error) is None
+                if _stems_from_interrupt(error) or (unforeseen and just_interrupted()):
                     raise KeyboardInterrupt from error
                 _tell(error, given, elsewhere)
                 status = 1

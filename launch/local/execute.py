@@ -39,6 +39,7 @@ class Execution:
         self._upcoming = descendants(plan.stages.values())
         self._done: set[str] = set()
         self.failures: dict[str, str] = {}
+        self.interrupted = False
 
     def next_stage(self) -> StageSpec | None:
         """Take a stage that has to be run and whose parent is finished.
@@ -77,6 +78,7 @@ class Execution:
         self._progress.end(key)
         if tried.status == "interrupted":
             # Where this process was told to stop too, nothing that comes after this is looked at.
+            self.interrupted = True
             self.failures[key] = f"interrupted ({tried.text})"
             text = f"{tried.text}; run the same command to resume there"
             self._progress.say("[yellow]■[/]", text)
@@ -140,6 +142,9 @@ def execute_here(
             stop.at_once = pool.kill
             _in_workers(execution, pool, progress, stop)
     if stop.signal is not None:
+        if not execution.interrupted:
+            text = "Stopped between two stages. Run the same command to go on with the next."
+            console.print(text, highlight=False, soft_wrap=True)
         raise SystemExit(128 + stop.signal)
     return execution.failures
 
