@@ -3,23 +3,23 @@
 Hydra composes; ``launch.run_sweep`` does the rest, for one run or for a sweep.
 """
 
-import errno
 import os
 import sys
-import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from heft_pipeline.command_line.run import run_command
+from heft_pipeline.errors import ELSEWHERE, UserError
 
-from heft_pipeline.errors import UserError
-from heft_pipeline.settings.schema import config_dir, register
+if TYPE_CHECKING:  # imported by _compose_and_run, where Ctrl-C is one line
+    from omegaconf import DictConfig
 
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EEXIST)
+_KEPT = (
+    "Finished stages and the last checkpoints are kept; run the same command to go on from there."
+)
 
 
-def run(cfg: DictConfig) -> float:
+def run(cfg: "DictConfig") -> float:
     """Hydra's task function: execute one run.
 
     Args:
@@ -50,52 +50,31 @@ class _PastHydra(BaseException):
 
 
 def main() -> None:
-    """Run Hydra. An error that the user can fix becomes one message and exit status 1."""
+    """Run Hydra. An error becomes one message and exit status 1, and Ctrl-C one and 130."""
+    status = run_command(_compose_and_run, elsewhere=ELSEWHERE, kept=_KEPT)
+    if status:
+        sys.exit(status)
+
+
+def _compose_and_run(_arguments: Sequence[str]) -> int:
+    import hydra
+
+    from heft_pipeline.settings.schema import config_dir, register
+
     register()
     # With it set, Hydra lets exceptions through, so that all are shown below in the same way.
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")
-    show_traceback = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # No data loader is forked, and tokenizers would warn about any fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:
         entry(run)()
-    except (_PastHydra, UserError, HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error), show_traceback)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        _fail(
-            f"{error.filename} cannot be written ({error.strerror}); choose another place with "
-            "output_dir=DIR",
-            show_traceback,
-        )
+    except _PastHydra as carried:
+        raise carried.error from carried
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
-
-
-def _fail(message: str, show_traceback: bool) -> None:
-    if show_traceback:
-        traceback.print_exc()
-    print(f"Error: {message}", file=sys.stderr)
-    sys.exit(1)
-
-
-def explain(error: BaseException) -> str:
-    """The message of an error, with its cause where that says more.
-
-    Args:
-        error: The error.
-
-    Returns:
-        Its text; below a Hydra error, the text of OmegaConf's, which names the key.
-    """
-    texts = [str(error)]
-    cause = error.__cause__
-    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        texts.append(str(cause))
-    return "\n".join(text.strip() for text in texts)
+    return 0
 
 
 if __name__ == "__main__":

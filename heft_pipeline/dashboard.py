@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from heft_pipeline.adapters.kind import kinds
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.tracking.wandb_account import logged_in
 from heft_pipeline.tracking.wandb_backend import quiet
@@ -225,6 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    return run_command(_create, arguments)
+
+
+def _create(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.dashboard",
         description="Create or update a W&B workspace that compares the methods.",
@@ -233,12 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--project", metavar="P", default="heft", help="default: heft")
     parser.add_argument("--group", metavar="SWEEP", help="only this sweep's runs; default: all")
     given = parser.parse_args(arguments)
-    try:
-        address = save(given.entity, given.project, given.group)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print(address)
+    print(save(given.entity, given.project, given.group))
     return 0
 
 

@@ -11,8 +11,10 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.store.stage_folders import STAGE, Store
@@ -55,7 +57,9 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
         f"# {stage.label} on {stage.model.name}\n\nFrom this folder:\n\n```python\n"
         + "\n".join(lines).rstrip()
         + f"\n```\n\n`{STAGE}` has everything that the stage was made from, such as the prompt "
-        "positions that an adapter edits.\n"
+        "positions that an adapter edits.\n",
+        encoding="utf-8",
+        errors="backslashreplace",
     )
     shutil.copy(store.folder(stage.fingerprint) / STAGE, to / STAGE)
 
@@ -98,12 +102,16 @@ def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
                 f"{output_dir}; give a folder below {output_dir / 'stages'}, or set --output-dir"
             )
         folder = found[0].parent
-    stage = from_json(json.loads((folder / STAGE).read_text()))
+    stage = from_json(json.loads((folder / STAGE).read_text(encoding="utf-8")))
     return stage, Store(folder.resolve().parent.parent)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
+    return run_command(_export, arguments, elsewhere="choose another place with --to DIR")
+
+
+def _export(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.export",
         description="Write a trained stage in the formats of PEFT and pyreft.",
@@ -112,12 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
     given = parser.parse_args(arguments)
-    try:
-        stage, store = find_stage(given.stage, given.output_dir)
-        export(stage, store, given.to)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    stage, store = find_stage(given.stage, given.output_dir)
+    export(stage, store, given.to)
     print(f"{stage.label} written to {given.to}; {given.to / 'LOAD.md'} says how to load it")
     return 0
 

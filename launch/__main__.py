@@ -11,11 +11,13 @@ python -m launch forgetting SWEEP [--text FILE]
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.stage_folders import Store
@@ -34,15 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    given = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        return int(given.do(given, console))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+
+    def look_after(words: Sequence[str]) -> int:
+        given = _parser().parse_args(words)
+        return int(given.do(given, Console()))
+
+    kept = "Finished stages and the last checkpoints are kept."
+    return run_command(look_after, arguments, kept=kept)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,13 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from heft_pipeline.command_line.interrupts import SAME_SECONDS, is_plain_handler, leave
 from heft_pipeline.data.other_text import OtherText
-from heft_pipeline.errors import Interrupted, NonFiniteLoss, UserError
+from heft_pipeline.errors import Interrupted, reason
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 
 ShowProgress = Callable[..., None]
 _NOTE_SECONDS = 1.0
+_AT_ONCE = (
+    "Ended at once. Finished stages and the last checkpoints are kept; run the same command to go "
+    "on from there."
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,23 @@ class Attempt:
 class StopRequest:
     """Becomes true on a signal, so that training can stop with a checkpoint.
 
-    A second signal has its usual effect immediately.
+    After it, signals that another program listened for have their usual effect again. Others end
+    this process at once, with one line, except those that only repeat the first: a terminal that
+    is closed sends several SIGHUPs, and some programs pass on a Ctrl-C that has come already.
 
     Args:
-        numbers: The signals to listen for.
+        numbers: The signals to listen for. A SIGHUP that is ignored stays so; that is ``nohup``.
+
+    Attributes:
+        signal: The first signal that came, or None.
+        at_once: Called before this process is ended at once.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self.numbers = numbers
         self.signal: signal.Signals | None = None
+        self.at_once: Callable[[], None] = lambda: None
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
@@ -59,19 +72,57 @@ class StopRequest:
         Yields:
             Nothing.
         """
-        self._before = {number: signal.signal(number, self._take) for number in self.numbers}
+        found = {number: signal.getsignal(number) for number in self.numbers}
+        if found.get(signal.SIGHUP) == signal.SIG_IGN:
+            del found[signal.SIGHUP]
+        self._before = found
+        for number in found:
+            signal.signal(number, self._take)
         try:
             yield
         finally:
-            self._restore()
+            for number, handler in found.items():
+                # More SIGHUPs may follow, and this process is about to end in good order.
+                repeated = number == self.signal == signal.SIGHUP
+                signal.signal(number, signal.SIG_IGN if repeated else handler)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self._restore()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+            for one, handler in self._before.items():
+                if not is_plain_handler(handler):
+                    signal.signal(one, handler)
+        elif number != signal.SIGHUP and time.monotonic() - self._since > SAME_SECONDS:
+            self.at_once()
+            leave(128 + number, _AT_ONCE)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+
+class _Noting:
+    """Shows a stage's progress, and notes it in the store now and then.
+
+    Args:
+        store: Where stages are.
+        fingerprint: The stage's.
+        show: Called with each progress.
+    """
+
+    def __init__(self, store: Store, fingerprint: str, show: ShowProgress) -> None:
+        self._store, self._fingerprint, self._show = store, fingerprint, show
+        self._noted = 0.0
+        self._phase = ""
+        self._first: dict[str, float] = {}
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        self._show(phase, done, total, note)
+        # Speed is that of one phase, and a resumed stage does not begin it at step 0.
+        if phase != self._phase:
+            self._phase, self._first = phase, {"first": done, "first_time": time.time()}
+        if os.environ.get("RANK", "0") == "0" and time.monotonic() - self._noted > _NOTE_SECONDS:
+            self._noted = time.monotonic()
+            what = {"phase": phase, "done": done, "total": total, "note": note}
+            what |= self._first | {"time": time.time()}
+            with contextlib.suppress(OSError):  # only displays of progress read it
+                self._store.note_progress(self._fingerprint, what)
 
 
 def attempt(
@@ -102,35 +153,21 @@ def attempt(
     """
     from heft_pipeline.stage.run_stage import run_stage  # imports torch
 
-    noted = 0.0
-    first: dict[str, float] = {}
-
-    def note(phase: str, done: int, total: int, note: str = "") -> None:
-        nonlocal noted
-        progress(phase, done, total, note)
-        if not first:  # a resumed stage does not begin at step 0
-            first.update(first=done, first_time=time.time())
-        if os.environ.get("RANK", "0") == "0" and time.monotonic() - noted > _NOTE_SECONDS:
-            noted = time.monotonic()
-            what = {"phase": phase, "done": done, "total": total, "note": note}
-            store.note_progress(stage.fingerprint, what | first | {"time": time.time()})
-
-    folder = store.folder(stage.fingerprint)
-    with stage_log(folder):
-        try:
+    try:
+        with stage_log(store.folder(stage.fingerprint)):
             outcome = run_stage(
                 stage,
                 store,
                 upcoming=upcoming,
                 text=text,
-                progress=note,
+                progress=_Noting(store, stage.fingerprint, progress),
                 should_stop=should_stop,
                 on_wait=on_wait,
             )
-        except Interrupted as error:
-            return Attempt("interrupted", str(error))
-        except Exception as error:  # stages that do not need this one must still be run
-            return Attempt("failed", _note_failure(stage, store, error))
+    except Interrupted as error:
+        return Attempt("interrupted", str(error))
+    except Exception as error:  # stages that do not need this one must still be run
+        return Attempt("failed", _note_failure(stage, store, error))
     return _ended(outcome.result, outcome.reused)
 
 
@@ -158,14 +195,16 @@ def said_accuracy(result: Mapping[str, Any]) -> str:
 
 
 def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:
-    expected = isinstance(error, UserError | NonFiniteLoss)
-    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+    why = reason(error) or f"{type(error).__name__}: {error}"
     detail = "".join(traceback.format_exception(error))
-    note = {"reason": reason, "traceback": detail, "time": time.time()}
-    store.fail(stage.fingerprint, note)
-    with (store.folder(stage.fingerprint) / "stage.log").open("a") as log:
-        log.write(detail)
-    return reason
+    log = store.folder(stage.fingerprint) / "stage.log"
+    try:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(detail)
+        store.fail(stage.fingerprint, {"reason": why, "traceback": detail, "time": time.time()})
+    except OSError as unnoted:  # what stopped the stage, such as a full disk, may stop this too
+        why += f" (nor could this be noted in {log.parent}: {unnoted.strerror})"
+    return why
 
 
 @contextlib.contextmanager
@@ -179,7 +218,7 @@ def stage_log(folder: Path) -> Iterator[None]:
         Nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "stage.log")
+    handler = _StageLog(folder / "stage.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -188,3 +227,15 @@ def stage_log(folder: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+class _StageLog(logging.FileHandler):
+    """A log whose lines are lost where the disk is full, because training can do without them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing; the default prints a traceback for each line that is lost."""
+
+    def close(self) -> None:
+        """Close the file, whether or not there is room for its last lines."""
+        with contextlib.suppress(OSError):
+            super().close()

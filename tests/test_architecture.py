@@ -15,6 +15,7 @@ PACKAGE = ROOT / "heft_pipeline"
 #: From the ground up: a room may import those before it, and itself.
 FLOORS = [
     "errors",
+    "command_line",
     "declare_settings",
     "devices",
     "evidence",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from heft_pipeline.errors import UserError
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.evidence.claims import parse_claim
 from heft_pipeline.report.options import ReportOptions, noted_options
 from heft_pipeline.store.sweep_folders import Sweep, find_sweep
@@ -27,25 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    return run_command(_report, arguments, elsewhere="choose another place with --to DIR")
+
+
+def _report(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
-    try:
-        sweeps = [find_sweep(name, given.output_dir) for name in given.sweep or [None]]
-        sweeps = list({sweep.folder: sweep for sweep in sweeps}.values())
-        several = "+".join(sweep.name for sweep in sweeps)
-        own = sweeps[0].folder
-        folder = given.to or (own if len(sweeps) == 1 else own.parent.parent / "reports" / several)
-        options = _options(given, sweeps)
-        from heft_pipeline.report import write_report  # imports pandas and matplotlib
+    sweeps = [find_sweep(name, given.output_dir) for name in given.sweep or [None]]
+    sweeps = list({sweep.folder: sweep for sweep in sweeps}.values())
+    several = "+".join(sweep.name for sweep in sweeps)
+    own = sweeps[0].folder
+    folder = given.to or (own if len(sweeps) == 1 else own.parent.parent / "reports" / several)
+    options = _options(given, sweeps)
+    from heft_pipeline.report import write_report  # imports pandas and matplotlib
 
-        with console.status("writing the report"):
-            shown = write_report(sweeps, folder, options)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"Error: {error.filename}: {error.strerror}; choose --to DIR", file=sys.stderr)
-        return 1
+    with console.status("writing the report"):
+        shown = write_report(sweeps, folder, options)
     console.print(shown, crop=False)
     console.print(f"{folder / 'report.html'}", highlight=False, soft_wrap=True)
     return 0

@@ -5,12 +5,18 @@ python -m heft_pipeline.settings --markdown
 
 import argparse
 import sys
+from collections.abc import Sequence
 
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.settings.markdown import markdown
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
+    return run_command(_print, arguments)
+
+
+def _print(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.settings",
         description="Print every setting with its type, default, meaning and bounds.",

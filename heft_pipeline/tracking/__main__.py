@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from heft_pipeline.command_line.run import run_command
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.tracking import TrackingSettings
@@ -44,19 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 where a run was not accepted.
     """
+    kept = "What was sent is not sent again when the same command is run."
+    return run_command(
+        _track, arguments, elsewhere="give a copy of the sweep in another place", kept=kept
+    )
+
+
+def _track(arguments: Sequence[str]) -> int:
     asked = _parser().parse_args(arguments)
-    try:
-        sweep = Sweep(asked.sweep)
-        runs = planned_runs(sweep)
-        if asked.run and asked.run not in [run.name for run in runs]:
-            names = ", ".join(run.name for run in runs[:5])
-            raise UserError(f"--run {asked.run} is not a run of {sweep.folder}; it has {names}")
-        if asked.follow:
-            return _follow(sweep, asked)
-        return _send(sweep, runs, asked)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    sweep = Sweep(asked.sweep)
+    runs = planned_runs(sweep)
+    if asked.run and asked.run not in [run.name for run in runs]:
+        names = ", ".join(run.name for run in runs[:5])
+        raise UserError(f"--run {asked.run} is not a run of {sweep.folder}; it has {names}")
+    if asked.follow:
+        return _follow(sweep, asked)
+    return _send(sweep, runs, asked)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -39,6 +39,7 @@ class Execution:
         self._upcoming = descendants(plan.stages.values())
         self._done: set[str] = set()
         self.failures: dict[str, str] = {}
+        self.interrupted = False
 
     def next_stage(self) -> StageSpec | None:
         """Take a stage that has to be run and whose parent is finished.
@@ -76,6 +77,9 @@ class Execution:
         key = stage.fingerprint
         self._progress.end(key)
         if tried.status == "interrupted":
+            # Where this process was told to stop too, nothing that comes after this is looked at.
+            self.interrupted = True
+            self.failures[key] = f"interrupted ({tried.text})"
             text = f"{tried.text}; run the same command to resume there"
             self._progress.say("[yellow]■[/]", text)
         elif tried.status == "failed":
@@ -88,9 +92,18 @@ class Execution:
             mark = "[cyan]=[/]" if tried.status == "reused" else "[green]✓[/]"
             self._progress.say(mark, f"{self._progress.label(stage)}: {tried.text}{other}")
 
-    def died(self, stage: StageSpec, how: str) -> None:
-        """Note and show that a stage's process died; it may have left the reason in the store."""
+    def died(self, stage: StageSpec, how: str, stopping: bool) -> None:
+        """Note and show that a stage's process died; it may have left the reason in the store.
+
+        Args:
+            stage: The stage.
+            how: How the process ended.
+            stopping: Whether it had been told to stop, which ends it before it listens for that.
+        """
         noted = self._store.failure(stage.fingerprint)
+        if stopping and not noted:
+            self.take(stage, Attempt("interrupted", f"{self._progress.label(stage)} stopped"))
+            return
         self.take(stage, Attempt("failed", noted["reason"] if noted else how))
 
     def waits(self, stage: StageSpec, owner: str) -> None:
@@ -119,15 +132,19 @@ def execute_here(
         UserError: There are fewer GPUs than the workers need.
         SystemExit: A signal came; the stages that were running have checkpoints.
     """
-    store, stop = sweep.store, StopRequest(signal.SIGINT, signal.SIGTERM)
+    store, stop = sweep.store, StopRequest(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     with StageProgress(console, plan.stages.values()) as progress, stop.listening():
         execution = Execution(plan, store, progress, texts(sweep, plan.stages.values()))
         if settings.workers * settings.gpus_per_stage == 1:
             _in_this_process(execution, store, progress, stop)
         else:
             pool = Pool(store.output_dir, sweep.folder / "workers", settings)
+            stop.at_once = pool.kill
             _in_workers(execution, pool, progress, stop)
     if stop.signal is not None:
+        if not execution.interrupted:
+            text = "Stopped between two stages. Run the same command to go on with the next."
+            console.print(text, highlight=False, soft_wrap=True)
         raise SystemExit(128 + stop.signal)
     return execution.failures
 
@@ -168,13 +185,14 @@ def _in_workers(
                 pool.interrupt()
             happened = pool.next_event(_POLL_SECONDS)
             if happened is not None:
-                _take_event(execution, pool, progress, *happened)
+                _take_event(execution, pool, progress, asked_to_stop, *happened)
 
 
 def _take_event(
     execution: Execution,
     pool: Pool,
     progress: StageProgress,
+    stopping: bool,
     worker: Worker,
     event: dict[str, Any],
 ) -> None:
@@ -187,9 +205,10 @@ def _take_event(
         execution.waits(stage, event["owner"])
     else:
         worker.stage = None
-        if kind == "died" or (kind == "failed" and len(worker.processes) > 1):
+        # An interrupted one ends by itself, and one that fails leaves others that wait for it.
+        if kind in ("died", "interrupted") or (kind == "failed" and len(worker.processes) > 1):
             pool.bury(worker)
         if kind == "died":
-            execution.died(stage, event["text"])
+            execution.died(stage, event["text"], stopping)
         else:
             execution.take(stage, Attempt(kind, event["text"]))

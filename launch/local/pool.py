@@ -52,7 +52,8 @@ class Pool:
         self._size = settings.gpus_per_stage
         self._gpus = choose_gpus(settings.gpus, settings.workers, settings.gpus_per_stage)
         self._threads = max(1, (os.cpu_count() or 1) // (settings.workers * self._size))
-        self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
+        self._events: queue.Queue[tuple[Worker, subprocess.Popen[str], dict[str, Any]]]
+        self._events = queue.Queue()
         self.workers = [Worker(number) for number in range(settings.workers)]
 
     def idle(self) -> Worker | None:
@@ -66,7 +67,7 @@ class Pool:
         upcoming: Sequence[StageSpec],
         text: OtherText | None,
     ) -> None:
-        """Give a stage to a worker, whose processes are started when they are first needed.
+        """Give a stage to a worker, whose processes are started when they are needed.
 
         Args:
             worker: An idle worker.
@@ -74,19 +75,24 @@ class Pool:
             upcoming: The stages that will be trained on it.
             text: The text that it is measured on; None for none.
         """
-        if not worker.processes:
-            self._start(worker)
-        worker.stage = stage
         message = {
             "stage": to_json(stage),
             "upcoming": [to_json(one) for one in upcoming],
             "text": dataclasses.asdict(text) if text else None,
         }
         line = json.dumps(message) + "\n"
+        if any(process.poll() is not None for process in worker.processes):
+            self.bury(worker)  # it has died while it had nothing to do
+        if not worker.processes:
+            self._start(worker)
+        worker.stage = stage
         for process in worker.processes:
             assert process.stdin is not None
-            process.stdin.write(line)
-            process.stdin.flush()
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+            except BrokenPipeError:
+                self._say_died(worker, process, "its process ended before it had begun")
 
     def next_event(self, timeout: float) -> tuple[Worker, dict[str, Any]] | None:
         """The next event that a worker reports.
@@ -100,15 +106,22 @@ class Pool:
             unexpectedly. None where nothing came in time.
         """
         try:
-            return self._events.get(timeout=timeout)
+            worker, process, event = self._events.get(timeout=timeout)
         except queue.Empty:
             return None
+        return (worker, event) if process in worker.processes else None  # else it has been buried
 
     def interrupt(self) -> None:
         """Ask every process that runs a stage to stop with a checkpoint."""
         for worker in self.workers:
             for process in worker.processes if worker.stage else ():
                 process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill all processes, and wait for none; this may be called by a signal's handler."""
+        for worker in self.workers:
+            for process in worker.processes:
+                process.kill()
 
     def close(self) -> None:
         """End all processes: idle ones by closing their input, others by killing them."""
@@ -127,7 +140,7 @@ class Pool:
             assert process.stdin is not None
             try:
                 process.stdin.close()
-            except BrokenPipeError:
+            except OSError:  # it has ended, and what was to be sent to it has no reader
                 continue
         for process in processes:
             process.wait()
@@ -143,7 +156,7 @@ class Pool:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
             if self._size > 1:
                 environment |= rank_environment(rank, self._size, rank, port)
-            with (self._logs / f"worker-{worker.number}-{rank}.log").open("a") as log:
+            with (self._logs / f"worker-{worker.number}-{rank}.log").open("ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "launch.local.worker", str(self._output_dir)],
                     stdin=subprocess.PIPE,
@@ -159,14 +172,17 @@ class Pool:
     def _listen(self, worker: Worker, process: "subprocess.Popen[str]", rank: int) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            if rank == 0:
-                self._events.put((worker, json.loads(line)))
+            if rank == 0 and line.endswith("\n"):  # else its death has cut the line short
+                self._events.put((worker, process, json.loads(line)))
         status = process.wait()
-        if process in worker.processes and worker.stage is not None and status != 0:
+        # Of processes that stop together, the first one says so, perhaps after another has ended.
+        if worker.stage is not None and (status != 0 or rank == 0):
             log = self._logs / f"worker-{worker.number}-{rank}.log"
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            text = f"its process ended with {how}; log: {log}"
-            self._events.put((worker, {"event": "died", "text": text}))
+            self._say_died(worker, process, f"its process ended with {how}; log: {log}")
+
+    def _say_died(self, worker: Worker, process: "subprocess.Popen[str]", text: str) -> None:
+        self._events.put((worker, process, {"event": "died", "text": text}))
 
 
 def choose_gpus(asked: Any, workers: int, gpus_per_stage: int) -> list[int]:

@@ -37,8 +37,7 @@ ComposeRun = Callable[..., Run]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with accounting, for all tests of this file."""
-    running = cluster_or_skip(tmp_path_factory.mktemp("slurm"), accounting=True)
-    yield from running(running)
+    yield from running(cluster_or_skip(tmp_path_factory.mktemp("slurm"), accounting=True))
 
 
 @pytest.fixture

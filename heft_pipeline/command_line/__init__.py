@@ -1,0 +1,1 @@
+"""How every command line begins and ends: streams that do not fail, and one line for each error."""
