@@ -49,8 +49,9 @@ def execute_plan(
         measure_lacking(sweep, plan, console)
         return failures
     from launch.slurm.execute_on_slurm import execute_on_slurm  # imports submitit
-    from launch.slurm.limits import require_slurm
+    from launch.slurm.limits import require_plain_path, require_slurm
 
+    require_plain_path(sweep.folder)
     unfinished = sum(not sweep.store.is_complete(key) for key in plan.stages)
     require_slurm(launcher, unfinished, Patience(_PATIENCE_SECONDS, console.print))
     _begin(plan, sweep, console)

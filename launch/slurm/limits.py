@@ -3,6 +3,7 @@
 import getpass
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 from heft_pipeline.errors import UserError
 from launch.slurm.ask import NoAnswer, Patience, ask_once
@@ -51,6 +52,24 @@ def require_slurm(settings: SlurmSettings, jobs: int, patience: Patience) -> Non
             "requeued and resumed, so ask for less"
         )
     _refuse_too_many(jobs, {"MaxJobCount": most_jobs} | submit_limits())
+
+
+def require_plain_path(folder: Path) -> None:
+    """Refuse a folder whose path SLURM and submitit would read as a pattern.
+
+    Args:
+        folder: The sweep's folder.
+
+    Raises:
+        UserError: The path holds ``%``, a backslash or a line break.
+    """
+    path = str(folder.resolve())
+    for character in ("%", "\\", "\n"):
+        if character in path:
+            raise UserError(
+                f"{path!r} has {character!r} in it, which SLURM replaces in paths of logs; choose "
+                "another output_dir=DIR or sweep=NAME"
+            )
 
 
 def _refuse_too_many(jobs: int, limits: Mapping[str, str]) -> None:
