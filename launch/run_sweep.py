@@ -1,6 +1,8 @@
 """From Hydra's jobs to one plan, and back to one return value for each job."""
 
+import contextlib
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +16,10 @@ from rich.console import Console
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
+from heft_pipeline.plan.run_names import added, same_run
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.report import report_note
-from heft_pipeline.settings.schema import HeftConfig, run_name
+from heft_pipeline.settings.schema import STARTING, HeftConfig, run_name
 from heft_pipeline.store.example_clusters import record_clusters
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.check_inputs import sources_for
@@ -28,6 +31,12 @@ from launch.local.settings import LocalSettings
 from launch.measure_forgetting import forgetting_note
 from launch.slurm.settings import SlurmSettings
 from launch.tracker import tracked, tracking_note
+
+#: Sweepers that do not look at what runs return; others, as Optuna's, choose their next runs by it.
+_SWEEPERS_WITHOUT_RETURNS = (
+    "hydra_plugins.heft_launchers.Sweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+)
 
 
 def launch_sweep(
@@ -54,24 +63,26 @@ def launch_sweep(
             stage failed (raised after the report).
     """
     check(launcher, "hydra.launcher")
+    _refuse_to_leave(launcher, config)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     console, sweep = Console(), _sweep(config)
     composer = Composer(hydra_context.config_loader, config)
     jobs = [composer.job(number, given) for number, given in enumerate(job_overrides, first_number)]
-    plan = _plan(sweep, [(_name(job), job.overrides, job.settings) for job in jobs])
+    asked = _plan(sweep, [(job.overrides, job.settings) for job in jobs])
     if launcher.dry_run:
         forgetting_note(job.settings.report for job in jobs)  # refuses what would be refused
-        show_plan(plan, sweep.store, launcher, console)
+        show_plan(sweep.named(asked), sweep.store, launcher, console)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
-    _record(sweep, plan, [job.settings for job in jobs], launcher)
+    plan = _record(sweep, asked, [job.settings for job in jobs], launcher, console)
+    runs = [next(run for run in plan.runs if same_run(run, one)) for one in asked.runs]
     # Written before anything runs, so that they are there whatever ends this process.
-    returns = _write_run_configs(jobs, hydra_context, config)
+    returns = _write_run_configs(jobs, runs, hydra_context, config)
     failures = _execute_and_report(plan, sweep, launcher, console)
     if failures is None:
         return returns
     _refuse_failed_runs(plan.runs, failures)
-    for run, returned in zip(plan.runs, returns, strict=True):
+    for run, returned in zip(runs, returns, strict=True):
         returned.return_value = sweep.accuracy(run.last.fingerprint)
     return returns
 
@@ -90,11 +101,16 @@ def run_point(cfg: DictConfig) -> float:
     """
     settings, hydra = typed(cfg), HydraConfig.get()
     console, sweep, launcher = Console(), _sweep(settings), LocalSettings()
-    name = Path(hydra.runtime.output_dir).name
-    plan = _plan(sweep, [(name, hydra.overrides.task, settings)])
-    _record(sweep, plan, [settings], launcher)
-    failures = _execute_and_report(plan, sweep, launcher, console, only=name) or {}
+    starting = Path(hydra.runtime.output_dir)
+    try:
+        asked = _plan(sweep, [(hydra.overrides.task, settings)])
+        plan = _record(sweep, asked, [settings], launcher, console)
+    except BaseException:
+        _remove_starting(starting, sweep)
+        raise
     (run,) = plan.runs
+    _rename_starting(starting, sweep, run)
+    failures = _execute_and_report(plan, sweep, launcher, console, only=run.name) or {}
     for stage in run.stages:
         if stage.fingerprint in failures:
             raise UserError(f"{stage.label} failed: {failures[stage.fingerprint]}")
@@ -105,47 +121,93 @@ def _sweep(config: DictConfig | HeftConfig) -> Sweep:
     return Sweep(Path(config.output_dir) / "sweeps" / config.sweep)
 
 
-def _name(job: Job) -> str:
-    settings = job.settings
-    stages = settings.method.stages
-    return run_name(job.number, stages, settings.epochs, settings.rank, settings.seed)
+def _refuse_to_leave(launcher: LauncherSettings, config: DictConfig) -> None:
+    """Refuse to leave after submitting where the sweeper goes on with what runs return."""
+    target = str(config.hydra.sweeper.get("_target_", ""))
+    leaves = isinstance(launcher, SlurmSettings) and not launcher.wait
+    if leaves and target not in _SWEEPERS_WITHOUT_RETURNS:
+        raise UserError(
+            f"hydra.launcher.wait=false returns before a run has an accuracy, and the sweeper "
+            f"{target} chooses its next runs by it; use hydra.launcher.wait=true"
+        )
 
 
-def _plan(sweep: Sweep, asked: Sequence[tuple[str, Sequence[str], HeftConfig]]) -> Plan:
-    """The plan for runs, each given as its name, its overrides and its settings."""
+def _remove_starting(folder: Path, sweep: Sweep) -> None:
+    """Remove what Hydra has created for a run that is refused, and folders that are empty then."""
+    if not folder.name.startswith(STARTING):
+        return  # hydra.run.dir was set
+    shutil.rmtree(folder, ignore_errors=True)
+    for empty in (folder.parent, sweep.folder, sweep.folder.parent, sweep.store.output_dir):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
+
+
+def _rename_starting(folder: Path, sweep: Sweep, run: Run) -> None:
+    """Call the folder that Hydra has created for a run what the run is called."""
+    final = sweep.folder / "runs" / run.name
+    if not folder.name.startswith(STARTING):
+        return
+    if not final.exists():
+        folder.rename(final)
+        return
+    for path in folder.iterdir():  # the run is asked for again: its newest config counts
+        old = final / path.name
+        if old.is_dir():
+            shutil.rmtree(old)
+        path.replace(old)
+    folder.rmdir()
+
+
+def _plan(sweep: Sweep, asked: Sequence[tuple[Sequence[str], HeftConfig]]) -> Plan:
+    """The plan for runs, each given as its overrides and its settings."""
     sources = sources_for(sweep.store)
-    runs = tuple(make_run(settings, sources, name, given) for name, given, settings in asked)
-    with_base = asked[0][2].report.base_model
+    runs = tuple(make_run(one, sources, run_name(one), given) for given, one in asked)
+    with_base = asked[0][1].report.base_model
     return Plan(runs, untouched(runs) if with_base else ())
 
 
 def _record(
-    sweep: Sweep, plan: Plan, settings: Sequence[HeftConfig], launcher: LauncherSettings
-) -> None:
-    """Write ``plan.json``, and refuse a store or a tracker that cannot work."""
+    sweep: Sweep,
+    asked: Plan,
+    settings: Sequence[HeftConfig],
+    launcher: LauncherSettings,
+    console: Console,
+) -> Plan:
+    """Write ``plan.json``, and refuse a store or a tracker that cannot work.
+
+    Returns:
+        The plan with the names that its runs have in the sweep.
+    """
     sweep.store.require_writable()
-    sweep.record(
-        plan,
+    before = sweep.known()
+    plan = sweep.record(
+        asked,
         command="python -m heft_pipeline " + shlex.join(sys.argv[1:]),
         launcher=launcher_note(launcher),
         report=report_note(one.report for one in settings),
         tracking=tracking_note(one.tracking for one in settings),
         forgetting=forgetting_note(one.report for one in settings),
     )
+    if said := added(before, plan.runs):
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     record_clusters(sweep, [stage.data for stage in plan.stages.values()])
+    return plan
 
 
 def _write_run_configs(
-    jobs: Sequence[Job], hydra_context: HydraContext, config: DictConfig
+    jobs: Sequence[Job], runs: Sequence[Run], hydra_context: HydraContext, config: DictConfig
 ) -> list[JobReturn]:
     """Let Hydra write each job's ``.hydra`` folder and log, and call its callbacks."""
     returns = []
-    for job in jobs:
+    for job, run in zip(jobs, runs, strict=True):
+        cfg = job.hydra_config()
+        if Path(cfg.hydra.sweep.subdir).name.startswith(STARTING):  # it was not set
+            cfg.hydra.sweep.subdir = f"runs/{run.name}"
         returns.append(
             run_job(
                 hydra_context=hydra_context,
                 task_function=_nothing,
-                config=job.hydra_config(),
+                config=cfg,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )

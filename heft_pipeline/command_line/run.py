@@ -15,6 +15,8 @@ from heft_pipeline.command_line.streams import lost_output, prepare_streams
 from heft_pipeline.errors import reason
 
 _LONGEST = 300
+#: How OmegaConf words a UserError that was raised while a value was resolved.
+_RESOLVING = re.compile(r"UserError raised while resolving interpolation: (.*)")
 #: Their classes are named, not imported: importing Hydra takes long, and most errors are others.
 _OF_HYDRA = {"HydraException", "OmegaConfBaseException"}
 
@@ -117,6 +119,8 @@ def _of_hydra(error: Exception) -> str | None:
     names = [{base.__name__ for base in type(one).__mro__} for one in (error, error.__cause__)]
     if not names[0] & _OF_HYDRA:
         return None
+    if found := _RESOLVING.match(str(error).strip()):
+        return found.group(1)
     texts = [str(error), *([str(error.__cause__)] if "OmegaConfBaseException" in names[1] else [])]
     return "\n".join(text.strip() for text in texts)
 

@@ -4,6 +4,7 @@ Hydra composes ``conf/`` into :class:`HeftConfig`. While composing, it refuses u
 values of the wrong type.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, make_dataclass
@@ -37,9 +38,17 @@ def _check_device(key: str, value: str) -> None:
         raise UserError(f"{key}={value} is not one of auto, cpu, cuda, cuda:N, mps")
 
 
+#: How the folder of a run is called until it is known what the run is called.
+STARTING = ".starting-"
+_LONGEST_NAME = 100
+
+
 def _check_sweep(key: str, value: str) -> None:
-    if not re.fullmatch(r"[\w.@=+-]+", value) or value.startswith("."):
-        raise UserError(f"{key}={value!r} names a folder: use letters, digits and . _ - + = @ only")
+    if not re.fullmatch(r"[\w@=+][\w.@=+-]*", value) or len(value) > _LONGEST_NAME:
+        raise UserError(
+            f"{key}={value!r} names a folder: use letters, digits and . _ - + = @ only, at most "
+            f"{_LONGEST_NAME} characters, and begin with none of . and -"
+        )
 
 
 def _check_stages(_key: str, value: Any) -> None:
@@ -152,17 +161,34 @@ def method_name(stages: Iterable[str]) -> str:
     return METHOD_NAMES.get(entries, "+".join(names))
 
 
-def run_name(number: int, stages: Iterable[str], epochs: int, rank: int, seed: int) -> str:
-    """The name of a run's folder in its sweep, e.g. ``4-heft-e3-r8-s0``.
+def run_name(config: SharedSettings) -> str:
+    """What a run is called where no other of its sweep would be called the same.
 
     Args:
-        number: Hydra's number of the job, which is unique in the sweep.
-        stages: Entries of ``method.stages`` in training order.
-        epochs: The config's ``epochs``.
-        rank: The config's ``rank``.
-        seed: The config's ``seed``.
+        config: The run's config.
+
+    Returns:
+        For instance ``heft-3-r8-s0``.
     """
-    return f"{number}-{method_name(stages)}-e{epochs}-r{rank}-s{seed}"
+    method = method_name(config.method.stages)
+    return f"{method}-{config.epochs}-r{config.rank}-s{config.seed}"
+
+
+def sweep_folder(output_dir: str, sweep: str) -> str:
+    """The folder of a sweep, which Hydra creates before the settings are checked.
+
+    Args:
+        output_dir: The config's ``output_dir``.
+        sweep: The config's ``sweep``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The name is not a folder's within ``output_dir/sweeps``.
+    """
+    _check_sweep("sweep", str(sweep))
+    return f"{output_dir}/sweeps/{sweep}"
 
 
 def config_dir() -> Path:
@@ -180,12 +206,16 @@ def schema() -> DictConfig:
 def register() -> None:
     """Register the schema with Hydra, and the resolvers that ``conf/`` uses with OmegaConf.
 
-    ``${run_name:...}`` is :func:`run_name`. ``${tiny_or:ID,A,B}`` is A for the model that
+    ``${sweep_folder:...}`` is :func:`sweep_folder`, and ``${starting:}`` a name for the folder of a
+    run until it is known what the run is called. ``${tiny_or:ID,A,B}`` is A for the model that
     ships with the package and B for any other: a model with under a million parameters needs
     far larger learning rates than the published ones.
     """
     ConfigStore.instance().store(name="heft_schema", node=schema(), provider="heft_pipeline")
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+    OmegaConf.register_new_resolver(
+        "starting", lambda number=0: f"{STARTING}{os.getpid()}-{number}", replace=True
+    )
     OmegaConf.register_new_resolver(
         "tiny_or", lambda id, tiny, other: tiny if id == "builtin:tiny" else other, replace=True
     )

@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
+from heft_pipeline.plan.run_names import named
 from heft_pipeline.plan.stage_spec import require_version
 from heft_pipeline.store.stage_folders import Store, write_json
 
@@ -34,22 +35,30 @@ class Sweep:
         """The store that holds the sweep's stages."""
         return Store(self.folder.parent.parent)
 
-    def record(self, plan: Plan, **notes: Any) -> None:
-        """Add runs to ``plan.json``; a run of the same name is replaced.
+    def named(self, plan: Plan) -> Plan:
+        """The plan with the names that its runs would have in this sweep; nothing is written."""
+        return named(plan, self.known())
+
+    def record(self, plan: Plan, **notes: Any) -> Plan:
+        """Add runs to ``plan.json``; those that are there already are kept as they are.
 
         Several processes may do so at once. The plan also notes which stages were complete when
         they were first asked for, because the sweep reuses those.
 
         Args:
-            plan: The runs.
+            plan: The runs, with short names.
             **notes: JSON-ready data that is kept beside the runs; the newest of each name.
+
+        Returns:
+            The plan with the runs' names in this sweep.
 
         Raises:
             UserError: The folder holds a sweep that another version wrote; it is left as it is.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".plan.lock"):
-            known = self._known()
+            known = self.known()
+            plan = named(plan, known)
             asked = plan.to_json()
             stages = known.get("stages", {})
             complete = known.get("complete_before", []) + [
@@ -66,6 +75,7 @@ class Sweep:
                 "stages": stages | asked["stages"],
             }
             write_json(self.folder / PLAN, data)
+        return plan
 
     def accuracy(self, fingerprint: str) -> float:
         """The accuracy of a complete stage.
@@ -111,8 +121,12 @@ class Sweep:
             ) from error
         return data
 
-    def _known(self) -> dict[str, Any]:
-        """The plan so far; empty for a new sweep."""
+    def known(self) -> dict[str, Any]:
+        """The plan so far; empty for a new sweep.
+
+        Raises:
+            UserError: The folder holds a sweep that another version wrote.
+        """
         if not (self.folder / PLAN).is_file():
             return {}
         try:

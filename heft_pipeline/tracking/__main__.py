@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", choices=_MODES, help="W&B's mode; default: the config's")
     add("--project", metavar="P", help="the W&B project; default: the config's")
     add("--entity", metavar="E", help="the W&B user or team; default: the config's")
-    add("--run", metavar="NAME", help="send only this run, e.g. 0-heft-e3-r8-s0")
+    add("--run", metavar="NAME", help="send only this run, e.g. heft-3-r8-s0")
     add("--again", action="store_true", help="also send what has not changed")
     add(
         "--follow",

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,10 @@ class StageJob:
         if self.sweep is not None and rank == 0:
             from launch.slurm.report_job import report_if_last  # imports what imports this
 
-            report_if_last(Sweep(Path(self.sweep)), Console())
+            try:
+                report_if_last(Sweep(Path(self.sweep)), Console())
+            except Exception:  # the stage has its result all the same
+                traceback.print_exc()
 
 
 @dataclass

@@ -83,7 +83,7 @@ def sweep(trained_once: Path, tmp_path: Path) -> Path:
     return tmp_path / "outputs" / "sweeps" / "s"
 
 
-LORA, HEFT = "0-lora-e2-r8-s0", "1-heft-e2-r8-s0"
+LORA, HEFT = "lora-2-r8-s0", "heft-2-r8-s0"
 
 
 def stage_folders(sweep: Path, run: str) -> list[Path]:

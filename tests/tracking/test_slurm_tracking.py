@@ -45,9 +45,9 @@ def test_each_run_arrives_once_from_the_jobs(
         assert time.monotonic() < deadline, "no report"
         time.sleep(0.5)
     assert len(server.runs) == 2
-    heft = server.named("1-heft-e1-r8-s0")
+    heft = server.named("heft-1-r8-s0")
     assert heft.summary["status"] == "complete"
-    assert heft.curve("lora/loss") == server.named("0-lora-e1-r8-s0").curve("lora/loss")
+    assert heft.curve("lora/loss") == server.named("lora-1-r8-s0").curve("lora/loss")
     for run in server.runs.values():
         assert run.steps == list(range(len(run.lines)))
         assert run.exit_code == 0

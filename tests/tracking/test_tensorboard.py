@@ -76,7 +76,7 @@ def test_a_tracked_sweep_is_there_when_it_has_ended(
     status, out, err = cli(*asked)
     assert status == 0, out + err
     assert "TensorBoard: 1 run" in out
-    folder = tmp_path / "outputs/sweeps/s/tensorboard/0-lora-e3-r8-s0"
+    folder = tmp_path / "outputs/sweeps/s/tensorboard/lora-3-r8-s0"
     assert len(scalars(folder)["lora/dev_loss"]) == 2
 
 
