@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from heft_pipeline.report.verdicts import (
     UNMEASURED,
     Verdict,
 )
+from heft_pipeline.store.json_files import replaced
 from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.sweep_folders import Sweep
 
@@ -280,6 +280,5 @@ def _mark(verdict: Verdict) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,12 +1,34 @@
-"""JSON files that are read by other processes while they are written, and after a crash."""
+"""Files that are read by other processes while they are written, and after a crash."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from heft_pipeline.errors import UserError
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Write a file so that readers see either the old one or the whole new one.
+
+    Args:
+        path: The file.
+
+    Yields:
+        What to write to in its place. It takes the file's place at the end, and is removed if the
+        block raises, so that a full disk is no fuller.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what was raised first is what counts
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, data: Any, durable: bool = True) -> None:
@@ -17,19 +39,12 @@ def write_json(path: Path, data: Any, durable: bool = True) -> None:
         data: JSON-ready data.
         durable: Whether to wait until the file is on disk.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(data, stream, indent=2)
-            stream.write("\n")
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk is to be no fuller; the reason is raised
-            partial.unlink(missing_ok=True)
-        raise
+    with replaced(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
