@@ -1,5 +1,9 @@
 """LoRA's variants against plain PEFT."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +222,38 @@ def test_dora_is_refused_where_a_parent_edits_the_output_it_computes_itself(
     run_stage(run.stages[0], store)
     with pytest.raises(UserError, match=r"lora\.use_dora=true: a parent stage edits"):
         run_stage(run.last, store)
+
+
+_SAVED = """
+import hashlib, sys
+from pathlib import Path
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.stage.cached_inputs import cached_base
+from heft_pipeline.devices.resolve import resolve_device
+from tests.conftest import composed_run
+import torch
+stage = composed_run(*sys.argv[2:]).last
+with adapted(cached_base(stage.model, resolve_device("cpu")), []) as model:
+    torch.manual_seed(0)
+    model.add(stage.adapters)
+    (lora,) = model.trained
+    lora.peft.peft_config["stage0"].exclude_modules = {f"none{i}" for i in range(20)}
+    model.save(Path(sys.argv[1]))
+"""
+
+
+def test_an_adapters_files_are_the_same_bytes_in_every_process(
+    small: list[str], tmp_path: Path
+) -> None:
+    written = []
+    for seed in ("1", "2", "3"):
+        folder = tmp_path / seed
+        asked = ["lora.target_modules=[q_proj,k_proj,v_proj,o_proj,up_proj,down_proj]"]
+        command = [sys.executable, "-c", _SAVED, str(folder), *small, "method=lora", *asked]
+        subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+        )
+        written.append({file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(written[0])
+    assert written[0] == written[1] == written[2]
+    assert len(json.loads(written[0]["adapter_config.json"])["exclude_modules"]) == 20
