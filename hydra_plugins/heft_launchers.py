@@ -26,8 +26,8 @@ class LocalLauncher(Launcher):
     settings_class: ClassVar[type[LocalSettings | SlurmSettings]] = LocalSettings
 
     def __init__(self, **settings: Any) -> None:
-        plain = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
-        self.settings = self.settings_class(**plain)  # type: ignore[arg-type]
+        plain = {key: _plain(value) for key, value in settings.items()}
+        self.settings = self.settings_class(**plain)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -93,6 +93,18 @@ class SweeperConf(BasicSweeperConf):
 
     _target_: str = "hydra_plugins.heft_launchers.Sweeper"
     points: list[str] = field(default_factory=list)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as Python's own lists and dicts, whichever containers Hydra hands over.
+
+    These are OmegaConf's, or Python's own, or tuples, depending on Hydra's version.
+    """
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _schema(launcher: type[LocalLauncher]) -> DictConfig:
