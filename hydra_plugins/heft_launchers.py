@@ -5,6 +5,7 @@ Hydra imports this file whenever it starts, so it imports nothing heavy; ``launc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -69,6 +70,23 @@ class Sweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size, params)
         self._points = points
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep; a sweep's folder that nothing is recorded in is not left behind.
+
+        Hydra creates it before the jobs are checked, and for a dry run.
+        """
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            return super().sweep(arguments)
+        finally:
+            if missing and {path.name for path in folder.glob("*")} == {"multirun.yaml"}:
+                (folder / "multirun.yaml").unlink()
+                for one in missing:
+                    if not any(one.iterdir()):
+                        one.rmdir()
 
     def split_arguments(  # type: ignore[override]  # the original is a static method
         self, overrides: list[Override], max_batch_size: int | None

@@ -157,11 +157,20 @@ def test_a_name_that_is_no_folders_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_refused_run_leaves_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
-    status, _, err = cli(*small, "method=lora", "sweep=s", "data.path=/nowhere")
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_a_refused_run_leaves_nothing(
+    cli: Cli, small: list[str], tmp_path: Path, mode: list[str]
+) -> None:
+    status, _, err = cli(*mode, *small, "method=lora", "sweep=s", "data.path=/nowhere")
     assert status == 1
     assert "/nowhere" in err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_dry_run_leaves_no_sweep(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    asked = ["-m", *small, "method=lora", "hydra.launcher.dry_run=true"]
+    assert cli(*asked, "hydra.launcher.dry_run_gpu=none")[0] == 0
+    assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
 def test_a_sweeper_that_needs_accuracies_is_not_left_without(
