@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
+import hydra_plugins
 from heft_pipeline.plan.graph import Plan, Run
 from heft_pipeline.plan.run_names import MOST_CHARACTERS, added, named
 from tests.conftest import CliResult
@@ -173,12 +178,34 @@ def test_a_dry_run_leaves_no_sweep(cli: Cli, small: list[str], tmp_path: Path) -
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
+class ChoosesByAccuracy(Sweeper):
+    """Stands for a sweeper that needs what runs return."""
+
+    __module__ = "hydra_plugins.other"  # Hydra takes plugins from nowhere else
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def setup(self, **given: Any) -> None:
+        self.launcher = Plugins.instance().instantiate_launcher(**given)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.launcher is not None
+        return self.launcher.launch([arguments], 0)
+
+
 def test_a_sweeper_that_needs_accuracies_is_not_left_without(
-    cli: Cli, small: list[str], tmp_path: Path
+    cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [*small, "method=lora", "hydra/launcher=slurm", "hydra.launcher.wait=false"]
-    other = "hydra.sweeper._target_=tests.launch.test_run_names.ChoosesByAccuracy"
+    module = types.ModuleType(ChoosesByAccuracy.__module__)
+    monkeypatch.setattr(module, "ChoosesByAccuracy", ChoosesByAccuracy, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(hydra_plugins, "other", module, raising=False)
+    Plugins.instance().register(ChoosesByAccuracy)
+    other = "hydra.sweeper._target_=hydra_plugins.other.ChoosesByAccuracy"
     status, _, err = cli("-m", *asked, "hydra/sweeper=basic", other)
     assert status == 1
-    assert "hydra.launcher.wait=true" in err or "ChoosesByAccuracy" in err
+    assert "ChoosesByAccuracy chooses its next runs by it; use hydra.launcher.wait=true" in err
+    assert len(err.splitlines()) == 1
     assert not (tmp_path / "outputs" / "stages").exists()
+    assert not list(tmp_path.rglob("plan.json"))
