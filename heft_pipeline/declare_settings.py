@@ -8,6 +8,7 @@ and ``docs/configuration.md`` are all made from these declarations.
 import dataclasses
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -196,6 +197,31 @@ def found(help: str, *, identity: bool = True) -> Any:
     """
     metadata = {"help": help, "identity": identity, "omegaconf_ignore": True}
     return field(default=None, metadata=metadata)
+
+
+def refuse_joined(key: str, value: Any) -> None:
+    """Refuse a list that was written as one text, e.g. ``"q_proj,v_proj"``, in quotes or in YAML.
+
+    A text of names and commas alone is meant, with or without brackets around it; others, such as
+    a regular expression with ``{1,2}`` in it, pass.
+
+    Args:
+        key: The setting's key, for the message.
+        value: Its value: a text, or a list of texts.
+
+    Raises:
+        UserError: The message shows the list in brackets.
+    """
+    texts = [value] if isinstance(value, str) else value
+    texts = texts if isinstance(texts, list | tuple) else []
+    plain = [text.strip().removeprefix("[").removesuffix("]") for text in map(str, texts)]
+    if not any(re.fullmatch(r"[\w.\- ]*(,[\w.\- ]*)+", text) for text in plain):
+        return
+    names = [name.strip() for text in plain for name in text.split(",") if name.strip()]
+    raise UserError(
+        f"{key}={value} holds one text where a list is meant; write it in brackets and without "
+        f"quotes: {key}=[{','.join(names)}]"
+    )
 
 
 class Settings:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from heft_pipeline.data.answer_text import CHOICE, AnswerText, check_template
-from heft_pipeline.declare_settings import Settings, comparable, found, setting
+from heft_pipeline.declare_settings import Settings, comparable, found, refuse_joined, setting
 from heft_pipeline.errors import UserError
 
 #: Names from before a stage could train any several adapters.
@@ -197,6 +197,7 @@ def check_layers(key: str, value: Any) -> None:
     """
     if value == "all":
         return
+    refuse_joined(key, value)
     whole = isinstance(value, list | tuple) and all(
         isinstance(n, int) and not isinstance(n, bool) for n in value
     )

@@ -122,7 +122,10 @@ def _of_hydra(error: Exception) -> str | None:
     if found := _RESOLVING.match(str(error).strip()):
         return found.group(1)
     texts = [str(error), *([str(error.__cause__)] if "OmegaConfBaseException" in names[1] else [])]
-    return "\n".join(text.strip() for text in texts)
+    said = "\n".join(text.strip() for text in texts)
+    if "is not a ListConfig" in said and (key := re.search(r"full_key: (\S+)", said)):
+        said += f"\n{key[1]} is a list: write it in brackets, e.g. {key[1]}=[a,b]"
+    return said
 
 
 def _keep(error: Exception, arguments: Sequence[str]) -> Path | None:

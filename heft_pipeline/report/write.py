@@ -2,12 +2,10 @@
 
 import base64
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Group, RenderableType
@@ -34,6 +32,8 @@ from heft_pipeline.report.verdicts import (
     UNMEASURED,
     Verdict,
 )
+from heft_pipeline.store.json_files import replaced
+from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.sweep_folders import Sweep
 
 _MARKS = {
@@ -85,7 +85,7 @@ def write_report(
         The comparison, for a terminal of 80 columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".report.lock"):
+    with file_lock(folder / ".report.lock"):
         report = make_report(sweeps, options, folder / "figures")
         _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
         claims = [record for content in report.sections for record in content.claims]
@@ -280,6 +280,5 @@ def _mark(verdict: Verdict) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")

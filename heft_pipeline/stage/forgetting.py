@@ -128,7 +128,7 @@ def _reason(error: Exception) -> str:
 def _write_log(folder: Path, text: OtherText, error: Exception) -> None:
     """Say in a stage's log why it was not measured, and where that happened if it is a surprise."""
     detail = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-    with (folder / "stage.log").open("a") as log:
+    with (folder / "stage.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"forgetting on {text.name} was not measured: {error}\n{detail}")
 
 

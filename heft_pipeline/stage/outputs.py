@@ -1,6 +1,5 @@
 """What a stage writes besides its adapters: predictions, and the sizes of its edits."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.scoring.extraction import extraction
 from heft_pipeline.scoring.score import Scores
+from heft_pipeline.store.json_files import replaced
 
 #: How many dev examples the sizes of edits are measured on; enough for a mean of norms.
 _EDIT_EXAMPLES = 128
@@ -42,9 +42,8 @@ def write_predictions(path: Path, data: DataSettings, task: Task, scores: Scores
     if scores.texts:
         table["text"] = list(scores.texts)
     table["credit"] = scores.credit.numpy()
-    partial = path.with_suffix(f".{os.getpid()}")
-    table.to_parquet(partial, index=False)
-    partial.replace(path)
+    with replaced(path) as partial:
+        table.to_parquet(partial, index=False)
 
 
 def _chosen(task: Task, scores: Scores) -> dict[str, Any]:
@@ -93,7 +92,8 @@ def write_edit_sizes(folder: Path, model: AdaptedModel, task: Task, batch_size: 
     # An edit of the prompt does not see the answer.
     sequences = [AnsweredPrompt(e.prompt, e.answer[:1]) for e in examples]
     for kind, table in edit_sizes(model, sequences, batch_size).items():
-        table.to_csv(folder / f"{kind}_edits.csv", index=False)
+        with replaced(folder / f"{kind}_edits.csv") as partial:
+            table.to_csv(partial, index=False)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """One stage from start to end: its parents, training, evaluation, and what is saved."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from heft_pipeline.stage.forgetting import measure_forgetting
 from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked
 from heft_pipeline.stage.machine_record import machine
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
-from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.store.stage_folders import RESULT, Store
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.loop import Control, Counters, Progress, Recipe, Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def run_stage(
         if result is not None:
             return Outcome(result, reused=True)
         if ranks.first:
+            if store.has_broken_result(fingerprint):
+                log.warning(
+                    "%s is cut off or broken, so this stage counts as unfinished and is run again",
+                    store.folder(fingerprint) / RESULT,
+                )
             store.begin(stage)
         control = Control(progress, should_stop, ranks)
         result = _train_and_evaluate(stage, upcoming, store, control, text)

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from filelock import FileLock
-
 from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.store.stage_folders import write_json
+from heft_pipeline.store.json_files import require_json, write_json
+from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.sweep_folders import Sweep
 
 CLUSTERS = "clusters.json"
@@ -37,7 +36,7 @@ def record_clusters(sweep: Sweep, tasks: Iterable[DataSettings]) -> None:
                 f"data.cluster_column={task.cluster_column} and {other.cluster_column} are asked "
                 f"for the same rows of {task.name}; it changes only the report: choose one"
             )
-    with FileLock(sweep.folder / ".plan.lock"):
+    with file_lock(sweep.folder / ".plan.lock"):
         known = _read(sweep)
         found = dict(known)
         for key, task in asked.items():
@@ -72,5 +71,10 @@ def _key(task: DataSettings) -> str:
 
 def _read(sweep: Sweep) -> dict[str, Any]:
     path = sweep.folder / CLUSTERS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    if not path.is_file():
+        return {}
+    return require_json(
+        path,
+        "remove the file and run the sweep's command again, which writes it anew; every stage is "
+        "kept",
+    )

@@ -1,21 +1,20 @@
 """The store: a folder of stages keyed by fingerprint, shared by all sweeps."""
 
-import contextlib
-import json
+import functools
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import RESULT_VERSION, StageSpec, to_json
+from heft_pipeline.store.json_files import read_json
+from heft_pipeline.store.json_files import write_json as write_json
+from heft_pipeline.store.locks import file_lock, has_ended, is_locked, named, take, this_process
 
 RESULT, STAGE, FAILURE, LOCK, OWNER = (
     "result.json",
@@ -71,8 +70,11 @@ class Store:
         """
         count = 0
         for path in self.output_dir.glob(f"stages/*/{STAGE}"):
-            with path.open("rb") as file:
-                found = re.search(rb'"version":\s*(\d+)', file.read(_HEAD_BYTES))
+            try:
+                with path.open("rb") as file:
+                    found = re.search(rb'"version":\s*(\d+)', file.read(_HEAD_BYTES))
+            except PermissionError:  # somebody else's, and it is only counted
+                continue
             count += found is not None and int(found.group(1)) != RESULT_VERSION
         return count
 
@@ -85,16 +87,24 @@ class Store:
         return self.folder(stage.fingerprint) / "adapter"
 
     def is_complete(self, fingerprint: str) -> bool:
-        """Whether a stage is finished: its ``result.json``, which is written last, exists."""
-        return (self.folder(fingerprint) / RESULT).is_file()
+        """Whether a stage is finished: its ``result.json``, which is written last, is whole."""
+        return _is_whole(self.folder(fingerprint) / RESULT) is True
+
+    def has_broken_result(self, fingerprint: str) -> bool:
+        """Whether a stage was finished and its ``result.json`` is cut off or broken now.
+
+        Such a stage counts as unfinished, and the next run of it trains it again.
+        """
+        return _is_whole(self.folder(fingerprint) / RESULT) is False
 
     def result(self, fingerprint: str) -> dict[str, Any] | None:
         """A finished stage's ``result.json``; None for any other."""
-        return _read(self.folder(fingerprint) / RESULT)
+        found = read_json(self.folder(fingerprint) / RESULT)
+        return found if found and "accuracy" in found else None
 
     def failure(self, fingerprint: str) -> dict[str, Any] | None:
-        """Why a stage's last attempt failed; None where it did not."""
-        return _read(self.folder(fingerprint) / FAILURE)
+        """Why a stage's last attempt failed; None where it did not, or the note is broken."""
+        return read_json(self.folder(fingerprint) / FAILURE)
 
     def state(self, fingerprint: str) -> str:
         """A stage's state, as its files say.
@@ -107,11 +117,11 @@ class Store:
             a checkpoint) or ``to do``.
         """
         folder = self.folder(fingerprint)
-        if (folder / RESULT).is_file():
+        if self.is_complete(fingerprint):
             return "complete"
         if self.owner(fingerprint):
             return "running"
-        if (folder / FAILURE).is_file():
+        if self.failure(fingerprint) is not None:
             return "failed"
         return "interrupted" if (folder / "checkpoint").is_dir() else "to do"
 
@@ -128,6 +138,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STAGE, to_json(stage))
         (folder / FAILURE).unlink(missing_ok=True)
+        if self.has_broken_result(stage.fingerprint):
+            (folder / RESULT).unlink()
         return folder
 
     def complete(self, fingerprint: str, result: dict[str, Any]) -> None:
@@ -161,10 +173,8 @@ class Store:
             For each text's digest, what :meth:`note_text_losses` wrote; empty where nothing did,
             or where the file is broken, so that it is written again.
         """
-        try:
-            return _read(self.folder(fingerprint) / FORGETTING) or {}
-        except ValueError:
-            return {}
+        found = read_json(self.folder(fingerprint) / FORGETTING) or {}
+        return {digest: entry for digest, entry in found.items() if isinstance(entry, dict)}
 
     def note_text_losses(self, fingerprint: str, digest: str, entry: dict[str, Any]) -> None:
         """Add to a stage's ``forgetting.json``; the caller holds the stage's lock.
@@ -188,30 +198,28 @@ class Store:
         write_json(self.folder(fingerprint) / PROGRESS, note, durable=False)
 
     def progress(self, fingerprint: str) -> dict[str, Any] | None:
-        """What :meth:`note_progress` wrote last; None where there is nothing."""
-        return _read(self.folder(fingerprint) / PROGRESS)
+        """What :meth:`note_progress` wrote last; None where there is nothing whole."""
+        return read_json(self.folder(fingerprint) / PROGRESS)
 
     def owner(self, fingerprint: str) -> dict[str, Any] | None:
-        """Which process holds a stage.
+        """Which process holds a stage; nothing is written, and reading the files is enough.
 
         Args:
             fingerprint: The stage's fingerprint.
 
         Returns:
             ``pid``, ``host``, ``since``, and under SLURM ``job_id`` and ``requeues``; None where
-            no process holds it.
+            no process holds it. Where the lock cannot be looked at, the process counts as holding
+            it unless it is known to have ended.
         """
         folder = self.folder(fingerprint)
-        owner = _read(folder / OWNER)
+        owner = _owner_note(folder)
         if owner is None:
             return None
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return owner
-        lock.release()  # its process ended without removing the note
-        return None
+        held = is_locked(folder / LOCK)
+        if held is None:
+            held = not has_ended(owner)
+        return owner if held else None  # else its process ended without removing the note
 
     def forget_failure(self, fingerprint: str) -> None:
         """Remove the note of a stage's failure."""
@@ -221,7 +229,8 @@ class Store:
     def lock(self, fingerprint: str, on_wait: Callable[[str], None]) -> Iterator[None]:
         """Hold a stage, so that only one process at a time trains it.
 
-        The operating system frees the lock when the process ends, however it ends.
+        The operating system frees the lock when the process ends, however it ends; see
+        :mod:`heft_pipeline.store.locks` for file systems without locks.
 
         Args:
             fingerprint: The stage's fingerprint.
@@ -232,52 +241,41 @@ class Store:
         """
         folder = self.folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = file_lock(folder / LOCK)
+        if not take(lock):
             on_wait(_owner(folder))
             lock.acquire()
         try:
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-            if "SLURM_JOB_ID" in os.environ:
-                owner["job_id"] = os.environ["SLURM_JOB_ID"]
-                owner["requeues"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-            write_json(folder / OWNER, owner)
+            write_json(folder / OWNER, this_process())
             yield
         finally:
             (folder / OWNER).unlink(missing_ok=True)
             lock.release()
 
 
-def write_json(path: Path, data: Any, durable: bool = True) -> None:
-    """Write JSON so that readers see either the old file or the whole new one.
-
-    Args:
-        path: The file.
-        data: JSON-ready data.
-        durable: Whether to wait until the file is on disk.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as stream:
-        json.dump(data, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        if durable:
-            os.fsync(stream.fileno())
-    partial.replace(path)
-
-
 def _owner(folder: Path) -> str:
     """The name of the process that holds a stage, which it writes just after taking the lock."""
     deadline = time.monotonic() + 2
-    while (owner := _read(folder / OWNER)) is None and time.monotonic() < deadline:
+    while (owner := _owner_note(folder)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    return named(owner)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError):
-        data: dict[str, Any] = json.loads(path.read_text())
-        return data
-    return None
+def _owner_note(folder: Path) -> dict[str, Any] | None:
+    owner = read_json(folder / OWNER)
+    return owner if owner and {"pid", "host"} <= set(owner) else None
+
+
+def _is_whole(path: Path) -> bool | None:
+    """Whether a file holds a stage's result; None where there is no file."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _holds_result(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=65536)
+def _holds_result(path: Path, _inode: int, _changed: int, _bytes: int) -> bool:
+    """Whether a file that has not changed holds a result; large sweeps ask about each often."""
+    return "accuracy" in (read_json(path) or {})

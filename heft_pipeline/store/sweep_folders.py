@@ -1,6 +1,5 @@
 """A sweep's folder: its plan, its runs, its report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,14 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.run_names import named
 from heft_pipeline.plan.stage_spec import require_version
-from heft_pipeline.store.stage_folders import Store, write_json
+from heft_pipeline.store.json_files import require_json, write_json
+from heft_pipeline.store.stage_folders import Store
 
 PLAN = "plan.json"
+_RUN_KEYS = {"name", "overrides", "method", "epochs", "stages"}
+_STAGE_KEYS = {
+    "model", "data", "adapters", "training", "evaluation", "seed", "parent", "device"
+}  # fmt: skip
 
 
 class Sweep:
@@ -105,15 +109,27 @@ class Sweep:
             ``complete_before`` and ``baselines`` (fingerprints), ``runs`` and ``stages``.
 
         Raises:
-            UserError: The folder has no plan, or one that another version wrote.
+            UserError: The folder has no plan, or one that is broken or another version wrote.
         """
         path = self.folder / PLAN
         if not path.is_file():
             raise UserError(f"{self.folder} is not a sweep: it has no {PLAN}")
-        data: dict[str, Any] = json.loads(path.read_text())
+        way_out = (
+            "the stages are kept, and the sweep's command finds them: run it again with another "
+            f"sweep=NAME, or remove {PLAN} first"
+        )
+        data = require_json(path, way_out)
+        if lacking := _lacking(data):
+            raise UserError(
+                f"{path} lacks {lacking}, so another version wrote it or it is damaged; {way_out}"
+            )
+        if any_version:
+            return data
         try:
-            for stage in () if any_version else data["stages"].values():
+            for stage in data["stages"].values():
                 require_version(stage)
+                if lacking := ", ".join(sorted(_STAGE_KEYS - set(stage))):
+                    raise UserError(f"{path} lacks a stage's {lacking}; {way_out}")
         except UserError as error:
             raise UserError(
                 f"the sweep {self.name} ({self.folder}) cannot be read: {error}, "
@@ -129,6 +145,7 @@ class Sweep:
         """
         if not (self.folder / PLAN).is_file():
             return {}
+        self.plan(any_version=True)  # says so if it is broken
         try:
             return self.plan()
         except UserError as error:
@@ -137,6 +154,20 @@ class Sweep:
                 "heft_pipeline wrote, and runs of this version cannot be added to it; choose "
                 "another sweep=NAME or output_dir=DIR (the old sweep is left as it is)"
             ) from error
+
+
+def _lacking(plan: dict[str, Any]) -> str:
+    """What a decoded ``plan.json`` of any version must have and does not; empty if it has all."""
+    kinds = {"runs": list, "stages": dict, "complete_before": list}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(plan.get(key), kind)]:
+        return ", ".join(wrong)
+    for run in plan["runs"]:
+        if lacking := _RUN_KEYS - set(run if isinstance(run, dict) else ()):
+            return f"a run's {', '.join(sorted(lacking))}"
+        if lacking := set(run["stages"]) - set(plan["stages"]):
+            return f"the stages {', '.join(sorted(lacking))} of {run['name']}"
+    broken = [key for key, stage in plan["stages"].items() if not isinstance(stage, dict)]
+    return f"the settings of stage {broken[0]}" if broken else ""
 
 
 def find_sweep(name: str | None, output_dir: Path) -> Sweep:

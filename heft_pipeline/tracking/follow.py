@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import reason
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.tracking.backend import Backend, TrackerError, Unreachable
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: How long to wait before a tracker that could not be reached is tried again.
 _RETRY_SECONDS = 60.0
+#: What to do where a sweep's folder cannot be written to.
+_ELSEWHERE = "send a copy of the sweep from another place"
 #: At the end it is tried once more, unless the last try is less than this long ago.
 _LAST_TRY_SECONDS = 10.0
 
@@ -181,10 +183,10 @@ class Sender:
                     self._unreachable[backend.name] = (time.monotonic(), str(error))
             else:
                 self._problems.add(planned.name)
-            known = isinstance(error, UserError | TrackerError)
-            if not known:
+            text = str(error) if isinstance(error, TrackerError) else reason(error, _ELSEWHERE)
+            if text is None:
                 log.exception("%s was not accepted", planned.name)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
+                text = f"{type(error).__name__}: {error}"
             self._tell(planned, "problem", text, backend)
 
     def _tell(self, planned: PlannedRun, status: str, text: str, backend: Backend | None) -> None:

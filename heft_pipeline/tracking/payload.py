@@ -139,7 +139,7 @@ class PlannedRun:
         """
         path = self.folder / ".hydra" / "config.yaml"
         try:
-            raw = yaml.safe_load(path.read_text())
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
             # ${now:...} would resolve to the present; the folder has the sweep's own time.
             raw["sweep"] = self.sweep.name
             register()

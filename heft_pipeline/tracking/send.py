@@ -2,16 +2,14 @@
 
 import contextlib
 import importlib.util
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.tracking import TrackingSettings
-from heft_pipeline.store.stage_folders import write_json
+from heft_pipeline.store.json_files import read_json, write_json
+from heft_pipeline.store.locks import file_lock, take
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
 from heft_pipeline.tracking.payload import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
@@ -87,20 +85,15 @@ class Session:
         self, planned: PlannedRun, tracking: TrackingSettings, backend: Backend, run: TrackedRun
     ) -> None:
         self._planned, self._tracking, self._backend = planned, tracking, backend
-        self._lock = FileLock(planned.folder / ".tracking.lock")
-        self._hold()
+        planned.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = file_lock(planned.folder / ".tracking.lock")
+        if not take(self._lock):
+            raise TrackerError("another process is sending it")
         try:
             self._writer: Writer = backend.open(run, planned.folder)
         except BaseException:
             self._lock.release()
             raise
-
-    def _hold(self) -> None:
-        self._planned.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise TrackerError("another process is sending it") from error
 
     def feed(self, run: TrackedRun) -> None:
         """Send the new lines.
@@ -158,7 +151,7 @@ def send_run(
     if run.status != "complete" and not run.lines:
         return Sent("skipped", f"{run.status}, and nothing is trained yet")
     note = _notes(planned.folder).get(tracking.name)
-    if note and not again and note["digest"] == run.digest(**backend.target):
+    if note and not again and note.get("digest") == run.digest(**backend.target):
         with contextlib.suppress(KeyError):
             if backend.still_has(note):
                 return Sent("unchanged", note["where"])
@@ -166,6 +159,6 @@ def send_run(
 
 
 def _notes(folder: Path) -> dict[str, Any]:
-    path = folder / NOTE
-    notes: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return notes
+    """What was sent where; nothing if the note is broken, so that runs are sent once more."""
+    found = read_json(folder / NOTE) or {}
+    return {name: note for name, note in found.items() if isinstance(note, dict)}

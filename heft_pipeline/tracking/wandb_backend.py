@@ -1,6 +1,7 @@
 """Weights & Biases: one W&B run for each run of the sweep."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
 from heft_pipeline.tracking.payload import TrackedRun
 
+#: The most characters that W&B takes in a run's name or group, and in its job type or a tag.
+NAME_LIMIT, LABEL_LIMIT = 128, 64
 #: The longest time to begin a run, and for one request; a short tracking.finish_seconds lowers
 #: both.
 _INIT_SECONDS, _REQUEST_SECONDS = 30.0, 10.0
@@ -68,10 +71,10 @@ class WandbBackend:
                     dir=str(folder),
                     id=run.id,
                     resume="allow" if self.live else None,
-                    name=run.name,
-                    group=run.sweep,
-                    job_type=run.method,
-                    tags=list(run.tags),
+                    name=shortened(run.name, NAME_LIMIT),
+                    group=shortened(run.sweep, NAME_LIMIT),
+                    job_type=shortened(run.method, LABEL_LIMIT),
+                    tags=[shortened(tag, LABEL_LIMIT) for tag in run.tags],
                     config=dict(run.config),
                     mode="online" if self.live else "offline",
                     settings=_settings(self._tracking.finish_seconds),
@@ -166,6 +169,21 @@ class WandbWriter:
             )
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
+
+
+def shortened(text: str, most: int) -> str:
+    """A name that W&B takes: the text itself, or its beginning and what tells it from others.
+
+    Args:
+        text: The text.
+        most: The most characters; W&B refuses a run with more when it is sent.
+
+    Returns:
+        The text if it is short enough; else its beginning and 8 hex digits of its SHA-256.
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def remove_copies(folder: Path) -> None:

@@ -6,19 +6,21 @@ best epoch so far. ``constants`` holds what was drawn at initialisation and neve
 """
 
 import json
-import os
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.devices.random_state import load_random, random_tensors
+from heft_pipeline.errors import UserError
 from heft_pipeline.training.state import Counters, TrainingState
+
+log = logging.getLogger(__name__)
 
 LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
 _META = "heft"
@@ -79,14 +81,14 @@ class Checkpoints:
         write(self._folder / LAST, tensors, meta)
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one."""
-        if self.last is None:
+        """Restore the last checkpoint; if there is none that is whole, training starts anew."""
+        saved = self._saved()
+        if saved is None:
             return
         state = self._state
-        constants, _ = read(self._folder / CONSTANTS)
+        constants, tensors, meta = saved
         for name, tensor in self._constants.items():
             tensor.copy_(constants[name])
-        tensors, meta = read(self.last)
         state.load_parameters(tensors)
         _load_optimizer(state.optimizer, state.names, tensors)
         load_random(tensors, self._device, f"{self._ranks.rank}/")
@@ -102,6 +104,23 @@ class Checkpoints:
         else:  # the number of processes has changed
             state.counters.train_flop = sum(flops) if self._ranks.first else 0.0
         state.epoch_loss.fill_(state.counters.epoch_loss)
+
+    def _saved(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Any] | None:
+        """The constants, the tensors and the data of the last checkpoint; broken ones go."""
+        if self.last is None:
+            return None
+        try:
+            constants, _ = read(self._folder / CONSTANTS)
+            tensors, meta = read(self._folder / LAST)
+            if (self._folder / BEST).is_file():
+                read(self._folder / BEST)
+        except (UserError, FileNotFoundError) as error:
+            log.warning("%s; training starts from the beginning", error)
+            if self._ranks.first:
+                for name in (LAST, BEST, CONSTANTS):
+                    (self._folder / name).unlink(missing_ok=True)
+            return None
+        return constants, tensors, meta
 
     def save_best(self) -> None:
         """Write the current parameters as those of the best epoch."""
@@ -125,20 +144,21 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
         tensors: Tensors by name.
         meta: JSON-ready data.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    ready = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    save_file(ready, partial, metadata={_META: json.dumps(meta)})
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    write_tensors(path, tensors, {_META: json.dumps(meta)})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the tensors and the JSON data that :func:`write` wrote."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()[_META])
+    """Read the tensors and the JSON data that :func:`write` wrote.
+
+    Raises:
+        UserError: The file is cut off or broken.
+        FileNotFoundError: There is none.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        return tensors, json.loads(metadata[_META])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint: {error}") from error
 
 
 def _optimizer_tensors(

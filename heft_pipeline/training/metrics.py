@@ -17,7 +17,8 @@ class MetricsLog:
         self._path = path
         kept = [line for line in read_metrics(path) if line["step"] <= keep_steps]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
     def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
@@ -30,19 +31,24 @@ class MetricsLog:
             **values: JSON-ready values.
         """
         line = json.dumps({"event": event, "step": step, "epoch": epoch} | values)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The decoded lines of a ``metrics.jsonl``; none if it is missing.
 
-    A last line that was only partly written is left out.
+    A last line that was only partly written is left out, and what follows a broken one.
     """
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict) or not {"event", "step", "epoch"} <= set(line):
+            break
+        lines.append(line)
     return lines

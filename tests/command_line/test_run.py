@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -178,3 +178,16 @@ def test_ctrl_c_is_not_lost_and_a_second_one_does_not_wait(what: str, said: str)
     assert done.returncode == 130
     assert done.stderr == f"{said} All is kept.\n"
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    "given", ["tracking.tags=pilot", 'method.stages="lora,reft"', 'report.claims="a > b,c > d"']
+)
+def test_a_text_for_a_list_is_told_to_be_written_in_brackets(
+    given: str, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, _, said = cli(given)
+    key = given.split("=")[0]
+    assert status == 1
+    assert said.endswith(f"{key} is a list: write it in brackets, e.g. {key}=[a,b]\n")
+    assert "Traceback" not in said

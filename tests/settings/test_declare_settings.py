@@ -184,3 +184,43 @@ def test_a_newer_setting_counts_only_where_it_was_changed() -> None:
     assert identity(Grown()) == {"old": 1}
     assert identity(Grown(new="other")) == {"old": 1, "new": "other"}
     assert comparable(Grown()) == {"old": 1, "new": "as before"}
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ('lora.target_modules="q_proj,v_proj"', "lora.target_modules=[q_proj,v_proj]"),
+        ('lora.target_modules="q_proj, v_proj,"', "lora.target_modules=[q_proj,v_proj]"),
+        ('lora.target_modules="[q_proj, v_proj]"', "lora.target_modules=[q_proj,v_proj]"),
+        ('lora.target_modules=["q_proj,self_attn.v_proj"]', "[q_proj,self_attn.v_proj]"),
+        ('reft.layers="0,1"', "reft.layers=[0,1]"),
+        ('red.layers="0, 1"', "red.layers=[0,1]"),
+    ],
+)
+def test_a_list_that_was_written_as_one_text_is_shown_in_brackets(
+    given: str, instead: str, compose_run: ComposeRun
+) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_run(given)
+    said = str(caught.value)
+    assert said.startswith(given.split("=")[0] + "=")
+    assert "write it in brackets and without quotes: " in said
+    assert said.endswith(instead)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "all-linear",
+        "q_proj",
+        r"'.*\.(q|v)_proj'",
+        r"'.*layers\.\d{1,2}\..*q_proj'",
+        "[q_proj,v_proj]",
+    ],
+)
+def test_names_and_regular_expressions_are_taken_as_they_are(
+    asked: str, compose_run: ComposeRun
+) -> None:
+    (adapter,) = compose_run("method=lora", f"lora.target_modules={asked}").last.adapters
+    modules = adapter.target_modules  # type: ignore[attr-defined]
+    assert modules == (("q_proj", "v_proj") if asked[0] == "[" else asked.strip("'"))

@@ -140,7 +140,7 @@ def test_a_tracker_that_cannot_be_reached_is_tried_once_and_not_for_each_run(
 def test_a_run_is_sent_by_one_process_at_a_time(sweep: Path, recorder: Recorder) -> None:
     events: list[Event] = []
     sender = Sender(Sweep(sweep), events.append, only=LORA)
-    lock = send.FileLock(sweep / "runs" / LORA / ".tracking.lock")
+    lock = send.file_lock(sweep / "runs" / LORA / ".tracking.lock")
     with lock:
         sender.send_all()
     assert [(e.status, e.text) for e in events] == [("problem", "another process is sending it")]

@@ -12,13 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import save_file
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes, use_lean_forward
 from heft_pipeline.adapters.lora.refusals import refuse_other_config, refuse_rank, refused_by_peft
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.lora.targets import Choice, choose
+from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.settings import ModelSettings
@@ -116,14 +116,13 @@ class LoraAdapter(Adapter):
 
     def save(self, folder: Path) -> None:
         """Write the adapter as a folder that plain PEFT can load."""
-        folder.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.peft, adapter_name=self._name)
-        tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = {k: v.detach().to("cpu", torch.float32) for k, v in weights.items()}
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
         config = copy.copy(self.peft.peft_config[self._name])
         config.inference_mode = True
-        for key in ("target_modules", "target_parameters"):
-            if isinstance(names := getattr(config, key), set):
+        for key, names in vars(config).items():
+            if isinstance(names, set | frozenset):
                 setattr(config, key, sorted(names))  # a set's order is another in each process
         config.save_pretrained(str(folder))
 
@@ -215,7 +214,7 @@ def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
         raise UserError(
             f"{folder} has no {WEIGHTS}; give a folder that PEFT's save_pretrained wrote"
         )
-    weights = load_peft_weights(str(folder), device="cpu")
+    weights, _ = read_tensors(folder / WEIGHTS)
     own = get_peft_model_state_dict(peft_model, adapter_name=name)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
         raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from heft_pipeline.adapters.kind import AdapterSettings
-from heft_pipeline.declare_settings import setting
+from heft_pipeline.declare_settings import refuse_joined, setting
 from heft_pipeline.errors import UserError
 
 #: The value of ``target_modules`` that leaves the choice of modules to the model's architecture.
@@ -15,6 +15,7 @@ DROPOUT = 0.05
 
 
 def _check_modules(key: str, value: Any) -> None:
+    refuse_joined(key, value)
     names = [value] if isinstance(value, str) else value
     if (
         not names

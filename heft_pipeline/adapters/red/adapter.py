@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.red.settings import RedSettings
+from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.decoder import feed_forward_outputs
@@ -84,8 +84,7 @@ class RedAdapter(Adapter):
 
     def save(self, folder: Path) -> None:
         """Write the values as ``red.safetensors``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().clone() for k, v in self._values.items()}, folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, self._values)
 
     def _edit(self, place: str) -> Any:
         scale, bias = self._values[f"{place}.scale"], self._values[f"{place}.bias"]
@@ -110,7 +109,7 @@ def _identity(places: Sequence[str], size: int) -> dict[str, torch.Tensor]:
 
 def _read(folder: Path, places: Sequence[str], size: int) -> dict[str, torch.Tensor]:
     file, wanted = folder.expanduser() / WEIGHTS, _identity(places, size)
-    values = load_file(file) if file.is_file() else {}
+    values = read_tensors(file)[0] if file.is_file() else {}
     if {k: v.shape for k, v in values.items()} != {k: v.shape for k, v in wanted.items()}:
         raise UserError(f"red.init_from={folder} has no {WEIGHTS} for these layers of this model")
     return {name: values[name] for name in wanted}

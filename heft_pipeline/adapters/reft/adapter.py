@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
 from heft_pipeline.adapters.adapter import Adapter, Target
@@ -19,6 +18,7 @@ from heft_pipeline.adapters.reft.pyreft_engine import PyreftEngine
 from heft_pipeline.adapters.reft.pyreft_folder import check_start, read_pyreft, write_pyreft
 from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
+from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, skeleton
@@ -80,7 +80,7 @@ class ReftAdapter(Adapter):
     ) -> Self:
         """See :meth:`Adapter.load`."""
         interventions = Interventions(settings, base.hidden_size, len(base.layers), frozen=True)
-        interventions.load_effective_state(load_file(folder / WEIGHTS))
+        interventions.load_effective_state(read_tensors(folder / WEIGHTS)[0])
         return cls(settings, base, interventions)
 
     @classmethod
@@ -121,7 +121,7 @@ class ReftAdapter(Adapter):
         bare = skeleton(model)
         hidden, layers = bare.config.get_text_config().hidden_size, len(decoder_layers(bare)[1])
         interventions = Interventions(settings, hidden, layers)
-        interventions.load_effective_state(load_file(source / WEIGHTS))
+        interventions.load_effective_state(read_tensors(source / WEIGHTS)[0])
         write_pyreft(interventions, bare, to)
         shutil.copy(source / CONFIG, to / CONFIG)
         return _EXPORTED
@@ -197,8 +197,7 @@ class ReftAdapter(Adapter):
 
     def save(self, folder: Path) -> None:
         """Write the adapter as ``reft.safetensors`` and ``reft_config.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.interventions.effective_state(), folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, self.interventions.effective_state())
         settings, units = self.settings, self.interventions.units
         config = {
             "intervention": settings.intervention,
@@ -210,7 +209,7 @@ class ReftAdapter(Adapter):
             "layers": sorted({unit.layer for unit in units}),
             "units": [{"layer": u.layer, "end": u.end, "key": u.key} for u in units],
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 ADAPTER = ReftAdapter

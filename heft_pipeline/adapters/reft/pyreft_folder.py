@@ -133,7 +133,8 @@ def _interventions(settings: ReftSettings, folder: Path) -> list[Path]:
 def _saved_layers(folder: Path) -> list[int]:
     """The decoder layer of each saved intervention, in order."""
     layers = []
-    for place in json.loads((folder / "config.json").read_text())["representations"]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for place in config["representations"]:
         layer, component = place[:2]
         # pyreft knows a layer's output by a name, or by its path in the model.
         path = re.fullmatch(r".*\[(\d+)\]\.output", str(component))

@@ -1,0 +1,63 @@
+"""Files of tensors: written as a whole and as the umask says, and read with a message if broken."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from heft_pipeline.errors import UserError
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors so that readers see either the old file or the whole new one.
+
+    Args:
+        path: The file; its folder is created if it is missing.
+        tensors: Tensors by name, on any device.
+        metadata: Text that is kept beside them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode & 0o777
+        save_file(ready, partial, metadata=dict(metadata) if metadata is not None else None)
+        partial.chmod(mode)  # safetensors makes files that nobody else can read
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk is to be no fuller; the reason is raised
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read what :func:`write_tensors` wrote, or another program as safetensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        (tensors by name, on the CPU; the text beside them).
+
+    Raises:
+        UserError: The file is cut off or broken.
+        FileNotFoundError: There is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is cut off or broken ({error}); restore it from a copy, or remove its stage's "
+            "folder and run the same command again, which trains that stage anew"
+        ) from error
