@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,19 @@ def write_tensors(
         with contextlib.suppress(OSError):  # a full disk is to be no fuller; the reason is raised
             partial.unlink(missing_ok=True)
         raise
+
+
+def copy_files(source: Path, to: Path) -> None:
+    """Copy a saved adapter; the copies are open as the umask says, however the originals are.
+
+    Args:
+        source: A folder that an adapter was saved to.
+        to: The folder to write; created if it is missing.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, to / file.name)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes,
 from heft_pipeline.adapters.lora.refusals import refuse_other_config, refuse_rank, refused_by_peft
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.lora.targets import Choice, choose
-from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
+from heft_pipeline.adapters.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.settings import ModelSettings
@@ -88,7 +87,7 @@ class LoraAdapter(Adapter):
     def export(cls, settings: LoraSettings, model: ModelSettings, source: Path, to: Path) -> str:
         """See :meth:`Adapter.export`; the store's folder is PEFT's own."""
         _refuse_lost(model, source)
-        shutil.copytree(source, to, dirs_exist_ok=True)
+        copy_files(source, to)
         return _EXPORTED
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -4,7 +4,6 @@ The scales start at 1 and the biases at 0. As in the paper's own code, every pos
 including those of the answer.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,7 @@ import torch
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.red.settings import RedSettings
-from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
+from heft_pipeline.adapters.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.decoder import feed_forward_outputs
@@ -71,7 +70,7 @@ class RedAdapter(Adapter):
     @classmethod
     def export(cls, settings: RedSettings, model: ModelSettings, source: Path, to: Path) -> str:
         """See :meth:`Adapter.export`; no library reads RED, so the lines apply it with hooks."""
-        shutil.copytree(source, to, dirs_exist_ok=True)
+        copy_files(source, to)
         return _EXPORTED
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
