@@ -5,6 +5,7 @@ Hydra imports this file whenever it starts, so it imports nothing heavy; ``launc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -26,8 +27,8 @@ class LocalLauncher(Launcher):
     settings_class: ClassVar[type[LocalSettings | SlurmSettings]] = LocalSettings
 
     def __init__(self, **settings: Any) -> None:
-        plain = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
-        self.settings = self.settings_class(**plain)  # type: ignore[arg-type]
+        plain = {key: _plain(value) for key, value in settings.items()}
+        self.settings = self.settings_class(**plain)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -70,6 +71,23 @@ class Sweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self._points = points
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep; a sweep's folder that nothing is recorded in is not left behind.
+
+        Hydra creates it before the jobs are checked, and for a dry run.
+        """
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            return super().sweep(arguments)
+        finally:
+            if missing and {path.name for path in folder.glob("*")} == {"multirun.yaml"}:
+                (folder / "multirun.yaml").unlink()
+                for one in missing:
+                    if not any(one.iterdir()):
+                        one.rmdir()
+
     def split_arguments(  # type: ignore[override]  # the original is a static method
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
@@ -93,6 +111,18 @@ class SweeperConf(BasicSweeperConf):
 
     _target_: str = "hydra_plugins.heft_launchers.Sweeper"
     points: list[str] = field(default_factory=list)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as Python's own lists and dicts, whichever containers Hydra hands over.
+
+    These are OmegaConf's, or Python's own, or tuples, depending on Hydra's version.
+    """
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _schema(launcher: type[LocalLauncher]) -> DictConfig:

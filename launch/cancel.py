@@ -1,6 +1,5 @@
 """Stopping a sweep, but not what others wait for."""
 
-import json
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.store.json_files import read_json
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from launch.slurm.ask import NoAnswer, Patience
 from launch.slurm.job_notes import JobNote, read_note
@@ -103,11 +103,8 @@ def _others(sweep: Sweep, keys: set[str]) -> dict[str, str]:
         other = Sweep(path.parent)
         if path.parent == sweep.folder or is_cancelled(other):
             continue
-        try:
-            stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-        except (ValueError, KeyError, TypeError):  # a broken plan cannot be waited for
-            continue
-        found |= dict.fromkeys(keys & set(stages), other.name)
+        plan = read_json(path) or {}  # a broken plan cannot be waited for
+        found |= dict.fromkeys(keys & set(plan.get("stages", {})), other.name)
     return found
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -58,13 +57,13 @@ class Job:
         """
         cfg = self._composed.copy_with(self._values)
         task = [override for override in self._parsed if not override.is_hydra_override()]
-        job, layout = cfg.hydra.job, cfg.hydra.job.config.override_dirname
+        job = cfg.hydra.job
         with open_dict(cfg.hydra):
             cfg.hydra.overrides.task = [_text(override) for override in task]
-            job.override_dirname = get_overrides_dirname(
-                task, layout.exclude_keys, layout.item_sep, layout.kv_sep
-            )
-            job.id = job.num = self.number
+            if "override_dirname:}" not in str(job._get_node("override_dirname")._value()):
+                # Hydra 1.4 has a resolver there instead.
+                job.override_dirname = _override_dirname(task, job.config.override_dirname)
+            job.id, job.num = str(self.number), self.number
         return cfg
 
 
@@ -234,6 +233,12 @@ class _Composed:
 def _text(override: Override) -> str:
     assert override.input_line is not None  # it was parsed from a text
     return override.input_line
+
+
+def _override_dirname(overrides: Iterable[Override], layout: DictConfig) -> str:
+    """Hydra 1.3's ``hydra.job.override_dirname``, which it makes by itself while it composes."""
+    kept = (_text(one) for one in overrides if one.key_or_group not in layout.exclude_keys)
+    return str(layout.item_sep).join(sorted(kept)).replace("=", layout.kv_sep)
 
 
 @functools.cache

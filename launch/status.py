@@ -150,7 +150,9 @@ def status_table(sweep: Sweep) -> Table:
 
 def _status(sweep: Sweep, key: str, label: str, state: str, job: Job | None) -> StageStatus:
     store, job_id = sweep.store, job.job_id if job else None
-    said = job.said() if job and job.state else (job.reason if job else "")
+    said = job.reason if job else ""
+    if job and job.state and not (job.alive and said):  # a job that waits says only why
+        said = job.said()
     if state == "complete":
         result = store.result(key) or {}
         text = said_accuracy(result)

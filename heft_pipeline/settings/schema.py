@@ -211,7 +211,9 @@ def register() -> None:
     ships with the package and B for any other: a model with under a million parameters needs
     far larger learning rates than the published ones.
     """
-    ConfigStore.instance().store(name="heft_schema", node=schema(), provider="heft_pipeline")
+    store = ConfigStore.instance()
+    if "heft_schema.yaml" not in store.repo:  # Hydra 1.5 refuses a name that is there
+        store.store(name="heft_schema", node=schema(), provider="heft_pipeline")
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
     OmegaConf.register_new_resolver(
         "starting", lambda number=0: f"{STARTING}{os.getpid()}-{number}", replace=True

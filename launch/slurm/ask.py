@@ -1,5 +1,6 @@
 """Asking SLURM's commands, which may not answer."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 #: SLURM's own clients give up after a few of its message time-outs; this is for those that do not.
 CALL_SECONDS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
+#: Variables with which people change what SLURM's commands list; a filter would hide jobs.
+_FILTERS = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 
 
 class NoAnswer(Exception):
@@ -90,7 +93,12 @@ def ask_once(command: Sequence[str]) -> str:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=CALL_SECONDS
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CALL_SECONDS,
+            env=plain_environment(),
         )
     except FileNotFoundError:
         raise
@@ -99,6 +107,11 @@ def ask_once(command: Sequence[str]) -> str:
     if done.returncode != 0:
         raise NoAnswer(said_by_slurm(done.stderr) or f"{command[0]} failed")
     return done.stdout
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's environment without what changes the answers of SLURM's commands."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_FILTERS)}
 
 
 def said_by_slurm(text: str) -> str:

@@ -5,13 +5,13 @@ in between, the job can be found again: its name ends with the submission's toke
 """
 
 import dataclasses
-import json
 import re
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from heft_pipeline.store.stage_folders import Store, write_json
+from heft_pipeline.store.json_files import read_json, write_json
+from heft_pipeline.store.stage_folders import Store
 
 JOB = "job.json"
 _LONGEST_NAME = 60
@@ -106,10 +106,7 @@ def read_note(store: Store, fingerprint: str) -> JobNote | None:
     Returns:
         The note; None where there is none, or only a broken one.
     """
-    try:
-        return note_from_json(json.loads((store.folder(fingerprint) / JOB).read_text("utf-8")))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    return note_from_json(read_json(store.folder(fingerprint) / JOB))
 
 
 def _plain(name: str) -> str:

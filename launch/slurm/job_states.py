@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from launch.slurm.ask import CALL_SECONDS, NoAnswer, Patience, ask_once
+from launch.slurm.ask import CALL_SECONDS, NoAnswer, Patience, ask_once, plain_environment
 from launch.slurm.job_life import LIVES, Job, Life
 from launch.slurm.job_notes import JobNote
 
@@ -16,6 +16,7 @@ from launch.slurm.job_notes import JobNote
 _SQUEUE = (
     "squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r|%N|%e|%m|%j",
 )  # fmt: skip
+_BARS = 6
 _SACCT = (
     "sacct", "--noheader", "--parsable2", "--allocations",
     "--format=JobID,State,Reason,ExitCode,NodeList,ReqMem,JobName",
@@ -69,9 +70,11 @@ def job_states(notes: Mapping[str, JobNote], patience: Patience | None = None) -
     patience = patience or Patience()
     try:
         here = cluster_name(patience)
-        listed = _Listing(map(_from_squeue, filter(None, patience.ask(_SQUEUE).splitlines())))
+        lines = patience.ask(_SQUEUE).splitlines()
     except NoAnswer as error:
         return {key: _unknown(note, str(error)) for key, note in notes.items()}
+    # With SLURM_CLUSTERS, squeue writes the cluster's name above its jobs.
+    listed = _Listing(_from_squeue(line) for line in lines if line.count("|") >= _BARS)
     found: dict[str, Job] = {}
     for key, note in notes.items():
         if note.cluster and here and note.cluster != here:
@@ -140,9 +143,10 @@ def cancel_jobs(notes: Mapping[str, JobNote], patience: Patience | None = None) 
         raise NoAnswer(silent[0].reason)
     alive = {key: job for key, job in before.items() if job.alive}
     ids = sorted(str(job.job_id) for job in alive.values())
+    env = plain_environment()
     for first in range(0, len(ids), _JOBS_A_CALL):
         command = ["scancel", *ids[first : first + _JOBS_A_CALL]]
-        subprocess.run(command, capture_output=True, check=False, timeout=CALL_SECONDS)
+        subprocess.run(command, capture_output=True, check=False, timeout=CALL_SECONDS, env=env)
     after = job_states({key: notes[key] for key in alive}, patience)
     if left := [str(after[key].job_id) for key in alive if not after[key].over]:
         raise NoAnswer(f"SLURM has not cancelled {', '.join(left[:10])}")
@@ -208,7 +212,7 @@ def _from_sacct(notes: Iterable[JobNote]) -> _Listing:
         except (NoAnswer, FileNotFoundError):  # there are no accounts, or they are away
             break
         for line in text.splitlines():
-            pairs += _accounted(line)
+            pairs += _accounted(line) if line.count("|") >= _BARS else []
     return _Listing(pairs)
 
 

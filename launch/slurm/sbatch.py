@@ -23,13 +23,17 @@ from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.slurm.ask import CALL_SECONDS, NoAnswer, said_by_slurm
+from launch.slurm.ask import CALL_SECONDS, NoAnswer, plain_environment, said_by_slurm
 from launch.slurm.job_notes import JobNote
 from launch.slurm.jobs import ReportJob, StageJob
 from launch.slurm.settings import SlurmSettings
 
 #: The flags that also the small job for the report gets.
 _WHERE = ("partition", "account", "qos", "constraint", "exclude", "nodelist")
+#: Variables that SLURM and submitit set in a job.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+#: The variables of sbatch that are not named after their flag (its manual, INPUT ENVIRONMENT).
+_VARIABLES = {"ARRAY": "ARRAY_INX", "TIME": "TIMELIMIT", "MEM": "MEM_PER_NODE"}
 #: What sbatch says where the controller has not answered, so that the job may stand all the same.
 _NO_ANSWER = re.compile(
     "timed out|unable to contact|connection refused|connection failure|connection reset"
@@ -122,7 +126,7 @@ class Submission:
         path.write_text(self.script, encoding="utf-8")
         try:
             done = subprocess.run(
-                ["sbatch", str(path)],
+                ["sbatch", str(path)], env=_environment(self.script),
                 capture_output=True, text=True, check=False, timeout=CALL_SECONDS,
                 start_new_session=True, preexec_fn=_ends_with(_libc()),
             )  # fmt: skip
@@ -232,6 +236,23 @@ def _link(files: Path, folder: Path) -> str:
 def _given(settings: SlurmSettings, names: Iterable[str]) -> dict[str, Any]:
     values = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _environment(script: str) -> dict[str, str]:
+    """This process's environment without what would override a script's flags.
+
+    sbatch puts its variables above the flags of a script, and hands the environment on to the job:
+    what SLURM told this process, where it is a job itself, does not hold for the new one.
+    """
+    flags = re.findall("^#SBATCH --([a-z-]+)", script, re.MULTILINE)
+    words = {flag.upper().replace("-", "_") for flag in [*flags, "clusters", "wait"]}
+    names = {f"SBATCH_{_VARIABLES.get(word, word)}" for word in words}
+    return {
+        key: value
+        for key, value in plain_environment().items()
+        if key not in names
+        and not (key.startswith(_OF_A_JOB) and key not in ("SLURM_CONF", "SLURM_CLUSTERS"))
+    }
 
 
 def _libc() -> Any:

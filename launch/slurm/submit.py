@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from filelock import FileLock, Timeout
-
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import descendants
 from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.store.locks import file_lock, take
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.ask import NoAnswer, Patience, no_notice
@@ -67,10 +66,8 @@ def submit_lock(store: Store, say: Callable[[str], None] = no_notice) -> Iterato
     """
     path = store.output_dir / "stages" / ".submit.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = file_lock(path)
+    if not take(lock):
         say("another process is submitting stages; waiting for it")
         lock.acquire()
     try:

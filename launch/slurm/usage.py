@@ -141,11 +141,12 @@ def show_usage(sweep: Sweep, console: Console) -> None:
     hours = sum(one.gpu_seconds for one in usage.values()) / 3600
     table = Table(title=f"{sweep.name}: {hours:.2f} GPU hours", title_justify="left")
     table.add_column("stage")
-    table.add_column("state")
-    for heading in ("runs", "longest run", "of", "memory", "of", "GPU hours"):
+    table.add_column("state", no_wrap=True)
+    for heading in ("runs", "longest", "limit", "memory", "asked", "GPU h"):
         table.add_column(heading, justify="right")
-    for key, one in usage.items():
-        table.add_row(f"{key[:8]} {label(stages[key])}", one.state.lower(), *_cells(one))
+    for key in [key for key in stages if key in usage]:
+        row = _cells(usage[key])
+        table.add_row(f"{key[:8]} {label(stages[key])}", usage[key].state.lower(), *row)
     console.print(table)
     for line in suggestions(list(usage.values())):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -140,11 +140,9 @@ def test_points_are_particular_rows_of_a_sweep(cli: Cli, tmp_path: Path) -> None
     assert status == 0, err
     lines = re.sub(r": [0-9a-f]{8}.*", "", out).splitlines()
     named = [line.split()[-1] for line in lines if line.strip()]
-    assert [name for name in named if re.match(r"\d+-", name)] == [
-        f"{2 * number + seed - 4}-{run}-r8-s{seed}"
-        for number, run in enumerate(
-            ["lora-e3", "lora-e6", "heft-e3", "heft-e6", "reft+lora-e3", "reft-e20"]
-        )
+    assert [name for name in named if re.search(r"-r8-s\d$", name)] == [
+        f"{run}-r8-s{seed}"
+        for run in ("lora-3", "lora-6", "heft-3", "heft-6", "reft+lora-3", "reft-20")
         for seed in (4, 5)
     ]
 
@@ -402,7 +400,7 @@ def test_an_optuna_sweep_gets_the_accuracies(cli: Cli, small: list[str], tmp_pat
     assert status == 0, out + err
     best = yaml.safe_load((tmp_path / "outputs/sweeps/s/optimization_results.yaml").read_text())
     table = pd.read_csv(tmp_path / "outputs/sweeps/s/results.csv")
-    assert len(table) == 3
+    assert 1 <= len(table) <= 2, "a trial that is repeated is the same run"
     assert best["best_value"] == pytest.approx(table.accuracy.max())
 
 

@@ -4,13 +4,16 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.schema import config_dir
 from heft_pipeline.store.stage_folders import Store
+from hydra_plugins.heft_launchers import LocalLauncher, SlurmLauncher
 from launch.execute_plan import LauncherSettings, launcher_note, read_launcher
 from launch.local.settings import LocalSettings
 from launch.slurm.job_notes import JobNote
@@ -48,12 +51,50 @@ def test_a_bad_setting_is_one_message_with_a_valid_example(
     assert not (tmp_path / "outputs" / "stages").exists()
 
 
-def test_any_flag_of_sbatch_can_be_given(cli: Cli) -> None:
-    asked = ["-m", "method=lora", "hydra/launcher=slurm", "hydra.launcher.dry_run=true"]
-    for given in ("{reservation: mine}", "{reservation: mine, exclusive: true}"):
-        status, out, err = cli(*asked, f"hydra.launcher.sbatch={given}")
-        assert status == 0, err
-        assert "reservation=mine" in out
+FLAG = "hydra.launcher.sbatch"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [FLAG + "={reservation: mine}"],
+        ["+" + FLAG + "={reservation: mine}"],
+        ["++" + FLAG + "={reservation: mine, exclusive: true}"],
+        [FLAG + ".reservation=mine"],
+        ["+" + FLAG + ".reservation=mine"],
+        ["++" + FLAG + ".reservation=mine"],
+        [FLAG + "={exclusive: true}", FLAG + ".reservation=mine"],
+        [FLAG + "={reservation: other}", FLAG + "={reservation: mine}"],
+        [FLAG + "={reservation: mine}", "+experiment=rank_sweep"],
+        [FLAG + ".reservation=mine", "+experiment=rank_sweep", "rank=2,4"],
+        [FLAG + "={reservation: '${sweep}'}", "sweep=mine"],
+        [FLAG + "={reservation: '${oc.env:NAMED}'}"],
+    ],
+    ids=" ".join,
+)
+def test_any_flag_of_sbatch_can_be_given(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    monkeypatch.setenv("NAMED", "mine")
+    asked = ["-m", "hydra/launcher=slurm", "hydra.launcher.dry_run=true"]
+    status, out, err = cli(*asked, "hydra.launcher.dry_run_gpu=none", *given)
+    assert status == 0, err
+    assert "reservation=mine" in out
+    assert "other" not in out
+
+
+@pytest.mark.parametrize("wrapped", [dict, OmegaConf.create], ids=["plain", "omegaconf"])
+@pytest.mark.parametrize("many", [list, tuple])
+def test_launchers_take_the_containers_of_any_hydra(
+    wrapped: Callable[[Any], Any], many: Callable[[Any], Any]
+) -> None:
+    asked = wrapped({"sbatch": {"reservation": "mine"}, "setup": many(["module load cuda"])})
+    made = SlurmLauncher(**asked).settings
+    assert made == SlurmSettings(sbatch={"reservation": "mine"}, setup=["module load cuda"])
+    assert not any(OmegaConf.is_config(value) for value in vars(made).values())
+    assert read_launcher(json.loads(json.dumps(launcher_note(made)))) == made
+    here = LocalLauncher(**wrapped({"gpus": many([0, 1]), "workers": 2})).settings
+    assert here == LocalSettings(gpus=[0, 1], workers=2)
 
 
 @pytest.mark.parametrize("settings", [LocalSettings, SlurmSettings])

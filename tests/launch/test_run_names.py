@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
+import hydra_plugins
 from heft_pipeline.plan.graph import Plan, Run
 from heft_pipeline.plan.run_names import MOST_CHARACTERS, added, named
 from tests.conftest import CliResult
@@ -157,19 +162,51 @@ def test_a_name_that_is_no_folders_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_refused_run_leaves_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
-    status, _, err = cli(*small, "method=lora", "sweep=s", "data.path=/nowhere")
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_a_refused_run_leaves_nothing(
+    cli: Cli, small: list[str], tmp_path: Path, mode: list[str]
+) -> None:
+    status, _, err = cli(*mode, *small, "method=lora", "sweep=s", "data.path=/nowhere")
     assert status == 1
     assert "/nowhere" in err
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_leaves_no_sweep(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    asked = ["-m", *small, "method=lora", "hydra.launcher.dry_run=true"]
+    assert cli(*asked, "hydra.launcher.dry_run_gpu=none")[0] == 0
+    assert not (tmp_path / "outputs" / "sweeps").exists()
+
+
+class ChoosesByAccuracy(Sweeper):
+    """Stands for a sweeper that needs what runs return."""
+
+    __module__ = "hydra_plugins.other"  # Hydra takes plugins from nowhere else
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def setup(self, **given: Any) -> None:
+        self.launcher = Plugins.instance().instantiate_launcher(**given)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.launcher is not None
+        return self.launcher.launch([arguments], 0)
+
+
 def test_a_sweeper_that_needs_accuracies_is_not_left_without(
-    cli: Cli, small: list[str], tmp_path: Path
+    cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no Optuna sweeper here")
     asked = [*small, "method=lora", "hydra/launcher=slurm", "hydra.launcher.wait=false"]
-    other = "hydra.sweeper._target_=tests.launch.test_run_names.ChoosesByAccuracy"
+    module = types.ModuleType(ChoosesByAccuracy.__module__)
+    monkeypatch.setattr(module, "ChoosesByAccuracy", ChoosesByAccuracy, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(hydra_plugins, "other", module, raising=False)
+    Plugins.instance().register(ChoosesByAccuracy)
+    other = "hydra.sweeper._target_=hydra_plugins.other.ChoosesByAccuracy"
     status, _, err = cli("-m", *asked, "hydra/sweeper=basic", other)
     assert status == 1
-    assert "hydra.launcher.wait=true" in err or "ChoosesByAccuracy" in err
+    assert "ChoosesByAccuracy chooses its next runs by it; use hydra.launcher.wait=true" in err
+    assert len(err.splitlines()) == 1
     assert not (tmp_path / "outputs" / "stages").exists()
+    assert not list(tmp_path.rglob("plan.json"))

@@ -27,7 +27,7 @@ if behaviour.startswith("silent") and not behaviour.startswith("silent-after"):
     fail("Socket timed out on send/recv operation")
 if behaviour.startswith("hangs"):
     (folder / f"{name}.hanging").write_text("")
-    time.sleep(30)
+    time.sleep(3 if "briefly" in behaviour else 30)
 if behaviour.startswith("refuses"):
     fail("Batch job submission failed: Invalid account or account/partition combination")
 
@@ -50,7 +50,7 @@ if name == "sbatch":
     if behaviour.startswith("slow"):
         (folder / f"{name}.hanging").write_text("")
         fcntl.flock(lock, fcntl.LOCK_UN)
-        time.sleep(30)
+        time.sleep(3 if "briefly" in behaviour else 30)
     print(f"Submitted batch job {array}")
 elif name == "squeue":
     for one, job in jobs.items():

@@ -176,3 +176,16 @@ def test_what_slurm_has_not_cancelled_is_said(recorded: Recorded) -> None:
     recorded.answers("scancel", err="scancel: error: Kill job error", status=1)
     with pytest.raises(NoAnswer, match="SLURM has not cancelled 7"):
         cancel_jobs({"k": note()})
+
+
+def test_a_filter_of_the_users_hides_no_job(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    script = '[ -z "$SQUEUE_PARTITION" ] && echo "7|RUNNING|None|n1|N/A|0|x"; exit 0'
+    recorded.write("squeue", f"#!/bin/sh\n{script}\n")
+    assert job_states.job_states({"k": note()})["k"].alive
+
+
+def test_the_name_of_a_cluster_above_its_jobs(recorded: Recorded) -> None:
+    assert the_state(recorded, "CLUSTER: here\n", line("7", "RUNNING")).alive

@@ -307,3 +307,49 @@ def test_the_reports_job_is_part_of_it(
     said = submit_report(sweep, terms(wait=False), jobs.values())
     assert "the last stage that ends makes it" in said
     assert json.loads((sweep.folder / "plan.json").read_text())["report_job"] is None
+
+
+def test_variables_of_the_users_do_not_override_what_is_submitted(
+    simulated: Simulated,
+    sweep: Sweep,
+    stages: list[StageSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor do those of a job that submits: sbatch puts variables above the flags of a script."""
+    given = {
+        "SBATCH_JOB_NAME": "mine", "SBATCH_ARRAY_INX": "0-9", "SBATCH_TIMELIMIT": "1",
+        "SBATCH_WAIT": "1", "SLURM_JOB_ID": "5", "SLURM_NTASKS": "8", "SUBMITIT_EXECUTOR": "slurm",
+    }  # fmt: skip
+    for name, value in (given | {"SBATCH_ACCOUNT": "ours", "SLURM_CONF": "/etc/x"}).items():
+        monkeypatch.setenv(name, value)
+    simulated.write("sbatch", f"#!/bin/sh\nenv > {simulated.folder}/env; echo job 1\n")
+    submit.submit(stages[:2], sweep, terms())
+    seen = dict(one.split("=", 1) for one in (simulated.folder / "env").read_text().splitlines())
+    assert not set(given) & set(seen)
+    assert (seen["SBATCH_ACCOUNT"], seen["SLURM_CONF"]) == ("ours", "/etc/x")
+
+
+def test_ctrl_c_inside_the_call_of_sbatch(
+    simulated: Simulated, small: list[str], tmp_path: Path
+) -> None:
+    """The call is not cut off; what stands is cancelled, and one line says so."""
+    simulated.when("sbatch", "slow briefly once")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "heft_pipeline", "-m", *small, "method=lora,heft", "epochs=1",
+            "hydra/launcher=slurm", "hydra.launcher.time=30", f"output_dir={tmp_path}/out",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (simulated.folder / "sbatch.hanging").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped while submitting. The 2 jobs" in out
+    assert "Traceback" not in out + err
+    assert len(simulated.jobs) == 2
+    assert not simulated.alive
