@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.run_names import named
 from heft_pipeline.plan.stage_spec import require_version
 from heft_pipeline.store.json_files import require_json, write_json
+from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.stage_folders import Store
 
 PLAN = "plan.json"
@@ -60,7 +59,7 @@ class Sweep:
             UserError: The folder holds a sweep that another version wrote; it is left as it is.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".plan.lock"):
+        with file_lock(self.folder / ".plan.lock"):
             known = self.known()
             plan = named(plan, known)
             asked = plan.to_json()

@@ -31,8 +31,9 @@ class MetricsLog:
             **values: JSON-ready values.
         """
         line = json.dumps({"event": event, "step": step, "epoch": epoch} | values)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self._path  # what a message about a full disk names
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

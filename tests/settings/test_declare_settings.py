@@ -224,3 +224,16 @@ def test_names_and_regular_expressions_are_taken_as_they_are(
     (adapter,) = compose_run("method=lora", f"lora.target_modules={asked}").last.adapters
     modules = adapter.target_modules  # type: ignore[attr-defined]
     assert modules == (("q_proj", "v_proj") if asked[0] == "[" else asked.strip("'"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["output_dir", "model.id", "data.path", "report.forgetting", "lora.init_from", "red.init_from"],
+)
+def test_a_name_that_no_file_system_takes_is_refused_with_its_key(
+    key: str, compose_run: ComposeRun
+) -> None:
+    with pytest.raises(UserError, match=rf"^{key}=/tmp/n+\.\.\. has a name of 300 bytes in it"):
+        compose_run(f"{key}=/tmp/{'n' * 300}")
+    with pytest.raises(UserError, match=rf"^{key}=.* has a name of 256 bytes in it"):
+        compose_run(f"{key}='folder/{'é' * 128}'")
