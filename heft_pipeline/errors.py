@@ -104,7 +104,7 @@ def _path_at(trace: TracebackType | None) -> str | None:
     found = None
     while trace is not None:
         local = trace.tb_frame.f_locals
-        for name in ("path", "file", "partial", "folder"):
+        for name in ("path", "file", "partial", "folder", "output_dir"):  # the last is Hydra's
             if isinstance(local.get(name), Path):
                 found = str(local[name])
                 break
