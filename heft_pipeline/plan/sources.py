@@ -156,7 +156,7 @@ class Sources:
         return f"sha256:{total.hexdigest()}"
 
     def _digests(self, files: Iterable[Path]) -> list[str]:
-        known = json.loads(self._cache.read_text()) if self._cache.is_file() else {}
+        known = self._remembered()
         before = dict(known)
         digests = []
         for file in files:
@@ -171,9 +171,17 @@ class Sources:
         if known != before:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             partial = self._cache.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(known))
+            partial.write_text(json.dumps(known), encoding="utf-8")
             partial.replace(self._cache)
         return digests
+
+    def _remembered(self) -> dict[str, str]:
+        """The digests that were computed before; none if the file is missing or broken."""
+        try:
+            known = json.loads(self._cache.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
 
 def hub_commit(key: str, id: str, revision: str) -> str:

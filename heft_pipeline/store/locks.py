@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,8 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _POLL_SECONDS = 0.05
 #: Whoever looks whether a lock is held has it for a moment, which must not count as holding it.
 _A_LOOK_SECONDS = 0.2
-#: The folders whose markers have been spoken of in this process.
-_told: set[Path] = set()
+#: The file systems, by number, of which this process has said that they have no locks.
+_told: set[int] = set()
 
 
 class Lock(Protocol):
@@ -67,18 +68,17 @@ def file_lock(path: Path) -> Lock:
     """
     opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        mode = os.fstat(opened).st_mode & 0o777
+        found = os.fstat(opened)
         held = _flocked(opened)
     finally:
         os.close(opened)
     if held is not None:
-        return FileLock(path, mode=mode)
-    if path.parent not in _told:
-        _told.add(path.parent)
-        log.warning(
-            "files cannot be locked in %s, so files named *.held stand for locks there; a process "
-            "on another machine that is killed leaves its own behind",
-            path.parent,
+        return FileLock(path, mode=found.st_mode & 0o777)
+    if found.st_dev not in _told:
+        _told.add(found.st_dev)
+        _tell(
+            f"files cannot be locked where {path.parent} is, so files named *.held stand for locks "
+            "there; a process on another machine that is killed leaves its own behind"
         )
     return MarkerLock(path.with_name(f"{path.name}.held"))
 
@@ -217,10 +217,8 @@ class MarkerLock:
                 raise Timeout(str(self._path))
             if timeout < 0 and not self._warned:
                 self._warned = True
-                log.warning(
-                    "%s is held by %s; if that has ended, remove the file",
-                    self._path,
-                    named(holder),
+                _tell(
+                    f"{self._path} is held by {named(holder)}; if that has ended, remove the file"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -257,6 +255,13 @@ class MarkerLock:
                 aside.unlink()
             else:
                 aside.rename(self._path)
+
+
+def _tell(text: str) -> None:
+    """Say something to the person at the keyboard, and in the log if there is one."""
+    if log.hasHandlers():
+        log.warning("%s", text)
+    print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
 def named(note: Mapping[str, Any] | None) -> str:

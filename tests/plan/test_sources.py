@@ -228,3 +228,15 @@ def test_a_changed_start_is_noticed_when_a_job_begins(
     (tmp_path / "start" / "red.safetensors").write_text("2")
     with pytest.raises(RuntimeError, match=r"red\.init_from=.* has changed"):
         refuse_changed_inputs(stage, store)
+
+
+@pytest.mark.parametrize("broken", ["", '{"/a|1|2": "00', "[]", "\0\0"])
+def test_broken_remembered_digests_are_computed_again(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft_pipeline.plan.sources._REMEMBER_BYTES", 1)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    cache = tmp_path / "digests.json"
+    cache.write_text(broken)
+    (digest,) = Sources(cache)._digests([tmp_path / "rows.jsonl"])
+    assert list(json.loads(cache.read_text()).values()) == [digest]

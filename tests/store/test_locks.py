@@ -16,6 +16,8 @@ from filelock import Timeout
 
 from heft_pipeline.store import locks
 from heft_pipeline.store.locks import MarkerLock, file_lock, has_ended, is_locked, take
+from heft_pipeline.store.stage_folders import Store
+from tests.conftest import CliResult
 
 _HOLDS = """
 import sys
@@ -113,7 +115,7 @@ def test_where_files_cannot_be_locked_a_marker_stands_for_the_lock(
     assert not (tmp_path / ".lock.held").exists()
     said = [record.message for record in caplog.records]
     assert len(said) == 1, "it is said once"
-    assert f"files cannot be locked in {tmp_path}" in said[0]
+    assert f"files cannot be locked where {tmp_path} is" in said[0]
 
 
 def test_other_errors_of_flock_are_raised(tmp_path: Path, no_flock: Callable[[int], None]) -> None:
@@ -187,3 +189,19 @@ def test_a_process_that_runs_has_not_ended() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     assert has_ended({"pid": done.pid, "host": note["host"]})
+
+
+def test_a_sweep_is_trained_and_read_where_files_cannot_be_locked(
+    no_flock: Callable[[int], None],
+    cli: Callable[..., CliResult],
+    small: list[str],
+    tmp_path: Path,
+) -> None:
+    no_flock(errno.ENOLCK)
+    status, _, said = cli(*small, "method=heft", "epochs=1", "sweep=s")
+    assert status == 0, said
+    assert len(list(tmp_path.glob("outputs/stages/*/result.json"))) == 3
+    assert not list(tmp_path.rglob("*.held"))
+    assert said.count("files cannot be locked where ") == 1
+    store = Store(tmp_path / "outputs")
+    assert {store.state(path.name) for path in tmp_path.glob("outputs/stages/*")} == {"complete"}
