@@ -37,8 +37,9 @@ def commit() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10
-            )
+                ["git", "-C", str(package), *arguments],
+                capture_output=True, encoding="utf-8", errors="replace", timeout=10,
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

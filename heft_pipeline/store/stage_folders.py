@@ -53,7 +53,7 @@ class Store:
         probe = self.output_dir / "stages" / f".probe-{os.getpid()}"
         try:
             probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
+            probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
             raise UserError(

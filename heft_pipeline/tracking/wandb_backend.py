@@ -252,5 +252,8 @@ def quiet() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
