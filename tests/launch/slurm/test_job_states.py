@@ -11,12 +11,12 @@ from launch.slurm.job_notes import JobNote
 from launch.slurm.job_states import cancel_jobs, expanded
 from tests.launch.slurm.conftest import Recorded
 
-NOW, PAST, FUTURE = time.time(), "2020-01-01T00:00:00", "2100-01-01T00:00:00"
+PAST, FUTURE = "2020-01-01T00:00:00", "2100-01-01T00:00:00"
 SILENT = "slurm_load_jobs error: Socket timed out on send/recv operation"
 
 
 def note(job_id: str | None = "7", **given: object) -> JobNote:
-    return JobNote("s", NOW, job_id=job_id, submission="abc", **given)  # type: ignore[arg-type]
+    return JobNote("s", time.time(), job_id=job_id, submission="abc", **given)  # type: ignore[arg-type]
 
 
 def line(job_id: str, state: str, end: str = FUTURE, reason: str = "None", name: str = "x") -> str:
@@ -157,7 +157,7 @@ def test_a_job_that_nobody_knows_was_not_submitted_once_it_could_have_been(
 ) -> None:
     recent = the_state(recorded, of=note(None))
     assert (recent.life, recent.reason) == (Life.UNKNOWN, job_states.MAY_APPEAR)
-    long_ago = JobNote("s", NOW - job_states.SETTLE_SECONDS - 1, submission="abc")
+    long_ago = JobNote("s", time.time() - job_states.SETTLE_SECONDS - 1, submission="abc")
     assert the_state(recorded, of=long_ago).life is Life.NOT_SUBMITTED
 
 
