@@ -46,8 +46,10 @@ def started_python(delay: float) -> float:
 
 
 # From the imports, over composing, checking inputs, loading and training, to the report.
-@pytest.mark.parametrize("delay", [0.05, 0.2, 0.4, 0.8, 1.2, 1.8, 2.5, 3.5, 5, 7, 9])
-@pytest.mark.parametrize("presses", [1, 3])
+@pytest.mark.parametrize(
+    ("delay", "presses"),
+    [(0.05, 1), (0.4, 1), (1.2, 1), (2.5, 1), (5, 1), (8, 1), (0.2, 3), (1.8, 3), (3.5, 3)],
+)
 def test_a_sweep_ends_in_one_line_at_any_moment(
     small: list[str], tmp_path: Path, delay: float, presses: int
 ) -> None:
@@ -59,7 +61,7 @@ def test_a_sweep_ends_in_one_line_at_any_moment(
     assert not [path for path in tmp_path.glob("stages/*") if store.owner(path.name)]
 
 
-@pytest.mark.parametrize("delay", [0.4, 1.5, 4, 6])
+@pytest.mark.parametrize("delay", [1.5, 5])
 def test_workers_end_in_one_line_too(small: list[str], tmp_path: Path, delay: float) -> None:
     asked = ["-m", *small, "method=lora,reft", "epochs=200", "sweep=s", f"output_dir={tmp_path}"]
     command = ["-m", "heft_pipeline", *asked, "hydra.launcher.workers=2"]
@@ -67,7 +69,7 @@ def test_workers_end_in_one_line_too(small: list[str], tmp_path: Path, delay: fl
     assert not list(tmp_path.glob("stages/*/failure.json"))
 
 
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("delay", [0.1, 0.5])
 @pytest.mark.parametrize(
     "command",
     [
