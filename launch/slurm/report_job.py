@@ -1,6 +1,7 @@
 """The last job of a sweep that nobody waits for: it makes the report, whoever submits it."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -39,7 +40,8 @@ def read_report_note(sweep: Sweep, written: dict[str, Any]) -> JobNote | None:
 def submit_report(sweep: Sweep, terms: Terms, job_ids: Iterable[str]) -> str:
     """Submit the job that makes the report once all others have ended.
 
-    One that an earlier call has submitted is cancelled: it does not wait for the new jobs.
+    One that an earlier call has submitted is cancelled, because it does not wait for the new jobs,
+    unless it is this process.
 
     Args:
         sweep: The sweep.
@@ -51,6 +53,8 @@ def submit_report(sweep: Sweep, terms: Terms, job_ids: Iterable[str]) -> str:
     """
     before = read_report_note(sweep, sweep.plan())
     note = JobNote(f"{sweep.name}-report", time.time(), submission=new_token())
+    if before and before.job_id == os.environ.get("SLURM_JOB_ID"):
+        before = None
     try:
         cancel_jobs({"": before} if before else {}, terms.patience)
         after = ":".join(sorted({job.split("_")[0] for job in job_ids}))

@@ -128,6 +128,27 @@ def test_preemption_that_requeues_and_preemption_that_cancels(
     assert_equal(store, undisturbed, stages)
 
 
+def test_preemption_that_cancels_while_nobody_waits(
+    cluster: Cluster,
+    undisturbed: Store,
+    asked: list[str],
+    store: Store,
+    stages: tuple[StageSpec, ...],
+) -> None:
+    """The job that makes the report submits the stages again, and another job for the report."""
+    done = sweep(*asked, "hydra.launcher.partition=cancelled", "hydra.launcher.wait=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = training(store, stages[0])
+    urgent_job(cluster)
+    results = store.output_dir / "sweeps" / "s" / "results.csv"
+    wait_for(lambda: results.is_file() and "complete" in results.read_text(), "the report")
+    assert set(pd.read_csv(results).status) == {"complete"}
+    last = read_note(store, stages[0].fingerprint)
+    assert last is not None
+    assert last.job_id != first.job_id
+    assert_equal(store, undisturbed, stages)
+
+
 def test_a_node_that_goes_down(
     cluster: Cluster,
     undisturbed: Store,

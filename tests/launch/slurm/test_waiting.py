@@ -207,7 +207,7 @@ def test_a_result_that_the_file_system_shows_late_is_waited_for(
 
 
 def test_the_reports_job_submits_what_got_lost(
-    sweep: Sweep, run: Run, simulated: Simulated
+    sweep: Sweep, run: Run, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = dataclasses.replace(QUICK, wait=False)
     sweep.record(Plan(()), launcher=launcher_note(settings))
@@ -215,9 +215,10 @@ def test_the_reports_job_submits_what_got_lost(
     assert execute_on_slurm(Plan((run,)), sweep, settings, console) is None
     assert sorted(simulated.jobs) == ["1", "2", "3"]
     simulated.end("1", "PREEMPTED")
-    simulated.end("3", "COMPLETED")
+    simulated.end("3", "RUNNING")
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
     assert submit_what_got_lost(sweep, console)
-    assert len(simulated.alive) == 3, "both stages and another report"
+    assert sorted(simulated.alive) == ["3", "4", "5", "6"], "it does not cancel itself"
     for stage in run.stages:
         finish(sweep, stage, simulated)
     assert not submit_what_got_lost(sweep, console)
