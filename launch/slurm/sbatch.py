@@ -26,7 +26,7 @@ from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.ask import CALL_SECONDS, NoAnswer, plain_environment, said_by_slurm
 from launch.slurm.job_notes import JobNote
 from launch.slurm.jobs import ReportJob, StageJob
-from launch.slurm.settings import SlurmSettings
+from launch.slurm.settings import SlurmSettings, limit_seconds
 
 #: The flags that also the small job for the report gets.
 _WHERE = ("partition", "account", "qos", "constraint", "exclude", "nodelist")
@@ -34,6 +34,7 @@ _WHERE = ("partition", "account", "qos", "constraint", "exclude", "nodelist")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 #: The variables of sbatch that are not named after their flag (its manual, INPUT ENVIRONMENT).
 _VARIABLES = {"ARRAY": "ARRAY_INX", "TIME": "TIMELIMIT", "MEM": "MEM_PER_NODE"}
+_REPORT_MINUTES = 30
 #: What sbatch says where the controller has not answered, so that the job may stand all the same.
 _NO_ANSWER = re.compile(
     "timed out|unable to contact|connection refused|connection failure|connection reset"
@@ -89,7 +90,10 @@ def report_flags(settings: SlurmSettings, job_ids: Iterable[str]) -> dict[str, A
         Flags without their dashes.
     """
     flags = _given(settings, _WHERE)
-    flags |= {"time": "30", "nodes": 1, "ntasks": 1, "cpus-per-task": 1}
+    # The stages' limit is within the partition's, which may be a short one.
+    short = limit_seconds(settings.time) < _REPORT_MINUTES * 60
+    limit = settings.time if short else str(_REPORT_MINUTES)
+    flags |= {"time": limit, "nodes": 1, "ntasks": 1, "cpus-per-task": 1}
     arrays = sorted({job.split("_")[0] for job in job_ids})
     if arrays:
         flags["dependency"] = f"afterany:{':'.join(arrays)}"

@@ -139,6 +139,8 @@ def test_flags_of_sbatch() -> None:
         "partition": "a,b", "time": "30", "nodes": 1, "ntasks": 1, "cpus-per-task": 1,
         "dependency": "afterany:5:6",
     }  # fmt: skip
+    in_a_short_partition = dataclasses.replace(asked, time="5", signal_seconds=60)
+    assert report_flags(in_a_short_partition, [])["time"] == "5"
 
 
 def test_time_limits_in_slurms_notation() -> None:
