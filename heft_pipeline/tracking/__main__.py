@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _track(arguments: Sequence[str]) -> int:
     asked = _parser().parse_args(arguments)
+    # A program that has used W&B and starts this one hands its own service on, in which a run that
+    # it has sent counts as in use.
+    os.environ.pop("WANDB_SERVICE", None)
     sweep = Sweep(asked.sweep)
     runs = planned_runs(sweep)
     if asked.run and asked.run not in [run.name for run in runs]:
