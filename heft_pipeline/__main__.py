@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from heft_pipeline.command_line.interrupts import STATUS, leave
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import ELSEWHERE, UserError
 
@@ -78,4 +79,12 @@ def _compose_and_run(_arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code == STATUS:
+            # Everything has been said and written. Python's own clean-up would meet threads of
+            # compiled libraries that were cut off, and these can crash it.
+            sys.stderr.flush()
+            leave(STATUS, "")
+        raise
