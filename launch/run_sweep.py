@@ -16,7 +16,7 @@ from rich.console import Console
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
-from heft_pipeline.plan.run_names import added, same_run
+from heft_pipeline.plan.run_names import added, identity_of
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.report import report_note
 from heft_pipeline.settings.schema import STARTING, HeftConfig, run_name
@@ -75,7 +75,8 @@ def launch_sweep(
         show_plan(sweep.named(asked), sweep.store, launcher, console)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
     plan = _record(sweep, asked, [job.settings for job in jobs], launcher, console)
-    runs = [next(run for run in plan.runs if same_run(run, one)) for one in asked.runs]
+    known = {identity_of(run): run for run in plan.runs}
+    runs = [known[identity_of(run)] for run in asked.runs]
     # Written before anything runs, so that they are there whatever ends this process.
     returns = _write_run_configs(jobs, runs, hydra_context, config)
     failures = _execute_and_report(plan, sweep, launcher, console)

@@ -7,7 +7,7 @@ would have the same one are told apart by the settings in which they differ.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from heft_pipeline.plan.graph import Plan, Run
@@ -51,8 +51,8 @@ def named(asked: Plan, known: Mapping[str, Any]) -> Plan:
     names = {_identity(entry): str(entry["name"]) for entry in entries}
     new: dict[str, Run] = {}
     for run in asked.runs:
-        short = dataclasses.replace(run, name=_bounded(_plain(run.name)))
-        new.setdefault(_identity(run.to_json()), short)
+        short = dataclasses.replace(run, name=shortened(_plain(run.name)))
+        new.setdefault(identity_of(run), short)
     taken = set(names.values())
     stages = known.get("stages", {})
     clashing: dict[str, list[str]] = {}
@@ -64,23 +64,22 @@ def named(asked: Plan, known: Mapping[str, Any]) -> Plan:
             names[identities[0]] = name
             taken.add(name)
             continue
-        others = [_chain(entry, stages) for entry in entries if _is_about(entry, name)]
         together = {one: _flat(new[one].last) for one in identities}
-        for identity in identities:
-            mine = together[identity]
-            rest = [*others, *(flat for one, flat in together.items() if one != identity)]
-            full = _bounded(_plain("-".join([name, *_differences(mine, rest)])))
+        others = [_chain(entry, stages) for entry in entries if _is_about(entry, name)]
+        differing = _differing([*together.values(), *others])
+        for identity, mine in together.items():
+            full = shortened(_plain("-".join([name, *_differences(mine, differing)])))
             if full in taken:
-                full = _with_hash(full, identity)
+                full = _told_apart(full, MOST_CHARACTERS, identity)
             names[identity] = full
             taken.add(full)
     runs = tuple(dataclasses.replace(run, name=names[key]) for key, run in new.items())
     return dataclasses.replace(asked, runs=runs)
 
 
-def same_run(one: Run, other: Run) -> bool:
-    """Whether two runs are the same one, whatever they are called and however they were asked."""
-    return _identity(one.to_json()) == _identity(other.to_json())
+def identity_of(run: Run) -> str:
+    """What a run has in common with those that are the same one, whatever they are called."""
+    return _identity(run.to_json())
 
 
 def _identity(entry: Mapping[str, Any]) -> str:
@@ -115,12 +114,19 @@ def _flat(last: StageSpec) -> dict[str, Any]:
     return found
 
 
-def _differences(mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings in which a run differs from others, e.g. ``lr1e-3``."""
-    differing = [key for key in mine if any(one.get(key) != mine[key] for one in others)]
-    telling = [key for key in differing if key.split(".")[-1] not in _SAID_ELSEWHERE]
-    telling += [key for key in differing if key in ("model.name", "data.name")]
-    chosen = telling or differing
+def _differing(together: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The settings that are not the same in all of some runs."""
+    first, *others = together
+    keys = dict.fromkeys(key for one in together for key in one)
+    return {key for key in keys if any(one.get(key) != first.get(key) for one in others)}
+
+
+def _differences(mine: Mapping[str, Any], differing: Collection[str]) -> list[str]:
+    """A run's values of the settings in which some runs differ, e.g. ``lr1e-3``."""
+    own = [key for key in mine if key in differing]
+    telling = [key for key in own if key.split(".")[-1] not in _SAID_ELSEWHERE]
+    telling += [key for key in own if key in ("model.name", "data.name")]
+    chosen = telling or own
     kinds = {key.split(".")[1] for key in chosen if key[0].isdigit()}
     words = list(dict.fromkeys(_said(key, mine[key], len(kinds) > 1) for key in chosen))
     if len(words) > _MOST_DIFFERENCES:
@@ -156,13 +162,21 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+=-]", "_", name)
 
 
-def _bounded(name: str) -> str:
-    return name if len(name) <= MOST_CHARACTERS else _with_hash(name, name)
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A name that is short enough: the text, or its beginning and what tells it from others.
+
+    Args:
+        text: The text.
+        most: The most characters.
+
+    Returns:
+        The text if it is short enough; else its beginning and 8 hex digits of its SHA-256.
+    """
+    return text if len(text) <= most else _told_apart(text, most, text)
 
 
-def _with_hash(name: str, what: str) -> str:
-    ending = "-" + hashlib.sha256(what.encode()).hexdigest()[:6]
-    return name[: MOST_CHARACTERS - len(ending)] + ending
+def _told_apart(name: str, most: int, by: str) -> str:
+    return f"{name[: most - 9]}-{hashlib.sha256(by.encode()).hexdigest()[:8]}"
 
 
 def added(known: Mapping[str, Any], asked: Iterable[Run]) -> str:

@@ -1,7 +1,6 @@
 """Weights & Biases: one W&B run for each run of the sweep."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.plan.run_names import shortened
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
 from heft_pipeline.tracking.payload import TrackedRun
@@ -169,21 +169,6 @@ class WandbWriter:
             )
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
-
-
-def shortened(text: str, most: int) -> str:
-    """A name that W&B takes: the text itself, or its beginning and what tells it from others.
-
-    Args:
-        text: The text.
-        most: The most characters; W&B refuses a run with more when it is sent.
-
-    Returns:
-        The text if it is short enough; else its beginning and 8 hex digits of its SHA-256.
-    """
-    if len(text) <= most:
-        return text
-    return f"{text[: most - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def remove_copies(folder: Path) -> None:

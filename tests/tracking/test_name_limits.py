@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from heft_pipeline.plan.run_names import shortened
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.payload import planned_runs
@@ -15,7 +16,6 @@ from heft_pipeline.tracking.wandb_backend import (
     LABEL_LIMIT,
     NAME_LIMIT,
     WandbBackend,
-    shortened,
 )
 from tests.tracking import wandb_files
 
