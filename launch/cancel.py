@@ -1,9 +1,10 @@
 """Stopping a sweep, but not what others wait for."""
 
+import functools
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 from heft_pipeline.errors import UserError
 from heft_pipeline.store.json_files import read_json
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
+from launch.progress import say_line
 from launch.slurm.ask import NoAnswer, Patience
-from launch.slurm.job_notes import JobNote, read_note
+from launch.slurm.job_notes import JobNote, read_notes, read_report_note
 from launch.slurm.job_states import cancel_jobs, job_states
 
 _PATIENCE_SECONDS = 60.0
@@ -33,16 +35,19 @@ def cancel_sweep(sweep: Sweep, everything: bool, console: Console) -> None:
     """
     from launch.slurm.submit import submit_lock  # imports submitit
 
-    written, store = sweep.plan(any_version=True), sweep.store
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = functools.partial(say_line, console)
     patience = Patience(_PATIENCE_SECONDS, say)
+    written, store = sweep.plan(any_version=True), sweep.store
     with submit_lock(store, say):
-        notes = {key: note for key in written["stages"] if (note := read_note(store, key))}
-        waiting = {} if everything else _others(sweep, set(notes))
-        cancelled = _cancel(sweep, notes, waiting, written, patience)
+        notes = read_notes(store, written["stages"])
+        others = {} if everything else _others(sweep, set(notes))
+        try:
+            cancelled, kept = _cancel(sweep, notes, others, written, patience)
+        except NoAnswer as error:
+            raise UserError(
+                f"SLURM does not answer ({error}); whether all jobs of {sweep.name} are cancelled "
+                "is not known: run the same command again"
+            ) from error
         (sweep.folder / _CANCELLED).touch()
     processes = list(_processes(written))
     for pid in processes:
@@ -51,10 +56,10 @@ def cancel_sweep(sweep: Sweep, everything: bool, console: Console) -> None:
         f"{cancelled} jobs cancelled, {len(processes)} processes on this machine told to stop; "
         "running stages write a checkpoint, finished ones are kept"
     )
-    if waiting:
-        others = ", ".join(sorted(set(waiting.values()))[:5])
+    if kept:
+        names = ", ".join(sorted({others[key] for key in kept})[:5])
         say(
-            f"{len(waiting)} jobs are kept, because other sweeps ask for their stages ({others}); "
+            f"{len(kept)} jobs are kept, because other sweeps ask for their stages ({names}); "
             "--all cancels them too"
         )
 
@@ -71,29 +76,22 @@ def no_longer_cancelled(sweep: Sweep) -> None:
 
 def _cancel(
     sweep: Sweep,
-    notes: dict[str, JobNote],
-    waiting: dict[str, str],
-    written: dict[str, Any],
+    notes: Mapping[str, JobNote],
+    others: Mapping[str, str],
+    written: Mapping[str, Any],
     patience: Patience,
-) -> int:
-    from launch.slurm.report_job import read_report_note  # imports submitit
+) -> tuple[int, list[str]]:
+    """Cancel a sweep's jobs but those of stages that others ask for.
 
-    report = read_report_note(sweep, written)
-    mine = {key: note for key, note in notes.items() if key not in waiting}
-    try:
-        # The report's job first: it would run as soon as the others have ended.
-        first = cancel_jobs({"report": report} if report else {}, patience)
-        jobs = cancel_jobs(mine, patience)
-        states = job_states({key: notes[key] for key in waiting}, patience)
-    except NoAnswer as error:
-        raise UserError(
-            f"SLURM does not answer ({error}); whether all jobs of {sweep.name} are cancelled is "
-            "not known: run the same command again"
-        ) from error
-    for key, job in states.items():
-        if job.over:
-            del waiting[key]
-    return len(first) + len(jobs)
+    Returns:
+        (how many were cancelled, the stages whose jobs go on).
+    """
+    report = read_report_note(sweep.name, written)
+    # The report's job first: it would run as soon as the others have ended.
+    first = cancel_jobs({"report": report} if report else {}, patience)
+    jobs = cancel_jobs({k: note for k, note in notes.items() if k not in others}, patience)
+    states = job_states({key: notes[key] for key in others}, patience)
+    return len(first) + len(jobs), [key for key, job in states.items() if not job.over]
 
 
 def _others(sweep: Sweep, keys: set[str]) -> dict[str, str]:

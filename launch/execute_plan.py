@@ -1,6 +1,7 @@
 """Executing a plan with one of the launchers."""
 
 import dataclasses
+import functools
 import os
 import socket
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from launch.check_inputs import check_inputs
 from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
 from launch.measure_forgetting import NOTE, check_texts, measure_lacking, say_lacking
-from launch.progress import announce
+from launch.progress import announce, say_line
 from launch.slurm.ask import Patience
 from launch.slurm.settings import SlurmSettings
 
@@ -52,8 +53,9 @@ def execute_plan(
     from launch.slurm.limits import require_plain_path, require_slurm
 
     require_plain_path(sweep.folder)
+    say = functools.partial(say_line, console)
     unfinished = sum(not sweep.store.is_complete(key) for key in plan.stages)
-    require_slurm(launcher, unfinished, Patience(_PATIENCE_SECONDS, console.print))
+    require_slurm(launcher, unfinished, Patience(_PATIENCE_SECONDS, say))
     _begin(plan, sweep, console)
     ended = execute_on_slurm(plan, sweep, launcher, console)
     say_lacking(sweep, plan, console)

@@ -88,6 +88,16 @@ class StageProgress:
         self._console.print(f"{mark} {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def say_line(console: Console, text: str) -> None:
+    """Print a line of plain text as it is, however long.
+
+    Args:
+        console: Where to print.
+        text: The text.
+    """
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def announce(console: Console, plan: Plan, store: Store) -> None:
     """Print what a plan needs and how much of that is finished already.
 

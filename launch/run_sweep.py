@@ -29,6 +29,7 @@ from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
 from launch.finish import report
 from launch.local.settings import LocalSettings
 from launch.measure_forgetting import forgetting_note
+from launch.progress import say_line
 from launch.slurm.settings import SlurmSettings
 from launch.tracker import tracked, tracking_note
 
@@ -190,7 +191,7 @@ def _record(
         forgetting=forgetting_note(one.report for one in settings),
     )
     if said := added(before, plan.runs):
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        say_line(console, said)
     record_clusters(sweep, [stage.data for stage in plan.stages.values()])
     return plan
 

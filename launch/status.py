@@ -15,7 +15,7 @@ from heft_pipeline.training.metrics import read_metrics
 from launch.attempt import said_accuracy
 from launch.slurm.ask import Patience
 from launch.slurm.job_life import Job, Life
-from launch.slurm.job_notes import read_note
+from launch.slurm.job_notes import read_notes
 from launch.slurm.job_states import job_states
 
 _MOST_ROWS = 60
@@ -70,7 +70,7 @@ def sweep_status(sweep: Sweep) -> list[StageStatus]:
         The status of each stage, in the plan's order.
     """
     plan, store = sweep.plan(), sweep.store
-    notes = {key: note for key in plan["stages"] if (note := read_note(store, key))}
+    notes = read_notes(store, plan["stages"])
     unfinished = {key: note for key, note in notes.items() if not store.is_complete(key)}
     jobs = job_states(unfinished, Patience(_PATIENCE_SECONDS))
     found = []

@@ -24,7 +24,8 @@ class Patience:
     """How long to go on asking.
 
     Args:
-        seconds: How long, from the first time that a command does not answer; 0: ask once.
+        seconds: How long, from the first time that a command does not answer; 0: ask each
+            command once.
         say: Called with a sentence the first time that SLURM does not answer.
         should_stop: Ends the waiting early when it becomes true.
     """
@@ -52,7 +53,7 @@ class Patience:
         pause, until = 1.0, None
         while True:
             try:
-                return ask_once(command)
+                return _ask_once(command)
             except FileNotFoundError:
                 raise NoAnswer(f"this machine has no {command[0]}") from None
             except NoAnswer as error:
@@ -78,19 +79,7 @@ class Patience:
         return True
 
 
-def ask_once(command: Sequence[str]) -> str:
-    """Run a command once.
-
-    Args:
-        command: A command of SLURM's.
-
-    Returns:
-        What it printed.
-
-    Raises:
-        FileNotFoundError: This machine does not have it.
-        NoAnswer: It failed or took too long.
-    """
+def _ask_once(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(
             command,

@@ -7,6 +7,7 @@ in between, the job can be found again: its name ends with the submission's toke
 import dataclasses
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from heft_pipeline.store.json_files import read_json, write_json
 from heft_pipeline.store.stage_folders import Store
 
 JOB = "job.json"
+#: The key of ``plan.json`` that has the note of the report's job.
+REPORT_JOB = "report_job"
 _LONGEST_NAME = 60
 
 
@@ -107,6 +110,35 @@ def read_note(store: Store, fingerprint: str) -> JobNote | None:
         The note; None where there is none, or only a broken one.
     """
     return note_from_json(read_json(store.folder(fingerprint) / JOB))
+
+
+def read_notes(store: Store, fingerprints: Iterable[str]) -> dict[str, JobNote]:
+    """What stages were last submitted as.
+
+    Args:
+        store: Where stages are.
+        fingerprints: The stages'.
+
+    Returns:
+        The notes by fingerprint; stages without one are absent.
+    """
+    return {key: note for key in fingerprints if (note := read_note(store, key))}
+
+
+def read_report_note(sweep: str, written: Mapping[str, Any]) -> JobNote | None:
+    """What is noted about the job that makes a sweep's report.
+
+    Args:
+        sweep: The sweep's name.
+        written: Its ``plan.json``.
+
+    Returns:
+        The note; None where there is no such job.
+    """
+    noted = written.get(REPORT_JOB)
+    if isinstance(noted, str):  # as earlier versions wrote it
+        return JobNote(sweep, 0.0, job_id=noted)
+    return note_from_json(noted)
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from launch.slurm.ask import CALL_SECONDS, NoAnswer, Patience, ask_once, plain_environment
+from launch.slurm.ask import CALL_SECONDS, NoAnswer, Patience, plain_environment
 from launch.slurm.job_life import LIVES, Job, Life
 from launch.slurm.job_notes import JobNote
 
@@ -173,7 +173,7 @@ def _ended(note: JobNote, listed: Job | None, accounted: Job | None) -> Job:
 
 def _from_squeue(line: str) -> tuple[Job, str]:
     """A job and its name from a line of squeue's."""
-    job_id, state, reason, node, end, mem, name = line.split("|", 6)
+    job_id, state, reason, node, end, mem, name = line.split("|", _BARS)
     life = LIVES.get(state, Life.UNKNOWN)
     if state == "COMPLETING" and not _is_past(end):
         # It has been requeued: what is ending is its last run, and this is the end of the next.
@@ -208,8 +208,8 @@ def _from_sacct(notes: Iterable[JobNote]) -> _Listing:
     pairs: list[tuple[Job, str]] = []
     for question in questions:
         try:
-            text = ask_once([*_SACCT, *question])
-        except (NoAnswer, FileNotFoundError):  # there are no accounts, or they are away
+            text = Patience().ask([*_SACCT, *question])
+        except NoAnswer:  # there are no accounts, or they are away
             break
         for line in text.splitlines():
             pairs += _accounted(line) if line.count("|") >= _BARS else []
@@ -218,7 +218,7 @@ def _from_sacct(notes: Iterable[JobNote]) -> _Listing:
 
 def _accounted(line: str) -> list[tuple[Job, str]]:
     """The jobs of a line of sacct's: several for elements that were cancelled in the queue."""
-    job_id, words, reason, exit_code, node, mem, name = line.split("|", 6)
+    job_id, words, reason, exit_code, node, mem, name = line.split("|", _BARS)
     state, _, by = words.partition(" ")  # e.g. CANCELLED by 1000
     life = LIVES.get(state, Life.UNKNOWN)
     reason = _given(reason) or by

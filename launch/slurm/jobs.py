@@ -1,5 +1,6 @@
-"""What runs inside SLURM's jobs; submitit pickles these classes by name."""
+"""What runs inside the jobs of stages; submitit pickles it by name."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +19,19 @@ from rich.console import Console
 from submitit.core.utils import UncompletedJobError
 
 from heft_pipeline.data.other_text import OtherText
-from heft_pipeline.plan.stage_spec import StageSpec, from_json
+from heft_pipeline.plan.graph import read_plan
+from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest, attempt
 from launch.check_inputs import refuse_changed_inputs
 from launch.finish import finish_sweep
+from launch.slurm.ask import NoAnswer, Patience
+from launch.slurm.job_notes import REPORT_JOB, JobNote
 from launch.slurm.limits import other_nodes
 from launch.slurm.node_faults import node_fault
+from launch.slurm.sbatch import Submission, prepared, stage_flags
+from launch.slurm.settings import SlurmSettings
 from launch.tracker import Tracker, tracked
 
 #: How long to try to be requeued by a controller that does not answer.
@@ -149,36 +156,76 @@ class StageJob:
     def _report_if_last(self, rank: int) -> None:
         """Make the report, where SLURM took no job for it and this was the last stage."""
         if self.sweep is not None and rank == 0:
-            from launch.slurm.report_job import report_if_last  # imports what imports this
-
             try:
                 report_if_last(Sweep(Path(self.sweep)), Console())
             except Exception:  # the stage has its result all the same
                 traceback.print_exc()
 
 
-@dataclass
-class ReportJob:
-    """The last job of a sweep that nobody waits for: it tracks the runs and writes the report.
+def stage_submission(
+    stages: Sequence[StageSpec],
+    notes: Sequence[JobNote],
+    sweep: Sweep,
+    settings: SlurmSettings,
+    upcoming: Mapping[str, Sequence[StageSpec]],
+    texts: Mapping[str, OtherText],
+) -> Submission:
+    """Prepare a call of sbatch for stages: a job, or an array of jobs.
 
-    Attributes:
-        folder: The sweep's folder, absolute.
+    Args:
+        stages: The stages.
+        notes: Their notes, of which the first one's flags hold for all.
+        sweep: The sweep that asks.
+        settings: The launcher's settings.
+        upcoming: The stages that will be trained on each of them, by fingerprint.
+        texts: The text that each of them is measured on, by fingerprint.
+
+    Returns:
+        The call; the files that its jobs read are written.
     """
+    output_dir = str(sweep.store.output_dir.resolve())
+    to_track = None if settings.wait else str(sweep.folder.resolve())
+    jobs = []
+    for stage in stages:
+        later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
+        text = texts.get(stage.fingerprint)
+        note = dataclasses.asdict(text) if text else None
+        jobs.append(StageJob(to_json(stage), output_dir, to_track, later, note))
+    flags = stage_flags(settings, notes[0])
+    srun = ["--kill-on-bad-exit=1"]  # tasks that train together wait for each other
+    return prepared(jobs, notes[0], sweep, settings, flags, srun_args=srun)
 
-    folder: str
 
-    def __call__(self) -> None:
-        """Track the runs and write the report, unless stages are lost and can be run again."""
-        from launch.slurm.execute_on_slurm import submit_what_got_lost  # imports what imports this
+def report_if_last(sweep: Sweep, console: Console) -> bool:
+    """Make the report in a stage's job, where no job was submitted for it and no stage is left.
 
-        sweep, console = Sweep(Path(self.folder)), Console()
-        if not submit_what_got_lost(sweep, console):
-            finish_sweep(sweep, console)
+    Args:
+        sweep: The sweep.
+        console: Where to show it.
+
+    Returns:
+        Whether it was made.
+    """
+    written = sweep.plan()
+    if REPORT_JOB not in written or written[REPORT_JOB] is not None:
+        return False
+    store, over = sweep.store, set[str]()
+    for key, stage in read_plan(written).stages.items():
+        parent = stage.parent.fingerprint if stage.parent else None
+        lost = parent in over and not store.is_complete(str(parent))
+        if lost or store.is_complete(key) or store.failure(key):
+            over.add(key)
+    if over != set(written["stages"]):
+        return False
+    finish_sweep(sweep, console)
+    return True
 
 
 def _with(host: str, job: str) -> str:
     """The nodes that a job avoids, and another one."""
-    command = ["squeue", "--noheader", "--jobs", job, "--Format=ExcNodes:1000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    before = done.stdout.strip() if done.returncode == 0 else ""
+    try:
+        before = Patience().ask(["squeue", "--noheader", "--jobs", job, "--Format=ExcNodes:1000"])
+    except NoAnswer:
+        before = ""
+    before = before.strip()
     return host if before in ("", "N/A") else f"{before},{host}"

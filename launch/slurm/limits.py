@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from heft_pipeline.errors import UserError
-from launch.slurm.ask import NoAnswer, Patience, ask_once
+from launch.slurm.ask import NoAnswer, Patience
 from launch.slurm.job_states import cluster_config
 from launch.slurm.settings import SlurmSettings, limit_seconds
 
@@ -112,8 +112,8 @@ def submit_limits() -> dict[str, str]:
     fields = ",".join(_SUBMIT_LIMITS)
     command = ["sacctmgr", "-nP", "show", "assoc", "where", f"user={user}", f"format={fields}"]
     try:
-        rows = [line.split("|") for line in ask_once(command).splitlines()]
-    except (NoAnswer, FileNotFoundError):
+        rows = [line.split("|") for line in Patience().ask(command).splitlines()]
+    except NoAnswer:
         return {}
     found: dict[str, str] = {}
     for number, name in enumerate(_SUBMIT_LIMITS):
@@ -145,12 +145,8 @@ def largest_memory(partition: str | None) -> int | None:
     Returns:
         Megabytes; None where SLURM does not answer.
     """
-    command = ["sinfo", "--noheader", "--format=%m"]
-    try:
-        text = ask_once([*command, *([f"--partition={partition}"] if partition else [])])
-    except (NoAnswer, FileNotFoundError):
-        return None
-    return max((int(word.rstrip("+")) for word in text.split()), default=None)
+    words = _sinfo(partition, "--format=%m")
+    return max((int(word.rstrip("+")) for word in words), default=None)
 
 
 def other_nodes(partition: str | None, excluded: set[str]) -> int:
@@ -163,9 +159,13 @@ def other_nodes(partition: str | None, excluded: set[str]) -> int:
     Returns:
         Their number, whatever they are doing now, as long as they are not down.
     """
-    command = ["sinfo", "--noheader", "--Node", "--responding", "--format=%N"]
+    return len(set(_sinfo(partition, "--Node", "--responding", "--format=%N")) - excluded)
+
+
+def _sinfo(partition: str | None, *arguments: str) -> list[str]:
+    """The words that sinfo prints of some partitions; none where SLURM does not answer."""
+    where = [f"--partition={partition}"] if partition else []
     try:
-        text = ask_once([*command, *([f"--partition={partition}"] if partition else [])])
-    except (NoAnswer, FileNotFoundError):
-        return 0
-    return len(set(text.split()) - excluded)
+        return Patience().ask(["sinfo", "--noheader", *arguments, *where]).split()
+    except NoAnswer:
+        return []

@@ -1,6 +1,5 @@
 """What follows from the end of a job that has left no result: submit it again, or give it up."""
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,9 +7,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from launch.slurm.job_life import THE_CLUSTERS_DOING, THE_NODES_DOING, Job, Life
 from launch.slurm.job_notes import JobNote
 from launch.slurm.limits import largest_memory, other_nodes
-from launch.slurm.settings import SlurmSettings
-
-_MEGABYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
+from launch.slurm.settings import SlurmSettings, megabytes
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,11 @@ def more_memory(asked: str | None, settings: SlurmSettings) -> str | None:
         ``hydra.launcher.mem_factor`` times as much, at most what the largest node has, in
         megabytes; None where that is no more.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?n?", str(asked or ""), re.IGNORECASE)
-    if found is None:
+    before = megabytes(str(asked or ""))
+    if not before or str(asked).endswith("c"):  # for each core; how many there are is not known
         return None
-    before = float(found.group(1)) * _MEGABYTES[found.group(2).upper()]
-    most = largest_memory(settings.partition)
     after = before * settings.mem_factor
+    most = largest_memory(settings.partition)
     if most is not None:
         after = min(after, most)
-    return f"{int(after)}M" if before and int(after) > before else None
+    return f"{int(after)}M" if int(after) > before else None

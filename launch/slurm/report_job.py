@@ -1,40 +1,54 @@
-"""The last job of a sweep that nobody waits for: it makes the report, whoever submits it."""
+"""The last job of a sweep that nobody waits for: it makes the report."""
 
 import dataclasses
 import os
 import time
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.attempt import StopRequest
 from launch.finish import finish_sweep
 from launch.slurm.ask import NoAnswer
-from launch.slurm.job_notes import JobNote, new_token, note_from_json, note_to_json
-from launch.slurm.job_states import cancel_jobs, cluster_name
-from launch.slurm.sbatch import report_submission
-from launch.slurm.submit import Terms, call_sbatch
+from launch.slurm.job_life import Life
+from launch.slurm.job_notes import (
+    REPORT_JOB,
+    JobNote,
+    new_token,
+    note_to_json,
+    read_notes,
+    read_report_note,
+)
+from launch.slurm.job_states import cancel_jobs, cluster_name, job_states
+from launch.slurm.recover import Again, what_follows
+from launch.slurm.sbatch import prepared, report_flags
+from launch.slurm.settings import SlurmSettings
+from launch.slurm.submit import Terms, call_sbatch, submit, submit_lock
 
-REPORT_JOB = "report_job"
+#: How long to wait for jobs that are about to end to say how.
+_ENDING_SECONDS = 300.0
 
 
-def read_report_note(sweep: Sweep, written: dict[str, Any]) -> JobNote | None:
-    """What is noted about the job that makes a sweep's report.
+@dataclass
+class ReportJob:
+    """What the job runs; submitit pickles it by name.
 
-    Args:
-        sweep: The sweep.
-        written: Its ``plan.json``.
-
-    Returns:
-        The note; None where there is no such job.
+    Attributes:
+        folder: The sweep's folder, absolute.
     """
-    noted = written.get(REPORT_JOB)
-    if isinstance(noted, str):  # as earlier versions wrote it
-        return JobNote(sweep.name, 0.0, job_id=noted)
-    return note_from_json(noted)
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Track the runs and write the report, unless stages are lost and can be run again."""
+        sweep, console = Sweep(Path(self.folder)), Console()
+        if not submit_what_got_lost(sweep, console):
+            finish_sweep(sweep, console)
 
 
 def submit_report(sweep: Sweep, terms: Terms, job_ids: Iterable[str]) -> str:
@@ -51,17 +65,17 @@ def submit_report(sweep: Sweep, terms: Terms, job_ids: Iterable[str]) -> str:
     Returns:
         A sentence that says who makes the report.
     """
-    before = read_report_note(sweep, sweep.plan())
+    before = read_report_note(sweep.name, sweep.plan())
     note = JobNote(f"{sweep.name}-report", time.time(), submission=new_token())
     if before and before.job_id == os.environ.get("SLURM_JOB_ID"):
         before = None
     try:
         cancel_jobs({"": before} if before else {}, terms.patience)
-        after = ":".join(sorted({job.split("_")[0] for job in job_ids}))
-        cluster = cluster_name(terms.patience)
-        note = dataclasses.replace(note, cluster=cluster, after=after or None)
+        note = dataclasses.replace(note, cluster=cluster_name(terms.patience))
         sweep.record(Plan(()), **{REPORT_JOB: note_to_json(note)})
-        job = call_sbatch(report_submission(note, sweep, terms.settings), terms)
+        flags = report_flags(terms.settings, job_ids)
+        runs = ReportJob(str(sweep.folder.resolve()))
+        job = call_sbatch(prepared([runs], note, sweep, terms.settings, flags), terms)
     except UserError as error:
         sweep.record(Plan(()), **{REPORT_JOB: None})
         return f"There is no job for the report ({error}); the last stage that ends makes it."
@@ -71,26 +85,59 @@ def submit_report(sweep: Sweep, terms: Terms, job_ids: Iterable[str]) -> str:
     return f"Job {job} makes the report when all others have ended."
 
 
-def report_if_last(sweep: Sweep, console: Console) -> bool:
-    """Make the report in a stage's job, where no job was submitted for it and no stage is left.
+def submit_what_got_lost(sweep: Sweep, console: Console) -> bool:
+    """Submit the stages of a sweep again whose jobs the cluster has ended.
+
+    Called by the job that makes the report, when all others have ended.
 
     Args:
         sweep: The sweep.
         console: Where to show it.
 
     Returns:
-        Whether it was made.
+        Whether there were any, so that another job makes the report.
     """
     written = sweep.plan()
-    if REPORT_JOB not in written or written[REPORT_JOB] is not None:
-        return False
-    store, over = sweep.store, set[str]()
-    for key, stage in read_plan(written).stages.items():
-        parent = stage.parent.fingerprint if stage.parent else None
-        lost = parent in over and not store.is_complete(str(parent))
-        if lost or store.is_complete(key) or store.failure(key):
-            over.add(key)
-    if over != set(written["stages"]):
-        return False
-    finish_sweep(sweep, console)
-    return True
+    launcher = written["launcher"]
+    if launcher["kind"] != SlurmSettings.kind:
+        return False  # the sweep has been asked for again, with another launcher
+    plan, settings = read_plan(written), SlurmSettings(**launcher["settings"])
+    terms = Terms.of(plan, sweep, settings, StopRequest(), console)
+    with submit_lock(sweep.store, terms.say):
+        again, failed = _ends(plan, sweep, terms)
+        if not again:
+            return False
+        try:
+            stages = [stage for key, stage in plan.stages.items() if key not in failed]
+            jobs, submitted = submit(stages, sweep, terms, again)
+        except UserError as error:
+            terms.say(f"{len(again)} stages could not be submitted again: {error}")
+            return False
+        terms.say(f"{len(submitted)} stages are submitted again")
+        terms.say(submit_report(sweep, terms, jobs.values()))
+        return read_report_note(sweep.name, sweep.plan()) is not None
+
+
+def _ends(plan: Plan, sweep: Sweep, terms: Terms) -> tuple[dict[str, Again], dict[str, str]]:
+    """How to submit lost stages again, and why others have failed."""
+    store, again, failed = sweep.store, dict[str, Again](), dict[str, str]()
+    unfinished = {k: s for k, s in plan.stages.items() if not store.is_complete(k)}
+    notes = read_notes(store, unfinished)
+    until = time.monotonic() + _ENDING_SECONDS
+    while True:
+        states = job_states(notes, terms.patience)
+        ending = any(job.life is Life.ENDING for job in states.values())
+        if not ending or time.monotonic() > until:
+            break
+        time.sleep(1.0)
+    for key, stage in unfinished.items():
+        failure = store.failure(key)
+        if failure is not None:
+            failed[key] = str(failure["reason"])
+        elif key in notes and states[key].over:
+            follows = what_follows(stage, notes[key], states[key], failed, terms.settings)
+            if isinstance(follows, Again):
+                again[key] = follows
+            else:
+                failed[key] = follows
+    return again, failed

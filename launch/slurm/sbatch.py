@@ -6,7 +6,6 @@ that ends.
 """
 
 import ctypes
-import dataclasses
 import re
 import shlex
 import signal
@@ -19,13 +18,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.ask import CALL_SECONDS, NoAnswer, plain_environment, said_by_slurm
 from launch.slurm.job_notes import JobNote
-from launch.slurm.jobs import ReportJob, StageJob
 from launch.slurm.settings import SlurmSettings, limit_seconds
 
 #: The flags that also the small job for the report gets.
@@ -132,7 +128,7 @@ class Submission:
             done = subprocess.run(
                 ["sbatch", str(path)], env=_environment(self.script),
                 capture_output=True, text=True, check=False, timeout=CALL_SECONDS,
-                start_new_session=True, preexec_fn=_ends_with(_libc()),
+                start_new_session=True, preexec_fn=_ends_with_this_process(),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoAnswer(f"sbatch: {error}") from error
@@ -145,56 +141,7 @@ class Submission:
         raise UserError(f"SLURM refused a job: {words}")
 
 
-def stage_submission(
-    stages: Sequence[StageSpec],
-    notes: Sequence[JobNote],
-    sweep: Sweep,
-    settings: SlurmSettings,
-    upcoming: Mapping[str, Sequence[StageSpec]],
-    texts: Mapping[str, OtherText],
-) -> Submission:
-    """Prepare a call of sbatch for stages: a job, or an array of jobs.
-
-    Args:
-        stages: The stages.
-        notes: Their notes, which differ in their index alone.
-        sweep: The sweep that asks.
-        settings: The launcher's settings.
-        upcoming: The stages that will be trained on each of them, by fingerprint.
-        texts: The text that each of them is measured on, by fingerprint.
-
-    Returns:
-        The call; the files that its jobs read are written.
-    """
-    output_dir = str(sweep.store.output_dir.resolve())
-    to_track = None if settings.wait else str(sweep.folder.resolve())
-    jobs = []
-    for stage in stages:
-        later = tuple(to_json(one) for one in upcoming.get(stage.fingerprint, ()))
-        text = texts.get(stage.fingerprint)
-        note = dataclasses.asdict(text) if text else None
-        jobs.append(StageJob(to_json(stage), output_dir, to_track, later, note))
-    flags = stage_flags(settings, notes[0])
-    srun = ["--kill-on-bad-exit=1"]  # tasks that train together wait for each other
-    return _submission(jobs, notes[0], sweep, settings, flags, srun_args=srun)
-
-
-def report_submission(note: JobNote, sweep: Sweep, settings: SlurmSettings) -> Submission:
-    """Prepare the call of sbatch for the job that makes the report.
-
-    Args:
-        note: Its note; ``after`` has the jobs that it comes after, separated by colons.
-        sweep: The sweep.
-        settings: The launcher's settings.
-
-    Returns:
-        The call; the file that its job reads is written.
-    """
-    flags = report_flags(settings, (note.after or "").split(":") if note.after else ())
-    return _submission([ReportJob(str(sweep.folder.resolve()))], note, sweep, settings, flags)
-
-
-def _submission(
+def prepared(
     jobs: Sequence[Callable[[], Any]],
     note: JobNote,
     sweep: Sweep,
@@ -202,6 +149,19 @@ def _submission(
     flags: Mapping[str, Any],
     **parameters: Any,
 ) -> Submission:
+    """Prepare a call of sbatch: a job, or an array of jobs.
+
+    Args:
+        jobs: What each job calls; submitit pickles it.
+        note: The note of the first job.
+        sweep: The sweep that asks.
+        settings: The launcher's settings.
+        flags: The flags of sbatch, without their dashes.
+        **parameters: Further parameters of submitit's.
+
+    Returns:
+        The call; the files that its jobs read are written.
+    """
     folder = (sweep.folder / "slurm").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     # submitit counts each requeue of a job against max_num_timeout.
@@ -259,12 +219,9 @@ def _environment(script: str) -> dict[str, str]:
     }
 
 
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _ends_with(libc: Any) -> Callable[[], None]:
+def _ends_with_this_process() -> Callable[[], None]:
     """Lets the kernel end a child when this process ends (prctl's manual, PR_SET_PDEATHSIG)."""
+    libc = ctypes.CDLL(None, use_errno=True)
 
     def set_it() -> None:
         libc.prctl(1, signal.SIGKILL)

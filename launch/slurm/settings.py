@@ -1,5 +1,6 @@
 """The settings of ``hydra/launcher=slurm``."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ _NOT_FLAGS = {
     "wait": "use hydra.launcher.wait",
     "parsable": "the answer of sbatch is read as it is",
 }
+
+_MEGABYTES = {"B": 1 / 1024**2, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 
 
 def limit_seconds(limit: str, key: str = "hydra.launcher.time") -> float:
@@ -52,6 +55,22 @@ def limit_seconds(limit: str, key: str = "hydra.launcher.time") -> float:
         raise UserError(
             f"{key}={limit} is not a time; write minutes, H:MM:SS or D-HH:MM:SS, e.g. {key}=4:00:00"
         ) from None
+
+
+def megabytes(amount: str, bare: str = "M") -> float | None:
+    """Read an amount of memory in SLURM's notation, e.g. ``64G``, ``4000M``, ``4Gn`` or ``1234K``.
+
+    Args:
+        amount: The amount; an ``n`` or ``c`` behind it says that it is for each node or core.
+        bare: The unit of a number without one: sbatch takes megabytes, sacct prints bytes.
+
+    Returns:
+        Megabytes; None where there is no amount.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?[nc]?", amount, re.IGNORECASE)
+    if found is None:
+        return None
+    return float(found.group(1)) * _MEGABYTES[found.group(2).upper() or bare]
 
 
 def _check_time(key: str, value: str) -> None:

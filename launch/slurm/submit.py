@@ -6,26 +6,36 @@ next finds the jobs of a submission that was cut off, and submits nothing twice.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
+
+from rich.console import Console
 
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.graph import descendants
+from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.locks import file_lock, take
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.attempt import StopRequest
+from launch.measure_forgetting import texts
+from launch.progress import say_line
 from launch.slurm.ask import NoAnswer, Patience, no_notice
 from launch.slurm.job_life import Job, Life
-from launch.slurm.job_notes import JobNote, new_token, read_note, remove_note, write_note
+from launch.slurm.job_notes import JobNote, new_token, read_notes, remove_note, write_note
 from launch.slurm.job_states import MAY_APPEAR, cancel_jobs, cluster_name, job_states
+from launch.slurm.jobs import stage_submission
 from launch.slurm.limits import largest_array
 from launch.slurm.recover import Again, asked_again
-from launch.slurm.sbatch import Submission, stage_submission
+from launch.slurm.sbatch import Submission
 from launch.slurm.settings import SlurmSettings
 
+#: How long to go on asking a controller that is away before giving a submission up.
+_PATIENCE_SECONDS = 600.0
 _LOOK_SECONDS = 1.0
 _CALLS_WITHOUT_ANSWER = 3
 
@@ -51,6 +61,23 @@ class Terms:
     patience: Patience = field(default_factory=Patience)
     say: Callable[[str], None] = no_notice
     should_stop: Callable[[], bool] = lambda: False
+
+    @classmethod
+    def of(
+        cls, plan: Plan, sweep: Sweep, settings: SlurmSettings, stop: StopRequest, console: Console
+    ) -> Self:
+        """The terms on which a sweep's stages are submitted.
+
+        Args:
+            plan: The stages.
+            sweep: The sweep.
+            settings: The launcher's settings.
+            stop: Says when the person at the keyboard wants to stop.
+            console: Where to say what takes time.
+        """
+        say = functools.partial(say_line, console)
+        patience = Patience(_PATIENCE_SECONDS, say, stop)
+        return cls(settings, texts(sweep, plan.stages.values()), patience, say, stop)
 
 
 @contextlib.contextmanager
@@ -125,10 +152,10 @@ def submit(
     stages = [stage for stage in stages if not store.is_complete(stage.fingerprint)]
     call = _Call(sweep, terms, stages, again or {})
     try:
-        for group in call.batches():
+        for batch, calls in call.batches():
             if terms.should_stop():
                 raise Stopped
-            call.submit(group)
+            call.submit(batch, calls)
     except (UserError, Stopped, NoAnswer) as error:
         said = call.undo()
         if isinstance(error, Stopped):
@@ -150,22 +177,29 @@ def settled(notes: Mapping[str, JobNote], terms: Terms) -> dict[str, Job]:
     Raises:
         UserError: That of a job stays unknown; nothing was submitted.
     """
-    said = False
+    states = _looked_for(notes, terms, "looking for the jobs of a submission that was interrupted")
+    unknown = [job.reason for job in states.values() if job.life is Life.UNKNOWN]
+    if unknown:
+        reason = next((reason for reason in unknown if reason != MAY_APPEAR), MAY_APPEAR)
+        raise UserError(
+            f"what has become of {len(unknown)} jobs that were submitted before is not known "
+            f"({reason}); nothing is submitted while that is so: run the same command later"
+        )
+    return states
+
+
+def _looked_for(
+    notes: Mapping[str, JobNote], terms: Terms, saying: str | None = None
+) -> dict[str, Job]:
+    """What SLURM knows of jobs, once none of them may still appear; or once it does not answer."""
     while True:
         states = job_states(notes, terms.patience)
-        unknown = [job for job in states.values() if job.life is Life.UNKNOWN]
-        passing = [job for job in unknown if job.reason == MAY_APPEAR]
-        if not unknown:
+        unknown = {job.reason for job in states.values() if job.life is Life.UNKNOWN}
+        if unknown != {MAY_APPEAR} or terms.should_stop():
             return states
-        if len(passing) < len(unknown) or terms.should_stop():
-            reason = next((job.reason for job in unknown if job not in passing), MAY_APPEAR)
-            raise UserError(
-                f"what has become of {len(unknown)} jobs that were submitted before is not known "
-                f"({reason}); nothing is submitted while that is so: run the same command later"
-            )
-        if not said:
-            terms.say("looking for the jobs of a submission that was interrupted")
-            said = True
+        if saying is not None:
+            terms.say(saying)
+            saying = None
         time.sleep(_LOOK_SECONDS)
 
 
@@ -177,8 +211,7 @@ class _Call:
     ) -> None:
         self._sweep, self._terms, self._store = sweep, terms, sweep.store
         self._upcoming = descendants(stages)
-        self._before = {s.fingerprint: read_note(self._store, s.fingerprint) for s in stages}
-        notes = {key: note for key, note in self._before.items() if note}
+        notes = self._before = read_notes(self._store, (stage.fingerprint for stage in stages))
         states = settled(notes, terms)
         self.jobs: dict[str, str] = {}
         self.submitted: list[StageSpec] = []
@@ -205,13 +238,14 @@ class _Call:
 
     def _is_stale(self, stage: StageSpec, job: Job, new: set[str]) -> bool:
         """Whether a job waits for one that is gone."""
-        parent, note = stage.parent, self._before[stage.fingerprint]
-        if parent is None or job.life is not Life.QUEUED or note is None:
+        parent = stage.parent
+        if parent is None or job.life is not Life.QUEUED:
             return False
         if self._store.is_complete(parent.fingerprint):
             return False
         current = self.jobs.get(parent.fingerprint)
-        return parent.fingerprint in new or note.after not in (None, current)
+        after = self._before[stage.fingerprint].after
+        return parent.fingerprint in new or after not in (None, current)
 
     def _suggested(self, note: JobNote | None, job: Job | None) -> Again:
         """What a job's end suggests to a person who submits it again."""
@@ -220,22 +254,29 @@ class _Call:
         asked = asked_again(note, job, self._terms.settings)
         return dataclasses.replace(asked, attempt=0) if isinstance(asked, Again) else Again("")
 
-    def batches(self) -> Iterator[list[StageSpec]]:
-        """The stages of each call of sbatch; arrays are no larger than the cluster allows."""
+    def batches(self) -> Iterator[tuple[list[StageSpec], int]]:
+        """The stages of each call of sbatch, and how many calls share ``max_parallel`` with it.
+
+        Arrays are no larger than the cluster allows, and a call's jobs ask for the same.
+        """
         most = largest_array()
         for group in groups(self._new, self.jobs).values():
             alike: dict[tuple[str | None, tuple[str, ...]], list[StageSpec]] = {}
             for stage in group:
                 asked = self._again[stage.fingerprint]
                 alike.setdefault((asked.mem, asked.exclude), []).append(stage)
-            for batch in alike.values():
-                for first in range(0, len(batch), most):
-                    yield batch[first : first + most]
+            calls = [
+                batch[first : first + most]
+                for batch in alike.values()
+                for first in range(0, len(batch), most)
+            ]
+            yield from ((call, len(calls)) for call in calls)
 
-    def submit(self, batch: list[StageSpec]) -> None:
+    def submit(self, batch: list[StageSpec], calls: int) -> None:
         """Note what will be submitted, submit it, and note its jobs."""
-        notes = self._notes(batch)
-        settings = self._parallel(len(batch))
+        notes, settings = self._notes(batch), self._terms.settings
+        share = max(1, settings.max_parallel // calls)
+        settings = dataclasses.replace(settings, max_parallel=share)
         submission = stage_submission(
             batch, notes, self._sweep, settings, self._upcoming, self._terms.texts
         )
@@ -258,9 +299,9 @@ class _Call:
         """Cancel what was submitted, and say so."""
         if not self.submitted:
             return ""
-        notes = {s.fingerprint: read_note(self._store, s.fingerprint) for s in self.submitted}
+        notes = read_notes(self._store, (stage.fingerprint for stage in self.submitted))
         try:
-            cancel_jobs({key: note for key, note in notes.items() if note}, self._terms.patience)
+            cancel_jobs(notes, self._terms.patience)
         except NoAnswer as error:
             return (
                 f"{len(notes)} jobs that were submitted before it may still stand ({error}); "
@@ -293,20 +334,11 @@ class _Call:
             )
         return notes
 
-    def _parallel(self, size: int) -> SlurmSettings:
-        """The settings, with the share of ``max_parallel`` of one of several arrays."""
-        settings, most = self._terms.settings, largest_array()
-        waiting = sum(stage.parent is None for stage in self._new)
-        arrays = max(1, -(-waiting // most)) if size > 1 else 1
-        share = max(1, settings.max_parallel // arrays)
-        return dataclasses.replace(settings, max_parallel=share)
-
     def _restore(self, key: str) -> None:
-        before = self._before[key]
-        if before is None:
-            remove_note(self._store, key)
+        if key in self._before:
+            write_note(self._store, key, self._before[key])
         else:
-            write_note(self._store, key, before)
+            remove_note(self._store, key)
 
 
 def call_sbatch(submission: Submission, terms: Terms) -> str:
@@ -328,23 +360,15 @@ def call_sbatch(submission: Submission, terms: Terms) -> str:
             return submission.sbatch()
         except NoAnswer as error:
             terms.say(f"sbatch has not answered ({error}); looking whether its jobs stand")
-            job = _submitted_job(submission.note, terms)
+            job = _looked_for({"": submission.note}, terms)[""]
+            if job.life is Life.UNKNOWN:
+                raise NoAnswer(
+                    f"SLURM does not answer ({job.reason}), and whether the last "
+                    f"{submission.note.count} jobs were submitted is not known; the same command "
+                    "finds that out"
+                ) from error
             if job.life is not Life.NOT_SUBMITTED:
                 return str(job.job_id).split("_")[0]
     raise UserError(
         f"SLURM has not answered {_CALLS_WITHOUT_ANSWER} calls of sbatch; no job of theirs stands"
     )
-
-
-def _submitted_job(note: JobNote, terms: Terms) -> Job:
-    """The first job of a call of sbatch that was not answered, once that is known."""
-    while True:
-        job = job_states({"": note}, terms.patience)[""]
-        if job.life is not Life.UNKNOWN:
-            return job
-        if job.reason != MAY_APPEAR or terms.should_stop():
-            raise NoAnswer(
-                f"SLURM does not answer ({job.reason}), and whether the last {note.count} jobs "
-                "were submitted is not known; the same command finds that out"
-            )
-        time.sleep(_LOOK_SECONDS)

@@ -12,9 +12,11 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import labelled
 from heft_pipeline.plan.stage_spec import from_json
 from heft_pipeline.store.sweep_folders import Sweep
+from launch.progress import say_line
 from launch.slurm.ask import NoAnswer, Patience
-from launch.slurm.job_notes import read_note
+from launch.slurm.job_notes import read_notes
 from launch.slurm.job_states import expanded
+from launch.slurm.settings import megabytes
 from launch.status import clock
 
 #: With duplicates: a requeued job has a row for each of its runs.
@@ -23,7 +25,6 @@ _SACCT = (
     "--format=JobID,State,ElapsedRaw,TimelimitRaw,ReqMem,MaxRSS,AllocTRES,AllocNodes",
 )  # fmt: skip
 _PATIENCE_SECONDS = 5.0
-_MEGABYTES = {"": 1 / 1024**2, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 #: What is suggested to ask for: this much more than the most that was used.
 _MARGIN = 1.3
 _SUGGESTED_SECONDS, _SUGGESTED_MEGABYTES = 300, 1024
@@ -62,7 +63,7 @@ class Usage:
                 resources, nodes.
         """
         state, seconds, limit, asked, used, resources, _ = words
-        if (size := megabytes(used)) is not None:
+        if (size := megabytes(used, bare="B")) is not None:
             self.megabytes = max(self.megabytes or 0.0, size)
         if not job:
             return
@@ -73,21 +74,8 @@ class Usage:
         self.seconds += took
         self.longest = max(self.longest, took)
         self.asked_seconds = float(limit) * 60 if limit.isdigit() else None
-        self.asked_megabytes = megabytes(asked)
+        self.asked_megabytes = megabytes(asked, bare="B")
         self.gpu_seconds += took * (int(gpus.group(1)) if gpus else 0)
-
-
-def megabytes(text: str) -> float | None:
-    """Read an amount of memory as sacct writes it, e.g. ``4000M``, ``4Gn`` or ``1234K``.
-
-    Args:
-        text: The amount.
-
-    Returns:
-        Megabytes; None where there is no amount.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text)
-    return float(found.group(1)) * _MEGABYTES[found.group(2)] if found else None
 
 
 def sweep_usage(sweep: Sweep) -> dict[str, Usage]:
@@ -102,8 +90,8 @@ def sweep_usage(sweep: Sweep) -> dict[str, Usage]:
     Raises:
         UserError: No stage was submitted to SLURM, or the cluster keeps no accounts.
     """
-    notes = {key: read_note(sweep.store, key) for key in sweep.plan()["stages"]}
-    jobs = {note.job_id: key for key, note in notes.items() if note and note.job_id}
+    notes = read_notes(sweep.store, sweep.plan()["stages"])
+    jobs = {note.job_id: key for key, note in notes.items() if note.job_id}
     if not jobs:
         raise UserError(f"no stage of {sweep.name} was submitted to SLURM")
     arrays = sorted({str(job).split("_")[0] for job in jobs})
@@ -149,7 +137,7 @@ def show_usage(sweep: Sweep, console: Console) -> None:
         table.add_row(f"{key[:8]} {label(stages[key])}", usage[key].state.lower(), *row)
     console.print(table)
     for line in suggestions(list(usage.values())):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say_line(console, line)
 
 
 def suggestions(usage: list[Usage]) -> list[str]:

@@ -10,9 +10,9 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest, said_accuracy
 from launch.later import later
-from launch.progress import StageProgress
+from launch.progress import StageProgress, say_line
 from launch.slurm.job_life import Job, Life
-from launch.slurm.job_notes import JobNote, read_note
+from launch.slurm.job_notes import JobNote, read_notes
 from launch.slurm.job_states import job_states
 from launch.slurm.recover import Again, what_follows
 from launch.slurm.settings import SlurmSettings
@@ -91,7 +91,7 @@ class _Waiting:
         Returns:
             Whether SLURM has answered.
         """
-        notes = {key: note for key in self.stages if (note := read_note(self._store, key))}
+        notes = read_notes(self._store, self.stages)
         states = job_states(notes)
         unknown = [job for job in states.values() if job.life is Life.UNKNOWN]
         self._say_silence(unknown)
@@ -194,12 +194,10 @@ class _Waiting:
 
 
 def _say_goodbye(console: Console, sweep: Sweep) -> None:
-    console.print(
+    say_line(
+        console,
         f"The jobs keep running. {later(sweep, 'status')} shows them, the same command waits for "
         f"them again, and {later(sweep, 'cancel')} ends them.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 

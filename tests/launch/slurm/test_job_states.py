@@ -84,7 +84,7 @@ def test_patience_asks_again_and_says_so_once(
             return "yes"
         raise NoAnswer(SILENT)
 
-    monkeypatch.setattr(ask, "ask_once", once)
+    monkeypatch.setattr(ask, "_ask_once", once)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(Patience, "_sleep", lambda *_: True)
     assert Patience(100, said.append).ask(["squeue"]) == "yes"

@@ -19,9 +19,9 @@ from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm import job_notes, job_states, submit
 from launch.slurm.ask import Patience
-from launch.slurm.job_notes import read_note
+from launch.slurm.job_notes import read_note, read_report_note
 from launch.slurm.recover import Again
-from launch.slurm.report_job import read_report_note, submit_report
+from launch.slurm.report_job import submit_report
 from launch.slurm.sbatch import Submission
 from launch.slurm.settings import SlurmSettings
 from launch.slurm.submit import Stopped, Terms
@@ -297,7 +297,7 @@ def test_the_reports_job_is_part_of_it(
     sweep.record(Plan(()))
     jobs, _ = submit.submit(stages, sweep, terms(wait=False))
     assert "makes the report" in submit_report(sweep, terms(wait=False), jobs.values())
-    note = read_report_note(sweep, sweep.plan())
+    note = read_report_note(sweep.name, sweep.plan())
     assert note is not None
     assert simulated.jobs[str(note.job_id)]["after"].startswith("afterany:1:")
     submit_report(sweep, terms(wait=False), jobs.values())

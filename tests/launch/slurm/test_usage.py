@@ -11,7 +11,8 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.slurm.job_notes import JobNote, write_note
-from launch.slurm.usage import megabytes, show_usage, suggestions, sweep_usage
+from launch.slurm.settings import megabytes
+from launch.slurm.usage import show_usage, suggestions, sweep_usage
 from tests.launch.slurm.conftest import Recorded
 
 ROWS = """7_0|PREEMPTED|600|240|64000M||billing=1,cpu=1,gres/gpu=2,mem=64000M|1
@@ -68,6 +69,7 @@ def test_without_accounts_one_message(sweep: Sweep, recorded: Recorded) -> None:
 
 
 def test_amounts_of_memory() -> None:
-    assert [megabytes(text) for text in ("4000M", "4Gn", "1024K", "1048576", "", "x")] == [
+    texts = ("4000M", "4Gn", "1024K", "1048576", "", "x")
+    assert [megabytes(text, bare="B") for text in texts] == [
         4000, 4096, 1, 1, None, None,
     ]  # fmt: skip

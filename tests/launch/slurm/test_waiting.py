@@ -14,12 +14,13 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.execute_plan import launcher_note
 from launch.slurm import wait
-from launch.slurm.execute_on_slurm import execute_on_slurm, submit_what_got_lost
+from launch.slurm.execute_on_slurm import execute_on_slurm
 from launch.slurm.job_life import Job, Life
 from launch.slurm.job_notes import JobNote, read_note
+from launch.slurm.jobs import report_if_last
 from launch.slurm.node_faults import node_fault
 from launch.slurm.recover import Again, more_memory, what_follows
-from launch.slurm.report_job import report_if_last
+from launch.slurm.report_job import submit_what_got_lost
 from launch.slurm.settings import SlurmSettings
 from launch.status import sweep_status
 from tests.launch.slurm.conftest import Simulated
@@ -228,7 +229,7 @@ def test_the_last_stage_makes_the_report_that_has_no_job(
     sweep: Sweep, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr("launch.slurm.report_job.finish_sweep", lambda *_: made.append(1))
+    monkeypatch.setattr("launch.slurm.jobs.finish_sweep", lambda *_: made.append(1))
     store, (coarse, fine) = sweep.store, run.stages
     assert not report_if_last(sweep, Console()), "a process waits for this sweep"
     sweep.record(Plan(()), report_job=None)
