@@ -17,7 +17,8 @@ from pathlib import Path
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
-from heft_pipeline.store.stage_folders import STAGE, Store
+from heft_pipeline.store.integrity import STAGE
+from heft_pipeline.store.stage_folders import Store
 
 
 def export(stage: StageSpec, store: Store, to: Path) -> None:
@@ -37,8 +38,7 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"--to {to} is not empty; give a new folder")
     for part in stage.chain:
-        if not store.is_complete(part.fingerprint):
-            raise UserError(f"stage {part.fingerprint} ({part.label}) is not complete")
+        store.require_whole(part)
     kinds = [adapter.kind for part in stage.chain for adapter in part.adapters]
     if len(set(kinds)) < len(kinds):
         raise UserError(

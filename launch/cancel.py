@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.store.json_files import read_json
+from heft_pipeline.files.json_files import read_json
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from launch.progress import say_line
 from launch.slurm.ask import NoAnswer, Patience

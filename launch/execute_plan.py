@@ -15,6 +15,7 @@ from launch.cancel import no_longer_cancelled
 from launch.check_inputs import check_inputs
 from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
+from launch.look_over import look_over
 from launch.measure_forgetting import NOTE, check_texts, measure_lacking, say_lacking
 from launch.progress import announce, say_line
 from launch.slurm.ask import Patience
@@ -66,6 +67,7 @@ def _begin(plan: Plan, sweep: Sweep, console: Console) -> None:
     """Say what will be done, and refuse what cannot be done."""
     sweep.store.require_writable()
     no_longer_cancelled(sweep)
+    look_over(plan, sweep.store, console)
     announce(console, plan, sweep.store)
     check_inputs(plan, sweep.store, console)
     check_texts(sweep.plan().get(NOTE), sweep, plan)

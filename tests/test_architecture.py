@@ -16,6 +16,7 @@ PACKAGE = ROOT / "heft_pipeline"
 FLOORS = [
     "errors",
     "command_line",
+    "files",
     "declare_settings",
     "devices",
     "evidence",

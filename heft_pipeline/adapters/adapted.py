@@ -76,6 +76,18 @@ class AdaptedModel:
             parameter.requires_grad_(True)
         self.training(False)
 
+    def load_trained(self, adapters: Iterable[tuple[AdapterSettings, Path]]) -> None:
+        """Put the adapters of a stage that was trained before on the model, as after training.
+
+        Args:
+            adapters: Their settings and the folders that they were saved to, in order.
+        """
+        for settings, folder in adapters:
+            adapter = adapter_class(settings).load(settings, self.base, self.adapters, folder)
+            self.trained.append(adapter)
+            self.forward = adapter.forward() or self.forward
+        self.finish()
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters, under ``KIND/NAME``."""
         return {

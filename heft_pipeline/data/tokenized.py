@@ -1,10 +1,12 @@
-"""Tokenised tasks that are kept in files, each under a key of everything it was made from."""
+"""Tokenised tasks that are kept in files, each under a key of everything it was made from.
+
+A file is a line with the SHA-256 of the rest in hex, and then Parquet.
+"""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from heft_pipeline.command_line.warnings import warn
 from heft_pipeline.data.answer_text import PLAIN, AnswerText
 from heft_pipeline.data.prompts import Example, Task, load_task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import identity
+from heft_pipeline.files.replaced import replaced
 
 #: Increased whenever a change to the code alters what a task is tokenised to.
 _FORMAT = 5
@@ -62,7 +66,7 @@ def tokenized_task(
         UserError: See there.
     """
     key = _key(data, model, seed, trained, scored)
-    path = cache / f"{key}.parquet" if cache is not None else None
+    path = cache / f"{key}.task" if cache is not None else None
     if path is not None and (task := _read(path)) is not None:
         return task
     task = load_task(data, tokenizer(), seed, trained, scored)
@@ -80,10 +84,16 @@ def _key(data: DataSettings, model: str, seed: int, trained: AnswerText, scored:
 
 def _read(path: Path) -> Task | None:
     try:
-        table = pyarrow.parquet.read_table(path)
+        seal, _, content = path.read_bytes().partition(b"\n")
+        if seal != _seal(content):
+            raise ValueError("it does not fit its checksum")
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
         meta = json.loads(table.schema.metadata[_META])
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
-        return None  # missing, or of another version: tokenised again
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        warn(f"{path} is cut off or broken ({error}); the task is tokenised again")
+        return None
     splits: dict[str, list[Example]] = {name: [] for name in _SPLITS}
     columns = (table[name].to_pylist() for name in ("split", *_COLUMNS))
     same: dict[Any, Any] = {}  # rows that share their answers share them in memory as well
@@ -112,11 +122,15 @@ def _write(path: Path, task: Task) -> None:
         if one.name not in _SPLITS
     }
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    content = sink.getvalue().to_pybytes()
+    with contextlib.suppress(OSError):  # a full disk must not fail the stage
         path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(table, partial)
-        partial.replace(path)
-    except OSError:  # a full disk must not fail the stage
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        with replaced(path) as partial:
+            partial.write_bytes(_seal(content) + b"\n" + content)
+
+
+def _seal(content: bytes) -> bytes:
+    """The first line of a file, which is the checksum of the rest."""
+    return hashlib.sha256(content).hexdigest().encode()

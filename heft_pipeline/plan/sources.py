@@ -6,17 +6,17 @@ the old content.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.command_line.warnings import warn
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.split_files import files_read
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.sealed import read_sealed, write_sealed
 from heft_pipeline.models.checkpoint_files import model_files
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -170,18 +170,15 @@ class Sources:
                 del known[entry]
         if known != before:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._cache.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(known), encoding="utf-8")
-            partial.replace(self._cache)
+            write_sealed(self._cache, known)
         return digests
 
     def _remembered(self) -> dict[str, str]:
         """The digests that were computed before; none if the file is missing or broken."""
-        try:
-            known = json.loads(self._cache.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+        found = read_sealed(self._cache)
+        if found.why:
+            warn(f"{self._cache} {found.why}; the digests in it are computed again")
+        return {} if found.why or found.data is None else found.data
 
 
 def hub_commit(key: str, id: str, revision: str) -> str:

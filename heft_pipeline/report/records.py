@@ -12,7 +12,8 @@ from heft_pipeline.evidence.calibration import plain_scores
 from heft_pipeline.plan.graph import Run, ranks, read_plan
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.beside_predictions import TextLosses, choice_table, read_text_losses
-from heft_pipeline.store.stage_folders import RESULT, Store
+from heft_pipeline.store.integrity import Depth
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 
 #: The fixed columns of ``results.csv``; :func:`columns` has all of them.
@@ -218,11 +219,10 @@ def _read(record: RunRecord) -> RunRecord:
     """Add what the files of a run's stages hold."""
     store, keys = record.store, [stage.fingerprint for stage in record.stages]
     try:
-        if broken := [key for key in keys if store.has_broken_result(key)]:
-            raise ValueError(
-                f"{store.folder(broken[0]) / RESULT} is cut off or broken; the sweep's command "
-                "trains that stage again"
-            )
+        for key in keys:
+            for name, wrong in store.damage(key, Depth.RECORDS).items():
+                file = store.folder(key) / name
+                return damaged(record, f"{file} {wrong}; the sweep's command makes it anew")
         results = [result for key in keys if (result := store.result(key)) is not None]
         for result in results:
             if lacking := _NEEDED - set(result):

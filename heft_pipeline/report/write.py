@@ -14,6 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from heft_pipeline.files.locks import file_lock
+from heft_pipeline.files.replaced import replaced
 from heft_pipeline.report import sentences, words
 from heft_pipeline.report.comparison_table import open_runs
 from heft_pipeline.report.content import Report, make_report
@@ -32,8 +34,6 @@ from heft_pipeline.report.verdicts import (
     UNMEASURED,
     Verdict,
 )
-from heft_pipeline.store.json_files import replaced
-from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.sweep_folders import Sweep
 
 _MARKS = {

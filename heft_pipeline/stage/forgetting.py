@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from heft_pipeline.adapters.adapted import AdaptedModel, adapted, adapter_folder
+from heft_pipeline.adapters.adapted import AdaptedModel, adapted
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.data.text_windows import text_windows
@@ -20,7 +20,7 @@ from heft_pipeline.models.base_model import load_config, load_tokenizer, quieten
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
-from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked
+from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked, saved_adapters
 from heft_pipeline.store.stage_folders import Store
 
 #: Windows per forward pass: few, because each has half a window of logits.
@@ -110,8 +110,8 @@ def measure_finished(stage: StageSpec, store: Store, text: OtherText) -> str:
                 adapted(base, finished_adapters(stage.chain[:-1], store)) as model,
                 merged_if_asked(stage, model, lambda: cached_task(stage, store.tokenized)),
             ):
-                for settings in stage.adapters:
-                    folder = adapter_folder(store.adapter(stage), settings, stage.adapters)
+                store.require_whole(stage)
+                for settings, folder in saved_adapters(stage, store):
                     model.load(settings, folder)
                 measure_forgetting(stage, store, model, text, again=True)
         return str(store.text_losses(key).get(text.digest, {}).get("why", ""))

@@ -23,10 +23,19 @@ def finished_adapters(
 
     Yields:
         What :func:`~heft_pipeline.adapters.adapted.adapted` takes.
+
+    Raises:
+        UserError: A stage is not complete, or a file of it is not what it wrote.
     """
     for stage in stages:
-        for settings in stage.adapters:
-            yield settings, adapter_folder(store.adapter(stage), settings, stage.adapters)
+        store.require_whole(stage)
+        yield from saved_adapters(stage, store)
+
+
+def saved_adapters(stage: StageSpec, store: Store) -> Iterator[tuple[AdapterSettings, Path]]:
+    """The adapters of a stage with their folders, whatever state they are in."""
+    for settings in stage.adapters:
+        yield settings, adapter_folder(store.adapter(stage), settings, stage.adapters)
 
 
 @contextmanager

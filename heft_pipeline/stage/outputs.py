@@ -12,9 +12,9 @@ from heft_pipeline.adapters.edit_sizes import EditSizes
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.files.replaced import replaced
 from heft_pipeline.scoring.extraction import extraction
 from heft_pipeline.scoring.score import Scores
-from heft_pipeline.store.json_files import replaced
 
 #: How many dev examples the sizes of edits are measured on; enough for a mean of norms.
 _EDIT_EXAMPLES = 128

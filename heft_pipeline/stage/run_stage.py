@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.score import Scores, scorer
 from heft_pipeline.stage.cached_inputs import cached_base, cached_probe, cached_task
 from heft_pipeline.stage.forgetting import measure_forgetting
-from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked
+from heft_pipeline.stage.frozen_parents import finished_adapters, merged_if_asked, saved_adapters
 from heft_pipeline.stage.machine_record import machine
+from heft_pipeline.stage.mending import Found, find_result
 from heft_pipeline.stage.outputs import write_edit_sizes, write_predictions
-from heft_pipeline.store.stage_folders import RESULT, Store
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.training.flops import FlopCounter
 from heft_pipeline.training.loop import Control, Counters, Progress, Recipe, Trainer
 
@@ -75,18 +76,15 @@ def run_stage(
     fingerprint = stage.fingerprint
     ranks = start_ranks(resolve_device(stage.device))
     with store.lock(fingerprint, on_wait) if ranks.first else nullcontext():
-        result = ranks.from_first(store.result(fingerprint))
-        if result is not None:
-            return Outcome(result, reused=True)
+        found: Found = ranks.from_first(find_result(stage, store) if ranks.first else None)
+        if found.result is not None and found.whole:
+            return Outcome(found.result, reused=True)
         if ranks.first:
-            if store.has_broken_result(fingerprint):
-                log.warning(
-                    "%s is cut off or broken, so this stage counts as unfinished and is run again",
-                    store.folder(fingerprint) / RESULT,
-                )
-            store.begin(stage)
+            if found.result is None:
+                store.begin(stage)
+            store.forget_failure(fingerprint)
         control = Control(progress, should_stop, ranks)
-        result = _train_and_evaluate(stage, upcoming, store, control, text)
+        result = _train_and_evaluate(stage, upcoming, store, control, text, found.result)
         if ranks.first:
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
@@ -115,7 +113,9 @@ def _train_and_evaluate(
     store: Store,
     control: Control,
     text: OtherText | None,
+    kept: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
+    """Train a stage, or load its adapters if there is a ``kept`` result, and evaluate it."""
     started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
@@ -129,7 +129,10 @@ def _train_and_evaluate(
         ExitStack() as until_evaluated,
     ):
         trained = Trained(Counters())
-        if stage.training is not None:
+        if kept is not None:
+            model.load_trained(saved_adapters(stage, store))
+            _compute_as_trained(stage, model, until_evaluated)
+        elif stage.training is not None:
             trained = _train(stage, model, task, flops, folder, control, until_evaluated)
         evaluated = time.perf_counter()
         scores = _evaluate(stage, model, task, control)
@@ -143,8 +146,13 @@ def _train_and_evaluate(
         if ranks.first and text is not None:
             # After the costs are taken, because this is not part of what the method costs.
             measure_forgetting(stage, store, model, text)
+    answers = _answers(stage, task, scores)
+    if kept is not None:
+        again = {"finished": _now(), "machine": machine(device), "seconds": eval_seconds}
+        return {**kept, **answers, "scored_again": again}
     return {
-        **_result(stage, task, scores, trained),
+        **answers,
+        **_training(trained),
         "notes": [*task.notes, *filter(None, [base.no_padding]), *trained.notes, *notes[0]],
         "padding": base.no_padding,
         "merge_error": merge_error,
@@ -152,7 +160,7 @@ def _train_and_evaluate(
         "peak_memory_mb": peak_memory_mb,
         "processes": ranks.world,
         "dtype": ", then ".join(trained.counters.dtypes) or base.dtype,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "finished": _now(),
         "machine": machine(device),
     }
 
@@ -174,16 +182,25 @@ def _train(
     parameters = model.count()
     score = scorer(task, stage.data, stage.evaluation, stage.seed)
     recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, score)
-    if training.compile:
-        until_evaluated.enter_context(compiled_layers(model.base))
-    if training.gradient_checkpointing:
-        until_evaluated.enter_context(recomputed_layers(model.base))
+    _compute_as_trained(stage, model, until_evaluated)
     trainer = Trainer(recipe, model, task, flops, folder, control)
     counters = trainer.run()
     model.finish()
     if control.ranks.first:
         model.save(folder / "adapter")
     return Trained(counters, parameters, trainer.reuse, model.notes())
+
+
+def _compute_as_trained(stage: StageSpec, model: AdaptedModel, until_evaluated: ExitStack) -> None:
+    """Change how the layers are computed as the stage's settings ask for."""
+    if stage.training is not None and stage.training.compile:
+        until_evaluated.enter_context(compiled_layers(model.base))
+    if stage.training is not None and stage.training.gradient_checkpointing:
+        until_evaluated.enter_context(recomputed_layers(model.base))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _evaluate(stage: StageSpec, model: AdaptedModel, task: Task, control: Control) -> Scores:
@@ -205,9 +222,8 @@ def _majority(task: Task) -> float:
     return max(golds.values()) / len(task.eval)
 
 
-def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> dict[str, Any]:
-    """The part of ``result.json`` that is about training and the answers."""
-    counters = trained.counters
+def _answers(stage: StageSpec, task: Task, scores: Scores) -> dict[str, Any]:
+    """The part of ``result.json`` that is about the stage, its task and the answers."""
     needed = max((adapter.tokens_needed for adapter in stage.adapters), default=0)
     return {
         "fingerprint": stage.fingerprint,
@@ -230,6 +246,13 @@ def _result(stage: StageSpec, task: Task, scores: Scores, trained: Trained) -> d
         "repeated_rows": task.repeated,
         "majority_accuracy": _majority(task),
         "chance_accuracy": sum(1 / len(e.choices) for e in task.eval) / len(task.eval),
+    }
+
+
+def _training(trained: Trained) -> dict[str, Any]:
+    """The part of ``result.json`` that is about what was trained."""
+    counters = trained.counters
+    return {
         "best_epoch": counters.best_epoch or None,
         "best_dev_accuracy": counters.best_accuracy if counters.best_epoch else None,
         "epochs_trained": counters.epoch,

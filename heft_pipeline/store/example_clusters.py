@@ -9,8 +9,8 @@ from typing import Any
 from heft_pipeline.data.rows import RowClusters, read_clusters
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
-from heft_pipeline.store.json_files import require_json, write_json
-from heft_pipeline.store.locks import file_lock
+from heft_pipeline.files.json_files import require_json, write_json
+from heft_pipeline.files.locks import file_lock
 from heft_pipeline.store.sweep_folders import Sweep
 
 CLUSTERS = "clusters.json"

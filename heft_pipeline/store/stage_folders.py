@@ -1,30 +1,31 @@
 """The store: a folder of stages keyed by fingerprint, shared by all sweeps."""
 
-import functools
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.json_files import read_json, write_json
+from heft_pipeline.files.locks import file_lock, has_ended, is_locked, named, take, this_process
+from heft_pipeline.files.replaced import flush, leftovers
+from heft_pipeline.files.sealed import read_sealed, write_sealed
 from heft_pipeline.plan.stage_spec import RESULT_VERSION, StageSpec, to_json
-from heft_pipeline.store.json_files import read_json
-from heft_pipeline.store.json_files import write_json as write_json
-from heft_pipeline.store.locks import file_lock, has_ended, is_locked, named, take, this_process
-
-RESULT, STAGE, FAILURE, LOCK, OWNER = (
-    "result.json",
-    "stage.json",
-    "failure.json",
-    ".lock",
-    ".owner.json",
+from heft_pipeline.store.integrity import (
+    ADAPTER,
+    STAGE,
+    Depth,
+    forget_result,
+    look,
+    seal_result,
 )
-PROGRESS = "progress.json"
-FORGETTING = "forgetting.json"
+
+FAILURE, LOCK, OWNER = "failure.json", ".lock", ".owner.json"
+PROGRESS, FORGETTING = "progress.json", "forgetting.json"
 #: How much of a ``stage.json`` is read to find its version, which is its second key.
 _HEAD_BYTES = 200
 
@@ -84,23 +85,46 @@ class Store:
 
     def adapter(self, stage: StageSpec) -> Path:
         """A stage's adapter folder."""
-        return self.folder(stage.fingerprint) / "adapter"
+        return self.folder(stage.fingerprint) / ADAPTER
 
     def is_complete(self, fingerprint: str) -> bool:
-        """Whether a stage is finished: its ``result.json``, which is written last, is whole."""
-        return _is_whole(self.folder(fingerprint) / RESULT) is True
+        """Whether a stage is finished: ``result.json`` is whole, and its files are as it says.
 
-    def has_broken_result(self, fingerprint: str) -> bool:
-        """Whether a stage was finished and its ``result.json`` is cut off or broken now.
-
-        Such a stage counts as unfinished, and the next run of it trains it again.
+        Of the files, the sizes are looked at; :meth:`damage` looks more closely.
         """
-        return _is_whole(self.folder(fingerprint) / RESULT) is False
+        return self.result(fingerprint) is not None
 
     def result(self, fingerprint: str) -> dict[str, Any] | None:
-        """A finished stage's ``result.json``; None for any other."""
-        found = read_json(self.folder(fingerprint) / RESULT)
-        return found if found and "accuracy" in found else None
+        """A finished stage's ``result.json``; None for any other, such as a damaged one."""
+        found = look(self.folder(fingerprint))
+        return None if found.damage else found.result
+
+    def damage(self, fingerprint: str, depth: Depth = Depth.SIZES) -> Mapping[str, str]:
+        """What is wrong with the files of a stage that was finished.
+
+        Args:
+            fingerprint: The stage's fingerprint.
+            depth: How closely to look.
+
+        Returns:
+            What is wrong with which file; empty if nothing is, or if the stage is unfinished.
+        """
+        return look(self.folder(fingerprint), depth).damage
+
+    def require_whole(self, stage: StageSpec) -> None:
+        """Refuse a finished stage whose files are not, to the last bit, what it wrote.
+
+        Raises:
+            UserError: It is not complete, or a file is missing or has changed.
+        """
+        folder, damage = self.folder(stage.fingerprint), self.damage(stage.fingerprint, Depth.ALL)
+        if not damage and not self.is_complete(stage.fingerprint):
+            raise UserError(f"{stage.label} ({folder}) is not complete, so it cannot be used")
+        for name, why in damage.items():
+            raise UserError(
+                f"{folder / name} {why}, so {stage.label} cannot be used; run the command of a "
+                "sweep that needs it again, which makes it anew"
+            )
 
     def failure(self, fingerprint: str) -> dict[str, Any] | None:
         """Why a stage's last attempt failed; None where it did not, or the note is broken."""
@@ -113,14 +137,17 @@ class Store:
             fingerprint: The stage's fingerprint.
 
         Returns:
-            ``complete``, ``running`` (a process holds it), ``failed``, ``interrupted`` (there is
-            a checkpoint) or ``to do``.
+            ``complete``, ``running`` (a process holds it), ``damaged`` (it was complete, and its
+            files have changed), ``failed``, ``interrupted`` (there is a checkpoint) or ``to do``.
         """
         folder = self.folder(fingerprint)
-        if self.is_complete(fingerprint):
+        found = look(folder)
+        if found.result is not None and not found.damage:
             return "complete"
         if self.owner(fingerprint):
             return "running"
+        if found.damage:
+            return "damaged"
         if self.failure(fingerprint) is not None:
             return "failed"
         return "interrupted" if (folder / "checkpoint").is_dir() else "to do"
@@ -136,21 +163,23 @@ class Store:
         """
         folder = self.folder(stage.fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent)
+        forget_result(folder)
+        for part in leftovers(folder):
+            part.unlink(missing_ok=True)
         write_json(folder / STAGE, to_json(stage))
         (folder / FAILURE).unlink(missing_ok=True)
-        if self.has_broken_result(stage.fingerprint):
-            (folder / RESULT).unlink()
         return folder
 
     def complete(self, fingerprint: str, result: dict[str, Any]) -> None:
-        """Mark a stage as finished and remove its checkpoints.
+        """Mark a stage as finished, once its files are on disk, and remove its checkpoints.
 
         Args:
             fingerprint: The stage's fingerprint.
-            result: What ``result.json`` is to hold, as JSON-ready data.
+            result: What ``result.json`` is to hold beside the manifest, as JSON-ready data.
         """
         folder = self.folder(fingerprint)
-        write_json(folder / RESULT, result)
+        seal_result(folder, result)
         (folder / PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
@@ -173,7 +202,7 @@ class Store:
             For each text's digest, what :meth:`note_text_losses` wrote; empty where nothing did,
             or where the file is broken, so that it is written again.
         """
-        found = read_json(self.folder(fingerprint) / FORGETTING) or {}
+        found = read_sealed(self.folder(fingerprint) / FORGETTING).data or {}
         return {digest: entry for digest, entry in found.items() if isinstance(entry, dict)}
 
     def note_text_losses(self, fingerprint: str, digest: str, entry: dict[str, Any]) -> None:
@@ -186,7 +215,7 @@ class Store:
                 loss per token of each window, in nats) or ``why`` there are none.
         """
         path = self.folder(fingerprint) / FORGETTING
-        write_json(path, self.text_losses(fingerprint) | {digest: entry})
+        write_sealed(path, self.text_losses(fingerprint) | {digest: entry})
 
     def note_progress(self, fingerprint: str, note: dict[str, Any]) -> None:
         """Note how far a stage has come, for displays of progress.
@@ -230,7 +259,7 @@ class Store:
         """Hold a stage, so that only one process at a time trains it.
 
         The operating system frees the lock when the process ends, however it ends; see
-        :mod:`heft_pipeline.store.locks` for file systems without locks.
+        :mod:`heft_pipeline.files.locks` for file systems without locks.
 
         Args:
             fingerprint: The stage's fingerprint.
@@ -264,18 +293,3 @@ def _owner(folder: Path) -> str:
 def _owner_note(folder: Path) -> dict[str, Any] | None:
     owner = read_json(folder / OWNER)
     return owner if owner and {"pid", "host"} <= set(owner) else None
-
-
-def _is_whole(path: Path) -> bool | None:
-    """Whether a file holds a stage's result; None where there is no file."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return _holds_result(path, found.st_ino, found.st_mtime_ns, found.st_size)
-
-
-@functools.lru_cache(maxsize=65536)
-def _holds_result(path: Path, _inode: int, _changed: int, _bytes: int) -> bool:
-    """Whether a file that has not changed holds a result; large sweeps ask about each often."""
-    return "accuracy" in (read_json(path) or {})

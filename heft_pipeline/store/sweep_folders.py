@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.command_line.warnings import warn
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.locks import file_lock
+from heft_pipeline.files.sealed import read_sealed, write_sealed
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.run_names import named
 from heft_pipeline.plan.stage_spec import require_version
-from heft_pipeline.store.json_files import require_json, write_json
-from heft_pipeline.store.locks import file_lock
 from heft_pipeline.store.stage_folders import Store
 
 PLAN = "plan.json"
@@ -61,6 +62,12 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self.folder / ".plan.lock"):
             known = self.known()
+            if not known and (self.folder / PLAN).is_file():
+                warn(
+                    f"{self.folder / PLAN} {read_sealed(self.folder / PLAN).why}, and has no copy; "
+                    "it is written anew with the runs of this command, and those of earlier ones "
+                    "are in it again when they are run again, which trains nothing"
+                )
             plan = named(plan, known)
             asked = plan.to_json()
             stages = known.get("stages", {})
@@ -77,8 +84,16 @@ class Sweep:
                 "baselines": sorted({*known.get("baselines", []), *asked["baselines"]}),
                 "stages": stages | asked["stages"],
             }
-            write_json(self.folder / PLAN, data)
+            write_sealed(self.folder / PLAN, data)
         return plan
+
+    def _whole(self) -> dict[str, Any] | None:
+        """What ``plan.json`` or its copy holds; None if there is none, or both are broken."""
+        path = self.folder / PLAN
+        found = read_sealed(path)
+        if found.from_copy:
+            warn(f"{path} {found.why}; its copy is used, and the sweep's command writes it anew")
+        return found.data
 
     def accuracy(self, fingerprint: str) -> float:
         """The accuracy of a complete stage.
@@ -117,7 +132,12 @@ class Sweep:
             "the stages are kept, and the sweep's command finds them: run it again with another "
             f"sweep=NAME, or remove {PLAN} first"
         )
-        data = require_json(path, way_out)
+        data = self._whole()
+        if data is None:
+            raise UserError(
+                f"{path} {read_sealed(path).why}, and has no copy; every stage is kept: run the "
+                "sweep's command again, which writes it anew"
+            )
         if lacking := _lacking(data):
             raise UserError(
                 f"{path} lacks {lacking}, so another version wrote it or it is damaged; {way_out}"
@@ -142,9 +162,9 @@ class Sweep:
         Raises:
             UserError: The folder holds a sweep that another version wrote.
         """
-        if not (self.folder / PLAN).is_file():
+        if self._whole() is None:
             return {}
-        self.plan(any_version=True)  # says so if it is broken
+        self.plan(any_version=True)  # says so if it lacks something
         try:
             return self.plan()
         except UserError as error:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.json_files import read_json, write_json
+from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.settings.tracking import TrackingSettings
-from heft_pipeline.store.json_files import read_json, write_json
-from heft_pipeline.store.locks import file_lock, take
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
 from heft_pipeline.tracking.payload import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend

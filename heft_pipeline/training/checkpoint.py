@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.devices.random_state import load_random, random_tensors
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.tensor_files import read_tensors, write_tensors
 from heft_pipeline.training.state import Counters, TrainingState
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heft_pipeline.store.json_files import read_json, write_json
+from heft_pipeline.files.json_files import read_json, write_json
 from heft_pipeline.store.stage_folders import Store
 
 JOB = "job.json"

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.plan.graph import Plan, descendants
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.store.locks import file_lock, take
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.attempt import StopRequest

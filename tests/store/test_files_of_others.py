@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from heft_pipeline.store.locks import this_process
+from heft_pipeline.files.locks import this_process
 from heft_pipeline.store.stage_folders import Store
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes,
 from heft_pipeline.adapters.lora.refusals import refuse_other_config, refuse_rank, refused_by_peft
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.lora.targets import Choice, choose
-from heft_pipeline.adapters.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.settings import ModelSettings
 

@@ -12,8 +12,8 @@ import torch
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.red.settings import RedSettings
-from heft_pipeline.adapters.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.decoder import feed_forward_outputs
 from heft_pipeline.models.settings import ModelSettings

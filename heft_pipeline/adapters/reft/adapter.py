@@ -18,9 +18,9 @@ from heft_pipeline.adapters.reft.pyreft_engine import PyreftEngine
 from heft_pipeline.adapters.reft.pyreft_folder import check_start, read_pyreft, write_pyreft
 from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
-from heft_pipeline.adapters.tensor_files import read_tensors, write_tensors
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.tensor_files import read_tensors, write_tensors
 from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward

@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from heft_pipeline.store import locks
-from heft_pipeline.store.locks import MarkerLock, file_lock, has_ended, is_locked, take
+from heft_pipeline.command_line import warnings
+from heft_pipeline.files import locks
+from heft_pipeline.files.locks import MarkerLock, file_lock, has_ended, is_locked, take
 from heft_pipeline.store.stage_folders import Store
 from tests.conftest import CliResult
 
 _HOLDS = """
 import sys
 from pathlib import Path
-from heft_pipeline.store.locks import file_lock
+from heft_pipeline.files.locks import file_lock
 with file_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -39,6 +40,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
         monkeypatch.setattr(fcntl, "flock", refuse)
         monkeypatch.setattr(locks, "_told", set())
+        monkeypatch.setattr(warnings, "_said", set())
 
     return answer
 
@@ -128,7 +130,7 @@ def test_the_marker_of_a_killed_process_of_this_machine_does_not_hold(tmp_path: 
     path = tmp_path / ".lock.held"
     code = (
         "import sys, os, signal; from pathlib import Path; "
-        "from heft_pipeline.store.locks import MarkerLock; "
+        "from heft_pipeline.files.locks import MarkerLock; "
         "MarkerLock(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)

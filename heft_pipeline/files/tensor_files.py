@@ -1,7 +1,5 @@
 """Files of tensors: written as a whole and as the umask says, and read with a message if broken."""
 
-import contextlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.replaced import replaced
 
 
 def write_tensors(
@@ -24,20 +23,12 @@ def write_tensors(
         metadata: Text that is kept beside them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    try:
+    with replaced(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode & 0o777
         save_file(ready, partial, metadata=dict(metadata) if metadata is not None else None)
         partial.chmod(mode)  # safetensors makes files that nobody else can read
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk is to be no fuller; the reason is raised
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def copy_files(source: Path, to: Path) -> None:

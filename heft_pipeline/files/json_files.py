@@ -1,34 +1,11 @@
 """Files that are read by other processes while they are written, and after a crash."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from heft_pipeline.errors import UserError
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Write a file so that readers see either the old one or the whole new one.
-
-    Args:
-        path: The file.
-
-    Yields:
-        What to write to in its place. It takes the file's place at the end, and is removed if the
-        block raises, so that a full disk is no fuller.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # what was raised first is what counts
-            partial.unlink(missing_ok=True)
-        raise
+from heft_pipeline.files.replaced import replaced
 
 
 def write_json(path: Path, data: Any, durable: bool = True) -> None:
@@ -39,12 +16,8 @@ def write_json(path: Path, data: Any, durable: bool = True) -> None:
         data: JSON-ready data.
         durable: Whether to wait until the file is on disk.
     """
-    with replaced(path) as partial, partial.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        if durable:
-            os.fsync(stream.fileno())
+    with replaced(path, durable=durable) as partial:
+        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -60,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         OSError: The file is there and cannot be read.
     """
     try:
-        return _object(path)
+        return json_object(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
@@ -80,7 +53,7 @@ def require_json(path: Path, way_out: str) -> dict[str, Any]:
         OSError: The file is there and cannot be read.
     """
     try:
-        return _object(path)
+        return json_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is missing; {way_out}") from error
     except ValueError as error:
@@ -89,7 +62,13 @@ def require_json(path: Path, way_out: str) -> dict[str, Any]:
         ) from error
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The object that a file holds.
+
+    Raises:
+        ValueError: The file is cut off or broken.
+        OSError: It is missing, or cannot be read.
+    """
     text = path.read_bytes()
     if not text.strip(b"\0 \r\n\t"):  # a crash can leave a file's length without its content
         raise ValueError("it is empty")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.store.json_files import read_json, require_json, write_json
+from heft_pipeline.files.json_files import read_json, require_json, write_json
 
 BROKEN = {
     "empty": b"",

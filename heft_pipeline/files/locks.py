@@ -8,10 +8,8 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +17,8 @@ from typing import Any, Protocol, Self
 
 from filelock import FileLock, Timeout
 
-from heft_pipeline.store.json_files import read_json
-
-log = logging.getLogger(__name__)
+from heft_pipeline.command_line.warnings import warn
+from heft_pipeline.files.json_files import read_json
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _POLL_SECONDS = 0.05
@@ -76,7 +73,7 @@ def file_lock(path: Path) -> Lock:
         return FileLock(path, mode=found.st_mode & 0o777)
     if found.st_dev not in _told:
         _told.add(found.st_dev)
-        _tell(
+        warn(
             f"files cannot be locked where {path.parent} is, so files named *.held stand for locks "
             "there; a process on another machine that is killed leaves its own behind"
         )
@@ -217,9 +214,7 @@ class MarkerLock:
                 raise Timeout(str(self._path))
             if timeout < 0 and not self._warned:
                 self._warned = True
-                _tell(
-                    f"{self._path} is held by {named(holder)}; if that has ended, remove the file"
-                )
+                warn(f"{self._path} is held by {named(holder)}; if that has ended, remove the file")
             time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
@@ -255,13 +250,6 @@ class MarkerLock:
                 aside.unlink()
             else:
                 aside.rename(self._path)
-
-
-def _tell(text: str) -> None:
-    """Say something to the person at the keyboard, and in the log if there is one."""
-    if log.hasHandlers():
-        log.warning("%s", text)
-    print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
 def named(note: Mapping[str, Any] | None) -> str:

@@ -1,0 +1,45 @@
+"""Before a sweep begins: which of its finished stages are damaged, so that they are made again."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from heft_pipeline.files.locks import file_lock, take
+from heft_pipeline.plan.graph import Plan, labelled
+from heft_pipeline.store.integrity import RESTORE, Depth, remedy, set_aside
+from heft_pipeline.store.stage_folders import LOCK, Store
+
+
+def look_over(plan: Plan, store: Store, console: Console) -> None:
+    """Set aside the damaged files of a plan's finished stages, so that these count as unfinished.
+
+    The contents of adapters are compared only where a stage is still to be trained on them; of all
+    other files they always are.
+
+    Args:
+        plan: The plan.
+        store: Where stages are.
+        console: Where each damaged file is said, in a line.
+    """
+    label = labelled(plan.stages.values())
+    to_train_on: set[str] = set()
+    for key, stage in reversed(plan.stages.items()):  # children before parents
+        depth = Depth.ALL if key in to_train_on else Depth.RECORDS
+        damage = store.damage(key, depth)
+        if damage and take(lock := file_lock(store.folder(key) / LOCK)):
+            try:
+                damage = store.damage(key, depth)  # nobody else has mended it meanwhile
+                if damage:
+                    aside = set_aside(store.folder(key), damage)
+            finally:
+                lock.release()
+            for name, why in damage.items():
+                done = remedy(store.folder(key), damage)
+                what = "it is" if done == RESTORE else "the stage is"
+                console.print(
+                    f"[yellow]![/] {escape(f'{label(stage)}: {store.folder(key) / name} {why}; ')}"
+                    f"{what} {done} ({escape(str(aside))} has what was there)",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        if not store.is_complete(key) and stage.parent is not None:
+            to_train_on.add(stage.parent.fingerprint)
