@@ -1,10 +1,12 @@
 """Checkpoints that resume training exactly: one safetensors file each, replaced atomically.
 
-``last`` holds the trained parameters, the optimiser's state and the random generators of every
-process; its metadata holds the counters and the schedule. ``best`` holds the parameters of the
-best epoch so far. ``constants`` holds what was drawn at initialisation and never changes.
+A file holds the trained parameters and those of the best epoch so far, the optimiser's state, what
+was drawn at initialisation and never changes, and the random generators of every process. Its
+metadata holds the counters, the schedule and a checksum of all of it. The checkpoint before the
+last is kept, for the case that the last is not what was written.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,13 +19,17 @@ import torch
 from heft_pipeline.devices.processes import Ranks
 from heft_pipeline.devices.random_state import load_random, random_tensors
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.replaced import flush
 from heft_pipeline.files.tensor_files import read_tensors, write_tensors
+from heft_pipeline.training.beside import Beside
 from heft_pipeline.training.state import Counters, TrainingState
 
 log = logging.getLogger(__name__)
 
-LAST, BEST, CONSTANTS = "last.safetensors", "best.safetensors", "constants.safetensors"
-_META = "heft"
+LAST, BEFORE, BROKEN = "last.safetensors", "before.safetensors", "broken.safetensors"
+_META, _CHECKSUM = "heft", "sha256"
+#: What comes before the names of tensors that are not the trained parameters'.
+_OPTIMIZER, _BEST, _CONSTANT = "optimizer/", "best/", "constant/"
 
 
 class Checkpoints:
@@ -47,26 +53,35 @@ class Checkpoints:
     ) -> None:
         self._folder, self._state, self._constants = folder, state, constants
         self._ranks, self._device = ranks, device
+        self._best: dict[str, torch.Tensor] = {}
+        self._beside = Beside()
 
     @property
     def last(self) -> Path | None:
         """The file that training would resume from; None if there is none."""
-        path = self._folder / LAST
-        return path if path.is_file() else None
+        self.wait()
+        paths = (self._folder / name for name in (LAST, BEFORE))
+        return next((path for path in paths if path.is_file()), None)
 
     def save(self) -> None:
-        """Write everything that is needed to continue from here, bit for bit."""
+        """Write everything that is needed to continue from here, bit for bit.
+
+        Where that takes long, it goes on while training does; see :meth:`wait`.
+
+        Raises:
+            OSError: This checkpoint, or the one before, could not be written.
+        """
         state = self._state
         own = (random_tensors(self._device), state.counters.train_flop)
         of_ranks = self._ranks.gather(own)
         if not self._ranks.first:
             return
-        if not (self._folder / CONSTANTS).is_file():
-            write(self._folder / CONSTANTS, self._constants, {})
         state.counters.epoch_loss = state.epoch_loss.item()
         tensors = {
             **state.parameters,
             **_optimizer_tensors(state.optimizer, state.names),
+            **{_BEST + name: tensor for name, tensor in self._best.items()},
+            **{_CONSTANT + name: tensor for name, tensor in self._constants.items()},
             **{
                 f"{rank}/{name}": generator
                 for rank, (generators, _) in enumerate(of_ranks)
@@ -78,17 +93,39 @@ class Checkpoints:
             "flop_of_ranks": [flop for _, flop in of_ranks],
             "scheduler": state.scheduler.state_dict(),
         }
-        write(self._folder / LAST, tensors, meta)
+        self._beside.run(lambda kept: self._write(kept, meta), tensors)
+
+    def _write(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        last = self._folder / LAST
+        new = self._folder / f"new-{LAST}"
+        write(new, tensors, meta)
+        if last.is_file():
+            last.replace(self._folder / BEFORE)
+        new.replace(last)
+        flush(self._folder)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._beside.wait()
 
     def resume(self) -> None:
-        """Restore the last checkpoint; if there is none that is whole, training starts anew."""
-        saved = self._saved()
-        if saved is None:
+        """Restore the last checkpoint that is whole; if there is none, training starts anew."""
+        name = self._ranks.from_first(self._whole() if self._ranks.first else None)
+        if name is None:
             return
         state = self._state
-        constants, tensors, meta = saved
+        tensors, meta = read(self._folder / name)
         for name, tensor in self._constants.items():
-            tensor.copy_(constants[name])
+            tensor.copy_(tensors[_CONSTANT + name])
+        self._best = {
+            key.removeprefix(_BEST): value
+            for key, value in tensors.items()
+            if key.startswith(_BEST)
+        }
         state.load_parameters(tensors)
         _load_optimizer(state.optimizer, state.names, tensors)
         load_random(tensors, self._device, f"{self._ranks.rank}/")
@@ -105,35 +142,33 @@ class Checkpoints:
             state.counters.train_flop = sum(flops) if self._ranks.first else 0.0
         state.epoch_loss.fill_(state.counters.epoch_loss)
 
-    def _saved(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Any] | None:
-        """The constants, the tensors and the data of the last checkpoint; broken ones go."""
-        if self.last is None:
-            return None
-        try:
-            constants, _ = read(self._folder / CONSTANTS)
-            tensors, meta = read(self._folder / LAST)
-            if (self._folder / BEST).is_file():
-                read(self._folder / BEST)
-        except (UserError, FileNotFoundError) as error:
-            log.warning("%s; training starts from the beginning", error)
-            if self._ranks.first:
-                for name in (LAST, BEST, CONSTANTS):
-                    (self._folder / name).unlink(missing_ok=True)
-            return None
-        return constants, tensors, meta
+    def _whole(self) -> str | None:
+        """The name of the newest checkpoint that is whole; broken ones are set aside."""
+        for name in (LAST, BEFORE):
+            path = self._folder / name
+            if not path.is_file():
+                continue
+            try:
+                read(path)
+            except UserError as error:
+                earlier = name == LAST and (self._folder / BEFORE).is_file()
+                then = "the one before is used" if earlier else "training starts from the beginning"
+                log.warning("%s; %s", error, then)
+                path.replace(self._folder / BROKEN)
+            else:
+                return name
+        return None
 
     def save_best(self) -> None:
-        """Write the current parameters as those of the best epoch."""
-        if self._ranks.first:
-            write(
-                self._folder / BEST, self._state.parameters, {"epoch": self._state.counters.epoch}
-            )
+        """Keep the current parameters as those of the best epoch; :meth:`save` writes them."""
+        self._best = {
+            name: parameter.detach().to("cpu", copy=True)
+            for name, parameter in self._state.parameters.items()
+        }
 
     def load_best(self) -> None:
         """Give the model the parameters of the best epoch."""
-        self._ranks.gather(None)  # wait until process 0 has written it
-        tensors, _ = read(self._folder / BEST)
-        self._state.load_parameters(tensors)
+        self._state.load_parameters(self._best)
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -144,21 +179,32 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
         tensors: Tensors by name.
         meta: JSON-ready data.
     """
-    write_tensors(path, tensors, {_META: json.dumps(meta)})
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta)
+    write_tensors(path, ready, {_META: text, _CHECKSUM: _checksum(ready, text)})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the JSON data that :func:`write` wrote.
 
     Raises:
-        UserError: The file is cut off or broken.
+        UserError: The file is cut off or broken, or not what was written.
         FileNotFoundError: There is none.
     """
     tensors, metadata = read_tensors(path)
-    try:
-        return tensors, json.loads(metadata[_META])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint: {error}") from error
+    text = metadata.get(_META, "")
+    if metadata.get(_CHECKSUM) != _checksum(tensors, text):
+        raise UserError(f"{path} does not fit its checksum")
+    return tensors, json.loads(text)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    """A checksum of the names, types, shapes and bytes of tensors and of a text."""
+    total = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _optimizer_tensors(
@@ -166,7 +212,7 @@ def _optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """An optimiser's state under ``optimizer/PARAMETER/KEY``; all of AdamW's state is tensors."""
     return {
-        f"optimizer/{names[parameter]}/{key}": value
+        f"{_OPTIMIZER}{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -180,8 +226,8 @@ def _load_optimizer(
     """Load the saved state of an optimiser of the same parameters into a new one."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            name, field = key.removeprefix("optimizer/").rsplit("/", 1)
+        if key.startswith(_OPTIMIZER):
+            name, field = key.removeprefix(_OPTIMIZER).rsplit("/", 1)
             parameter = by_name[name]
             # AdamW keeps its step counts on the CPU unless it is fused.
             on_device = field != "step" or parameter.device.type == "cuda"

@@ -162,6 +162,7 @@ class Trainer:
                 if best:
                     self._checkpoints.save_best()
             self._end_epoch(dev)
+        self._checkpoints.wait()
         if best:
             self._checkpoints.load_best()
         counters.train_flop = sum(self._ranks.gather(counters.train_flop))
@@ -294,6 +295,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._stop or (self._ranks.world == 1 and self._should_stop()):
             self._save()
+            self._checkpoints.wait()
             step = self._state.counters.step
             raise Interrupted(f"{self._recipe.label} stopped at step {step}")
 
