@@ -23,7 +23,7 @@ from heft_pipeline.files.sealed import copy_of, read_sealed, seal, write_sealed
 RESULT, STAGE, METRICS, PREDICTIONS = (
     "result.json", "stage.json", "metrics.jsonl", "predictions.parquet"
 )  # fmt: skip
-ADAPTER, DAMAGED = "adapter", "damaged"
+ADAPTER, DAMAGED, MANIFEST = "adapter", "damaged", "files"
 #: The files that a stage's result stands on.
 _FILES = (STAGE, METRICS, PREDICTIONS, "*_edits.csv", f"{ADAPTER}/**/*")
 #: What has to be done about damaged files, as people are told.
@@ -80,7 +80,7 @@ def _lacking(result: Mapping[str, Any]) -> str:
     """Why a decoded ``result.json`` is none; empty if it is one."""
     if "accuracy" not in result:
         return "holds no accuracy"
-    files = result.get("files", {})
+    files = result.get(MANIFEST, {})
     if not isinstance(files, dict):
         return "holds no manifest of the stage's files"
     for name, entry in files.items():
@@ -93,9 +93,9 @@ def _lacking(result: Mapping[str, Any]) -> str:
 
 
 def _misfits(folder: Path, result: Mapping[str, Any], depth: Depth) -> dict[str, str]:
-    if "files" not in result:
+    if MANIFEST not in result:
         return _missing(folder, result)
-    files: Manifest = result["files"]
+    files: Manifest = result[MANIFEST]
     hashed: Iterable[str] = ()
     if depth is not Depth.SIZES:
         hashed = [name for name in files if depth is Depth.ALL or not _of_adapter(name)]
@@ -129,7 +129,7 @@ def seal_result(folder: Path, result: Mapping[str, Any]) -> None:
         copy.parent.mkdir(exist_ok=True)
         with replaced(copy) as partial:
             shutil.copyfile(metrics, partial)
-    write_sealed(folder / RESULT, {**result, "files": make_manifest(folder, _FILES)})
+    write_sealed(folder / RESULT, {**result, MANIFEST: make_manifest(folder, _FILES)})
 
 
 def remedy(folder: Path, damage: Mapping[str, str]) -> str:
@@ -153,7 +153,7 @@ def remedy(folder: Path, damage: Mapping[str, str]) -> str:
 
 def _metrics_have_copy(folder: Path, result: Mapping[str, Any]) -> bool:
     """Whether there is a copy of a stage's ``metrics.jsonl`` as it was when it finished."""
-    entry = result.get("files", {}).get(METRICS)
+    entry = result.get(MANIFEST, {}).get(METRICS)
     copies = copy_of(folder / METRICS).parent
     return entry is not None and not misfits(copies, {METRICS: entry}, [METRICS])
 

@@ -17,6 +17,7 @@ from heft_pipeline.files.sealed import read_sealed, write_sealed
 from heft_pipeline.plan.stage_spec import RESULT_VERSION, StageSpec, to_json
 from heft_pipeline.store.integrity import (
     ADAPTER,
+    MANIFEST,
     STAGE,
     Depth,
     forget_result,
@@ -95,9 +96,11 @@ class Store:
         return self.result(fingerprint) is not None
 
     def result(self, fingerprint: str) -> dict[str, Any] | None:
-        """A finished stage's ``result.json``; None for any other, such as a damaged one."""
+        """A finished stage's ``result.json`` without its manifest; None for any other stage."""
         found = look(self.folder(fingerprint))
-        return None if found.damage else found.result
+        if found.damage or found.result is None:
+            return None
+        return {key: value for key, value in found.result.items() if key != MANIFEST}
 
     def damage(self, fingerprint: str, depth: Depth = Depth.SIZES) -> Mapping[str, str]:
         """What is wrong with the files of a stage that was finished.
