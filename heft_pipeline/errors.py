@@ -47,6 +47,10 @@ class Interrupted(Exception):
     """Training stopped on a signal after writing a checkpoint; running it again resumes it."""
 
 
+class LeaseLost(Interrupted):
+    """Another process has taken over what this one was working on; nothing more is written."""
+
+
 def reason(error: BaseException, elsewhere: str = ELSEWHERE) -> str | None:
     """Say what an error means for the person at the keyboard, and the way out.
 

@@ -72,10 +72,11 @@ def run_stage(
         UserError: The model, the data or an adapter cannot be loaded as asked.
         NonFiniteLoss: Training diverged.
         Interrupted: ``should_stop`` returned true.
+        LeaseLost: Another process has taken the stage over, because this one was silent too long.
     """
     fingerprint = stage.fingerprint
     ranks = start_ranks(resolve_device(stage.device))
-    with store.lock(fingerprint, on_wait) if ranks.first else nullcontext():
+    with store.lock(fingerprint, on_wait) if ranks.first else nullcontext() as lock:
         found: Found = ranks.from_first(find_result(stage, store) if ranks.first else None)
         if found.result is not None and found.whole:
             return Outcome(found.result, reused=True)
@@ -83,9 +84,16 @@ def run_stage(
             if found.result is None:
                 store.begin(stage)
             store.forget_failure(fingerprint)
-        control = Control(progress, should_stop, ranks)
+
+        def stop() -> bool:
+            if lock is not None:
+                lock.check()  # nothing is written any more if another process has taken over
+            return should_stop()
+
+        control = Control(progress, stop, ranks)
         result = _train_and_evaluate(stage, upcoming, store, control, text, found.result)
-        if ranks.first:
+        if lock is not None:
+            lock.check()
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.json_files import read_json, write_json
-from heft_pipeline.files.locks import file_lock, has_ended, is_locked, named, take, this_process
+from heft_pipeline.files.locks import Lock, file_lock, holder, take
+from heft_pipeline.files.process_notes import named
 from heft_pipeline.files.replaced import flush, leftovers
 from heft_pipeline.files.sealed import read_sealed, write_sealed
 from heft_pipeline.plan.stage_spec import RESULT_VERSION, StageSpec, to_json
@@ -25,7 +26,7 @@ from heft_pipeline.store.integrity import (
     seal_result,
 )
 
-FAILURE, LOCK, OWNER = "failure.json", ".lock", ".owner.json"
+FAILURE, LOCK = "failure.json", ".lock"
 PROGRESS, FORGETTING = "progress.json", "forgetting.json"
 #: How much of a ``stage.json`` is read to find its version, which is its second key.
 _HEAD_BYTES = 200
@@ -241,35 +242,24 @@ class Store:
 
         Returns:
             ``pid``, ``host``, ``since``, and under SLURM ``job_id`` and ``requeues``; None where
-            no process holds it. Where the lock cannot be looked at, the process counts as holding
-            it unless it is known to have ended.
+            no process holds it. See :func:`~heft_pipeline.files.locks.holder`.
         """
-        folder = self.folder(fingerprint)
-        owner = _owner_note(folder)
-        if owner is None:
-            return None
-        held = is_locked(folder / LOCK)
-        if held is None:
-            held = not has_ended(owner)
-        return owner if held else None  # else its process ended without removing the note
+        return holder(self.folder(fingerprint) / LOCK)
 
     def forget_failure(self, fingerprint: str) -> None:
         """Remove the note of a stage's failure."""
         (self.folder(fingerprint) / FAILURE).unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self, fingerprint: str, on_wait: Callable[[str], None]) -> Iterator[None]:
-        """Hold a stage, so that only one process at a time trains it.
-
-        The operating system frees the lock when the process ends, however it ends; see
-        :mod:`heft_pipeline.files.locks` for file systems without locks.
+    def lock(self, fingerprint: str, on_wait: Callable[[str], None]) -> Iterator[Lock]:
+        """Hold a stage, so that only one process at a time trains it; see :class:`Lock`.
 
         Args:
             fingerprint: The stage's fingerprint.
             on_wait: Called once before waiting, with the name of the process that holds it.
 
         Yields:
-            Nothing.
+            The lock, which can be lost while it is held: see :meth:`Lock.check`.
         """
         folder = self.folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,21 +268,14 @@ class Store:
             on_wait(_owner(folder))
             lock.acquire()
         try:
-            write_json(folder / OWNER, this_process())
-            yield
+            yield lock
         finally:
-            (folder / OWNER).unlink(missing_ok=True)
             lock.release()
 
 
 def _owner(folder: Path) -> str:
     """The name of the process that holds a stage, which it writes just after taking the lock."""
     deadline = time.monotonic() + 2
-    while (owner := _owner_note(folder)) is None and time.monotonic() < deadline:
+    while (owner := holder(folder / LOCK)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return named(owner)
-
-
-def _owner_note(folder: Path) -> dict[str, Any] | None:
-    owner = read_json(folder / OWNER)
-    return owner if owner and {"pid", "host"} <= set(owner) else None

@@ -54,7 +54,7 @@ class Damaged:
 
     def differences(self) -> list[str]:
         """What differs from the undisturbed folder."""
-        found = []
+        found: list[str] = []
         for folder in sorted(self.original.glob("stages/*")):
             found += differences(folder, self.outputs / "stages" / folder.name)
         return found

@@ -1,18 +1,18 @@
 """What is written is open to whom the umask says, and who may only read changes nothing."""
 
 import ctypes
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from heft_pipeline.files.locks import this_process
+from heft_pipeline.files.process_notes import this_process
 from heft_pipeline.store.stage_folders import Store
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def shown(finished: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(finished, outputs)
     stage = unfinished(outputs)
     (stage / "result.json").unlink()
-    (stage / ".owner.json").write_text(json.dumps(this_process()))
+    (stage / ".lock.held").write_text(json.dumps(this_process()))
     paths = [outputs, *outputs.rglob("*")]
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -119,11 +119,13 @@ def unfinished(outputs: Path) -> Path:
 
 def test_who_may_only_read_sees_a_sweep_and_writes_nothing(shown: Path, tmp_path: Path) -> None:
     before, sweep = contents(shown), shown / "sweeps" / "s"
-    with (unfinished(shown) / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        status, said = visit("-m", "launch", "status", sweep)
-        assert status == 0, said
-        assert "1 running" in said
+    status, said = visit("-m", "launch", "status", sweep)
+    assert status == 0, said
+    assert "1 running" in said
+    lease = unfinished(shown) / ".lock.held"
+    lease.chmod(0o644)
+    lease.write_text(json.dumps(this_process() | {"started": 1}))  # a process that has ended
+    before = contents(shown)
     status, said = visit("-m", "launch", "status", sweep)
     assert status == 0, said
     assert "running" not in said
@@ -159,8 +161,9 @@ def test_a_lock_that_cannot_be_looked_at_counts_as_held_unless_its_process_is_go
         "print(Store(Path(sys.argv[1])).owner('key') is not None)"
     )
 
-    def seen_as_held(note: dict[str, object]) -> bool:
-        (folder / ".owner.json").write_text(json.dumps(note))
+    def seen_as_held(note: dict[str, object], renewed: float | None = None) -> bool:
+        (folder / ".lock.held").write_text(json.dumps(note))
+        os.utime(folder / ".lock.held", renewed and (renewed, renewed))
         status, said = visit("-c", code, store.output_dir)
         assert status == 0, said
         return said.strip() == "True"
@@ -171,4 +174,6 @@ def test_a_lock_that_cannot_be_looked_at_counts_as_held_unless_its_process_is_go
     assert seen_as_held({"pid": 1, "host": "another-machine"})
     assert not seen_as_held({"pid": gone.pid, "host": this_process()["host"]})
     (folder / ".lock").chmod(0o444)
-    assert not seen_as_held(this_process())  # who may read the lock sees that it is free
+    assert seen_as_held({"pid": 1, "host": "another-machine"})  # its lock may not reach this one
+    long_ago = time.time() - 1000
+    assert not seen_as_held({"pid": 1, "host": "another-machine"}, long_ago)

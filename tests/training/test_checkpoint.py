@@ -108,7 +108,7 @@ def test_where_the_last_is_damaged_the_one_before_is_used(
     damage(folder / LAST)
     seen: list[int] = []
 
-    def note(phase: str, done: int, *_: object) -> None:
+    def note(phase: str, done: int, total: int, note: str = "") -> None:
         if phase == "train":
             seen.append(done)
 
