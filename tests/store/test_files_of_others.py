@@ -163,7 +163,7 @@ def test_a_lock_that_cannot_be_looked_at_counts_as_held_unless_its_process_is_go
 
     def seen_as_held(note: dict[str, object], renewed: float | None = None) -> bool:
         (folder / ".lock.held").write_text(json.dumps(note))
-        os.utime(folder / ".lock.held", renewed and (renewed, renewed))
+        os.utime(folder / ".lock.held", (renewed, renewed) if renewed is not None else None)
         status, said = visit("-c", code, store.output_dir)
         assert status == 0, said
         return said.strip() == "True"
