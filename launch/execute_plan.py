@@ -17,6 +17,7 @@ from launch.local.execute import execute_here
 from launch.local.settings import LocalSettings
 from launch.look_over import look_over
 from launch.measure_forgetting import NOTE, check_texts, measure_lacking, say_lacking
+from launch.near_twins import say_near_twin
 from launch.progress import announce, say_line
 from launch.slurm.ask import Patience
 from launch.slurm.settings import SlurmSettings
@@ -68,6 +69,7 @@ def _begin(plan: Plan, sweep: Sweep, console: Console) -> None:
     sweep.store.require_writable()
     no_longer_cancelled(sweep)
     look_over(plan, sweep.store, console)
+    say_near_twin(plan, sweep.store, console)
     announce(console, plan, sweep.store)
     check_inputs(plan, sweep.store, console)
     check_texts(sweep.plan().get(NOTE), sweep, plan)

@@ -139,7 +139,7 @@ def _train_and_evaluate(
         trained = Trained(Counters())
         if kept is not None:
             model.load_trained(saved_adapters(stage, store))
-            _compute_as_trained(stage, model, until_evaluated)
+            compute_as_trained(stage, model, until_evaluated)
         elif stage.training is not None:
             trained = _train(stage, model, task, flops, folder, control, until_evaluated)
         evaluated = time.perf_counter()
@@ -190,7 +190,7 @@ def _train(
     parameters = model.count()
     score = scorer(task, stage.data, stage.evaluation, stage.seed)
     recipe = Recipe(stage.label, stage.seed, stage.adapters[0], training, score)
-    _compute_as_trained(stage, model, until_evaluated)
+    compute_as_trained(stage, model, until_evaluated)
     trainer = Trainer(recipe, model, task, flops, folder, control)
     counters = trainer.run()
     model.finish()
@@ -199,8 +199,14 @@ def _train(
     return Trained(counters, parameters, trainer.reuse, model.notes())
 
 
-def _compute_as_trained(stage: StageSpec, model: AdaptedModel, until_evaluated: ExitStack) -> None:
-    """Change how the layers are computed as the stage's settings ask for."""
+def compute_as_trained(stage: StageSpec, model: AdaptedModel, until_evaluated: ExitStack) -> None:
+    """Change how the layers are computed as a stage's settings ask for.
+
+    Args:
+        stage: The stage.
+        model: The model with the stage's adapters on it.
+        until_evaluated: What undoes it.
+    """
     if stage.training is not None and stage.training.compile:
         until_evaluated.enter_context(compiled_layers(model.base))
     if stage.training is not None and stage.training.gradient_checkpointing:

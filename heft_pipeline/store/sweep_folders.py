@@ -70,6 +70,8 @@ class Sweep:
                 )
             plan = named(plan, known)
             asked = plan.to_json()
+            for run in asked["runs"]:
+                run["command"] = notes.get("command")
             stages = known.get("stages", {})
             complete = known.get("complete_before", []) + [
                 key for key in asked["stages"] if key not in stages and self.store.is_complete(key)
