@@ -21,6 +21,7 @@ from launch.near_twins import say_near_twin
 from launch.progress import announce, say_line
 from launch.slurm.ask import Patience
 from launch.slurm.settings import SlurmSettings
+from launch.stored_only import NEVER
 
 #: How long to go on asking SLURM for its limits, with somebody before the terminal.
 _PATIENCE_SECONDS = 60.0
@@ -46,6 +47,8 @@ def execute_plan(
         UserError: A stage cannot work as configured, or SLURM refuses it.
         SystemExit: A signal came; stages that were running here have checkpoints.
     """
+    if launcher.train == NEVER:
+        return {}
     if isinstance(launcher, LocalSettings):
         _begin(plan, sweep, console)
         failures = execute_here(plan, sweep, launcher, console)

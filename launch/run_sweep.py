@@ -31,6 +31,7 @@ from launch.local.settings import LocalSettings
 from launch.measure_forgetting import forgetting_note
 from launch.progress import say_line
 from launch.slurm.settings import SlurmSettings
+from launch.stored_only import NEVER, require_stored
 from launch.tracker import tracked, tracking_note
 
 #: Sweepers that do not look at what runs return; others, as Optuna's, choose their next runs by it.
@@ -75,6 +76,8 @@ def launch_sweep(
         forgetting_note(job.settings.report for job in jobs)  # refuses what would be refused
         show_plan(sweep.named(asked), sweep.store, launcher, console)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
+    if launcher.train == NEVER:
+        require_stored(asked, sweep.store)
     plan = _record(sweep, asked, [job.settings for job in jobs], launcher, console)
     known = {identity_of(run): run for run in plan.runs}
     runs = [known[identity_of(run)] for run in asked.runs]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
 from launch.gpus import gpu_setting, utilisation_setting
+from launch.stored_only import train_setting
 
 
 def _check_gpus(key: str, value: Any) -> None:
@@ -40,6 +41,7 @@ class LocalSettings(Settings):
         rule=_check_gpus,
         identity=False,
     )
+    train: str = train_setting()
     dry_run: bool = setting(False, "show what would be trained, and train nothing", identity=False)
     dry_run_gpu: str = gpu_setting()
     dry_run_utilisation: float = utilisation_setting()

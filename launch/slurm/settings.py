@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from heft_pipeline.declare_settings import Settings, setting
 from heft_pipeline.errors import UserError
 from launch.gpus import gpu_setting, utilisation_setting
+from launch.stored_only import train_setting
 
 #: Flags that would send a job where this project does not look for it, or make it another job.
 _NOT_FLAGS = {
@@ -156,6 +157,7 @@ class SlurmSettings(Settings):
     wait: bool = setting(
         True, "false: leave after submitting; a last small job makes the report", identity=False
     )
+    train: str = train_setting()
     dry_run: bool = setting(
         False, "show what would be submitted, and submit nothing", identity=False
     )
