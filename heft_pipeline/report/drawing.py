@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from heft_pipeline.report import words
+from heft_pipeline.store.json_files import replaced
 
 #: The width of a column and the usual height, in inches.
 SIZE = (3.3, 2.6)
@@ -107,12 +108,18 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
     """
     figure = Figure(title, caption, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(figure.png, dpi=240)
-    drawing.set_layout_engine("none")  # everything has its place, which takes long to find
-    drawing.savefig(figure.svg, metadata={"Date": None})
-    drawing.savefig(figure.pdf, metadata={"CreationDate": None})
-    plt.close(drawing)
-    data.to_csv(figure.csv, index=False)
+    try:
+        with replaced(figure.png) as partial:
+            drawing.savefig(partial, format="png", dpi=240)
+        drawing.set_layout_engine("none")  # everything has its place, which takes long to find
+        with replaced(figure.svg) as partial:
+            drawing.savefig(partial, format="svg", metadata={"Date": None})
+        with replaced(figure.pdf) as partial:
+            drawing.savefig(partial, format="pdf", metadata={"CreationDate": None})
+        with replaced(figure.csv) as partial:
+            data.to_csv(partial, index=False)
+    finally:
+        plt.close(drawing)  # matplotlib keeps all that are not closed
     return figure
 
 
