@@ -1,13 +1,11 @@
 """Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.markup import escape as escape_rich
 from rich.padding import Padding
@@ -17,9 +15,9 @@ from rich.text import Text
 from heft_pipeline.report import sentences, words
 from heft_pipeline.report.comparison_table import open_runs
 from heft_pipeline.report.content import Report, make_report
-from heft_pipeline.report.drawing import Figure
 from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
+from heft_pipeline.report.pictures import Pictures
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.verdicts import (
@@ -143,7 +141,7 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
         sentences=sentences,
         mark=_mark,
         classes=_CLASSES,
-        picture=_picture,
+        picture=Pictures(folder),
         notes=notes,
         relative=lambda path: path.relative_to(folder).as_posix(),
     )
@@ -173,26 +171,6 @@ def notes(section: Section) -> str:
         "operations and examples count all stages that a run stands on, including reused ones. "
         "Stages shared: how many of the stages that these runs stand on were already complete, or "
         "were also trained for another run."
-    )
-
-
-def _picture(figure: Figure, kind: str) -> Markup:
-    image, data = (
-        base64.b64encode(path.read_bytes()).decode() for path in (figure.svg, figure.csv)
-    )
-    return Markup(
-        '<figure class="{kind}"><h3>{title}</h3>'
-        '<img alt="{title}. {caption}" src="data:image/svg+xml;base64,{image}">'
-        "<figcaption>{caption} "
-        '<a class="download" download="{name}" href="data:text/csv;base64,{data}">Data (CSV)</a>'
-        "</figcaption></figure>"
-    ).format(
-        kind=kind,
-        title=figure.title,
-        caption=figure.caption,
-        name=figure.csv.name,
-        image=image,
-        data=data,
     )
 
 
