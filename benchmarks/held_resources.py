@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_STEPS_PER_EPOCH = 50
+_STEPS_PER_EPOCH, _DEV = 50, 8
 _LINES = 10
 
 
@@ -65,9 +65,9 @@ def measure_steps(method: str, steps: int, folder: Path) -> str:
         steps: How many steps.
         folder: An empty folder.
     """
-    rows = _data(folder, _STEPS_PER_EPOCH)
+    rows = _data(folder, _STEPS_PER_EPOCH + _DEV)
     asked = [*rows, f"method={method}", f"epochs={max(1, steps // _STEPS_PER_EPOCH)}"]
-    asked += [f"{method}.batch_size=1", "data.dev_size=8"]
+    asked += [f"{method}.batch_size=1", f"data.dev_size={_DEV}"]
     every = max(1, steps // (10 * _LINES))
     found = _run("steps", every, asked, folder)
     return _table(f"{method}, steps", found)
@@ -143,7 +143,7 @@ def _table(title: str, found: Sequence[Sample]) -> str:
     """Some of the samples, and how much is held more after the first fifth."""
     last = found[-1].done
     warm = [sample for sample in found if sample.done > last / 5]
-    shown = [found[0], *found[len(found) // _LINES :: max(1, len(found) // _LINES)]]
+    shown = [found[round(n * (len(found) - 1) / _LINES)] for n in range(_LINES + 1)]
     lines = [f"| {title} | RSS MB | anonymous MB | files | threads | objects | log handlers |"]
     lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
     lines += [
