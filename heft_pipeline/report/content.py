@@ -46,6 +46,8 @@ from heft_pipeline.report.verdicts import (
 )
 from heft_pipeline.store.sweep_folders import Sweep
 
+#: What the page and Markdown show of a section; a browser, and a reader, can do with no more.
+MOST_VERDICTS, MOST_ROWS = 200, 1000
 #: Drawing takes most of a report's time, so of very many sections the first are drawn, and of many
 #: the first in all formats.
 _MOST_DRAWN, _IN_ALL_FORMATS = 40, 6
@@ -92,6 +94,26 @@ class SectionContent:
     noise: Figure | None = None
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def shown_verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts that the page and Markdown have room for."""
+        return self.verdicts[:MOST_VERDICTS]
+
+    @property
+    def shown_rows(self) -> tuple[Row, ...]:
+        """The rows of the table that the page and Markdown have room for."""
+        return self.rows[:MOST_ROWS]
+
+    @property
+    def cut(self) -> str:
+        """What is not shown, and where it is, in a sentence; empty where everything is shown."""
+        parts = []
+        if more := len(self.verdicts) - MOST_VERDICTS:
+            parts += [f"{more:,} more claims, all in claims.json"] if more > 0 else []
+        if more := len(self.rows) - MOST_ROWS:
+            parts += [f"{more:,} more rows; results.csv has all runs"] if more > 0 else []
+        return f"Not shown: {', and '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from heft_pipeline.report import sentences, words
 from heft_pipeline.report.comparison_table import open_runs
-from heft_pipeline.report.content import Report, make_report
+from heft_pipeline.report.content import MOST_ROWS, Report, make_report
 from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
 from heft_pipeline.report.pictures import Pictures
@@ -115,7 +115,10 @@ def terminal(report: Report) -> Group:
         shown += [Text(sentence) for sentence in content.paper]
         if content.beside and content.beside.summary:
             shown.append(Text(content.beside.summary))
-        shown += [line for verdict in content.verdicts for line in _terminal_verdict(verdict)]
+        told = content.verdicts[:_MOST_ROWS]
+        shown += [line for verdict in told for line in _terminal_verdict(verdict)]
+        if more := len(content.verdicts) - len(told):
+            shown.append(Text(f"and {more:,} more claims in claims.json"))
         if content.about:
             shown.append(Text(content.about, style="dim"))
     if report.state:
@@ -142,6 +145,7 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
         mark=_mark,
         classes=_CLASSES,
         picture=Pictures(folder),
+        most_rows=MOST_ROWS,
         notes=notes,
         relative=lambda path: path.relative_to(folder).as_posix(),
     )
@@ -223,7 +227,7 @@ def _caption(section: Section) -> str:
             + (f", chance {words.share(section.chance)}" if section.chance is not None else "")
         )
     if hidden:
-        lines.append(f"and {hidden} more rows in report.html")
+        lines.append(f"and {hidden:,} more rows in report.html")
     return "\n".join(lines)
 
 
