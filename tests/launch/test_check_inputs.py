@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from heft_pipeline.adapters.lora.adapter import LoraAdapter
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, untouched_model
 from heft_pipeline.store.stage_folders import Store
@@ -104,3 +105,18 @@ def test_fewer_stages_at_once_are_a_way_out_where_several_are_trained(
     ):
         with pytest.raises(UserError, match=f"fewer of them at once with {way_out}"):
             check_inputs(Plan(tuple(runs)), store, Console(quiet=True), launcher)
+
+
+def test_many_learning_rates_and_seeds_are_checked_against_the_model_once(
+    compose_run: Callable[..., Run], small: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = []
+    check = LoraAdapter.check
+    monkeypatch.setattr(
+        LoraAdapter, "check", lambda *given: (checks.append(1), check(*given))  # type: ignore[func-returns-value]
+    )  # fmt: skip
+    asked = [*small, "data.dev_size=8", "method=lora"]
+    rates = [compose_run(*asked, f"lora.learning_rate={n + 1}e-4") for n in range(6)]
+    ranks = [compose_run(*asked, f"rank={rank}") for rank in (2, 3)]
+    check_inputs(Plan((*rates, *ranks)), store, Console(quiet=True))
+    assert len(checks) == 3
