@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.sources import Sources
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
+from launch.local.settings import LocalSettings
+from launch.slurm.settings import SlurmSettings
 
 _MOST_SPLITS = 50
 
@@ -31,8 +33,13 @@ def sources_for(store: Store) -> Sources:
     return Sources(store.output_dir / ".cache" / "digests.json")
 
 
-def check_inputs(plan: Plan, store: Store, console: Console) -> None:
-    """Check the stages that are to be trained against their models and data.
+def check_inputs(
+    plan: Plan,
+    store: Store,
+    console: Console,
+    launcher: LocalSettings | SlurmSettings | None = None,
+) -> None:
+    """Check the stages that are to be trained against their models, data and the room on disk.
 
     What was decided beyond the settings is printed.
 
@@ -40,9 +47,10 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
         plan: The plan.
         store: Where stages are.
         console: Where to show that this takes a moment, and what qualifies the results.
+        launcher: Says how many stages are trained side by side; None for one at a time.
 
     Raises:
-        UserError: A stage cannot work as configured.
+        UserError: A stage cannot work as configured, or the disk has no room for all.
     """
     unfinished = [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
     if unfinished:
@@ -50,8 +58,32 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
             from heft_pipeline.stage.preflight import preflight  # imports torch
 
             notes = preflight(unfinished, store.tokenized)
+            notes += _check_disk(unfinished, store, launcher)
         for note in notes:
             console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def at_once_setting(launcher: LocalSettings | SlurmSettings) -> tuple[str, int]:
+    """The setting that bounds how many stages are trained side by side, and its value."""
+    name = "workers" if isinstance(launcher, LocalSettings) else "max_parallel"
+    return f"hydra.launcher.{name}", getattr(launcher, name)
+
+
+def _check_disk(
+    stages: Sequence[StageSpec], store: Store, launcher: LocalSettings | SlurmSettings | None
+) -> list[str]:
+    """Refuse stages that the disk has no room for; where room is scarce, say so."""
+    from heft_pipeline.stage.disk_space import room_for  # imports torch
+
+    key, at_once = at_once_setting(launcher) if launcher else ("", 1)
+    room = room_for(stages, store, at_once)
+    if not room.enough:
+        fewer = f", fewer of them at once with {key}=N" if at_once > 1 else ""
+        raise UserError(
+            f"output_dir={store.output_dir} lacks room: {room}; free some space there, choose "
+            f"another place with output_dir=DIR, or ask for fewer runs{fewer}"
+        )
+    return [] if room.ample else [f"room is scarce in {store.output_dir}: {room}"]
 
 
 def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:

@@ -38,7 +38,7 @@ def show_cost(
     store: Store,
     launcher: LauncherSettings,
     console: Console,
-) -> None:
+) -> list[StageSpec]:
     """Print what stages will cost: operations, hours on a GPU, and memory.
 
     Args:
@@ -47,9 +47,12 @@ def show_cost(
         store: Where tokenised data is kept.
         launcher: The launcher's settings, which name the GPU.
         console: Where to print.
+
+    Returns:
+        The stages whose models and data could be read.
     """
     if not stages or launcher.dry_run_gpu == NONE:
-        return
+        return []
     with console.status("reading models and data to say what this costs"):
         from heft_pipeline.stage.forecast import Forecast, forecasts  # imports torch
 
@@ -70,6 +73,7 @@ def show_cost(
                 f"{escape(reason)}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
+    return [stage for group, _ in known for stage in group]
 
 
 def _show_papers_times(runs: Sequence[Run], console: Console) -> None:

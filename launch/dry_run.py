@@ -7,6 +7,7 @@ from rich.tree import Tree
 from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
+from launch.check_inputs import at_once_setting
 from launch.cost import show_cost
 from launch.gpus import NONE
 from launch.local.settings import LocalSettings
@@ -42,7 +43,30 @@ def show_plan(
         show_tasks(unfinished, store, console)
     if unused := other_versions(store):
         console.print(escape(unused), soft_wrap=True, highlight=False)
-    show_cost(plan.runs, unfinished, store, launcher, console)
+    show_disk(show_cost(plan.runs, unfinished, store, launcher, console), store, launcher, console)
+
+
+def show_disk(
+    stages: list[StageSpec], store: Store, launcher: LocalSettings | SlurmSettings, console: Console
+) -> None:
+    """Print how much room on disk stages need, and how much there is.
+
+    Args:
+        stages: The stages that are to be trained, whose models and data can be read.
+        store: Where they will be.
+        launcher: The launcher's settings.
+        console: Where to print.
+    """
+    if not stages:
+        return
+    from heft_pipeline.stage.disk_space import room_for  # imports torch
+
+    room = room_for(stages, store, at_once_setting(launcher)[1])
+    if room.ample:
+        console.print(f"room in output_dir: {room}", highlight=False)
+        return
+    why = "which may not be enough" if room.enough else "which is refused unless there is more"
+    console.print(f"[yellow]![/] room in output_dir: {room}, {why}", highlight=False)
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:

@@ -162,13 +162,15 @@ def calibration(
     squared = squared_errors(probabilities, gold)
     drawn = resamples(int(groups.max()) + 1, len(table))
     sizes = drawn.of_groups @ summed(np.ones(len(gold)), groups)  # [R]
-    gaps = np.zeros((len(gold), BINS))
     errors, briers = [], []
     for seed in range(len(table)):
-        gaps[:] = 0
-        gaps[np.arange(len(gold)), _bin(confidence[seed], BINS)] = right[seed] - confidence[seed]
-        errors.append(np.abs(drawn.of_groups @ summed(gaps, groups)).sum(axis=1) / sizes)
-        briers.append(drawn.of_groups @ summed(squared[seed], groups) / sizes)
+        # One product for both, because reading all samples takes longer than multiplying them.
+        parts = np.zeros((len(gold), BINS + 1))
+        parts[np.arange(len(gold)), _bin(confidence[seed], BINS)] = right[seed] - confidence[seed]
+        parts[:, BINS] = squared[seed]
+        of_samples = drawn.of_groups @ summed(parts, groups)
+        errors.append(np.abs(of_samples[:, :BINS]).sum(axis=1) / sizes)
+        briers.append(of_samples[:, BINS] / sizes)
     weights = drawn.of_seeds / len(table)
     error = float(
         np.mean([expected_calibration_error(*o) for o in zip(confidence, right, strict=True)])

@@ -97,7 +97,10 @@ def summed(values: Floats, groups: Integers) -> Floats:
         [G, ...].
     """
     total = np.zeros((int(groups.max()) + 1, *values.shape[1:]))
-    np.add.at(total, groups, values)
+    if len(total) == len(groups):  # each example is a group of its own
+        total[groups] = values
+    else:
+        np.add.at(total, groups, values)
     return total
 
 

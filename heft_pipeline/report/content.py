@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from heft_pipeline.report.curves import training_curves
 from heft_pipeline.report.deciding_command import Advice, advice
 from heft_pipeline.report.default_claims import default_claims
 from heft_pipeline.report.disagreement import Disagreement, disagreement
-from heft_pipeline.report.drawing import Figure, style
+from heft_pipeline.report.drawing import FORMATS, Figure, style
 from heft_pipeline.report.dtypes import different_dtypes
 from heft_pipeline.report.edit_figure import edit_figure
 from heft_pipeline.report.figures import (
@@ -45,6 +45,15 @@ from heft_pipeline.report.verdicts import (
     judge,
 )
 from heft_pipeline.store.sweep_folders import Sweep
+
+#: What the page and Markdown show of a section; a browser, and a reader, can do with no more.
+MOST_VERDICTS, MOST_ROWS = 200, 1000
+#: Drawing takes most of a report's time, so of very many sections the first are drawn, and of many
+#: the first in all formats.
+_MOST_DRAWN, _IN_ALL_FORMATS = 40, 6
+_UNDRAWN = (
+    f"Figures are drawn of the first {_MOST_DRAWN} comparisons alone; results.csv has all runs."
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,26 @@ class SectionContent:
     noise: Figure | None = None
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def shown_verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts that the page and Markdown have room for."""
+        return self.verdicts[:MOST_VERDICTS]
+
+    @property
+    def shown_rows(self) -> tuple[Row, ...]:
+        """The rows of the table that the page and Markdown have room for."""
+        return self.rows[:MOST_ROWS]
+
+    @property
+    def cut(self) -> str:
+        """What is not shown, and where it is, in a sentence; empty where everything is shown."""
+        parts = []
+        if more := len(self.verdicts) - MOST_VERDICTS:
+            parts += [f"{more:,} more claims, all in claims.json"] if more > 0 else []
+        if more := len(self.rows) - MOST_ROWS:
+            parts += [f"{more:,} more rows; results.csv has all runs"] if more > 0 else []
+        return f"Not shown: {', and '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)
@@ -154,11 +183,15 @@ def make_report(
     claims = [default_claims(part.settings) if asked is None else asked for part in parts]
     judged = judge(claims, parts, options.scope)
     tested = sum(verdict.comparison is not None for verdicts in judged for verdict in verdicts)
-    with style():
-        contents = [
-            _content(part, verdicts, (tested, options), figures, f"-{number}" if number > 1 else "")
-            for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1)
-        ]
+    contents = []
+    for number, (part, verdicts) in enumerate(zip(parts, judged, strict=True), start=1):
+        suffix = f"-{number}" if number > 1 else ""
+        with style(FORMATS if number <= _IN_ALL_FORMATS else ["svg"]):
+            drawn = figures if number <= _MOST_DRAWN else None
+            content = _content(part, verdicts, (tested, options), drawn, suffix)
+        if figures and not drawn:
+            content = replace(content, notes=(*content.notes, _UNDRAWN))
+        contents.append(content)
     return Report(
         title=", ".join(sweep.name for sweep in sweeps),
         made=time.strftime("%Y-%m-%d %H:%M %Z"),

@@ -4,8 +4,9 @@ A figure is as wide as one column of a paper in two columns (NeurIPS, ICML and A
 inches), and its smallest letters have 7 points there. The page shows the same drawing larger.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,13 @@ from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from heft_pipeline.report import words
+from heft_pipeline.store.json_files import replaced
 
 #: The width of a column and the usual height, in inches.
 SIZE = (3.3, 2.6)
+#: The endings of a figure's pictures; a figure of many has the second alone.
+FORMATS = ("png", "svg", "pdf")
+_FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=FORMATS)
 #: The sizes of letters in points.
 TEXT, SMALL = 8, 7
 _STYLE = {
@@ -58,15 +63,22 @@ class Figure:
         caption: How to read it, and what it leaves out.
         path: The path of its files without their endings: ``.png``, ``.svg``, ``.pdf``, and
             ``.csv`` with the drawn numbers.
+        formats: Which of these pictures there are.
     """
 
     title: str
     caption: str
     path: Path
+    formats: tuple[str, ...] = FORMATS
+
+    @property
+    def picture(self) -> Path:
+        """The picture for Markdown: the bitmap, or the vector drawing where there is no other."""
+        return self.png if "png" in self.formats else self.svg
 
     @property
     def png(self) -> Path:
-        """The bitmap, for Markdown."""
+        """The bitmap."""
         return self.path.with_name(f"{self.path.name}.png")
 
     @property
@@ -85,13 +97,26 @@ class Figure:
         return self.path.with_name(f"{self.path.name}.csv")
 
 
-def style() -> AbstractContextManager[None]:
-    """The context in which all figures of the report are drawn and saved."""
-    return matplotlib.rc_context(_STYLE)
+@contextmanager
+def style(formats: Sequence[str] = FORMATS) -> Iterator[None]:
+    """The context in which all figures of the report are drawn and saved.
+
+    Args:
+        formats: What :func:`save` writes; ``svg`` is one of them.
+
+    Yields:
+        Nothing.
+    """
+    before = _FORMATS.set(tuple(formats))
+    try:
+        with matplotlib.rc_context(_STYLE):
+            yield
+    finally:
+        _FORMATS.reset(before)
 
 
 def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: str) -> Figure:
-    """Write a drawing as PNG, SVG and PDF with its data beside it, and close it.
+    """Write a drawing in the formats of :func:`style` with its data beside it, and close it.
 
     No file has a date, so that the same numbers give the same files.
 
@@ -105,14 +130,18 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
     Returns:
         The figure.
     """
-    figure = Figure(title, caption, path)
+    figure = Figure(title, caption, path, _FORMATS.get())
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(figure.png, dpi=240)
-    drawing.set_layout_engine("none")  # everything has its place, which takes long to find
-    drawing.savefig(figure.svg, metadata={"Date": None})
-    drawing.savefig(figure.pdf, metadata={"CreationDate": None})
-    plt.close(drawing)
-    data.to_csv(figure.csv, index=False)
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    try:
+        for ending in figure.formats:
+            with replaced(path.with_name(f"{path.name}.{ending}")) as partial:
+                drawing.savefig(partial, format=ending, dpi=240, metadata=undated.get(ending))
+            drawing.set_layout_engine("none")  # everything has its place, which takes long to find
+        with replaced(figure.csv) as partial:
+            data.to_csv(partial, index=False)
+    finally:
+        plt.close(drawing)  # matplotlib keeps all that are not closed
     return figure
 
 

@@ -22,7 +22,7 @@ _MOST = 30
 _SOURCES = {
     "seeds": ("#0072B2", ""),
     "examples": ("#F0C66E", ""),
-    "rest": ("white", "...."),
+    "rest": ("white", "\\\\\\\\"),  # lines: an SVG spells out each dot of a dotted pattern
 }
 _UNKNOWN = ("#F0C66E", "////")
 #: The height of a line of text and the room between claims, in inches; the share of the width

@@ -1,13 +1,11 @@
 """Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.markup import escape as escape_rich
 from rich.padding import Padding
@@ -18,10 +16,10 @@ from heft_pipeline.files.locks import file_lock
 from heft_pipeline.files.replaced import replaced
 from heft_pipeline.report import sentences, words
 from heft_pipeline.report.comparison_table import open_runs
-from heft_pipeline.report.content import Report, make_report
-from heft_pipeline.report.drawing import Figure
+from heft_pipeline.report.content import MOST_ROWS, Report, make_report
 from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
+from heft_pipeline.report.pictures import Pictures
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
 from heft_pipeline.report.verdicts import (
@@ -117,7 +115,10 @@ def terminal(report: Report) -> Group:
         shown += [Text(sentence) for sentence in content.paper]
         if content.beside and content.beside.summary:
             shown.append(Text(content.beside.summary))
-        shown += [line for verdict in content.verdicts for line in _terminal_verdict(verdict)]
+        told = content.verdicts[:_MOST_ROWS]
+        shown += [line for verdict in told for line in _terminal_verdict(verdict)]
+        if more := len(content.verdicts) - len(told):
+            shown.append(Text(f"and {more:,} more claims in claims.json"))
         if content.about:
             shown.append(Text(content.about, style="dim"))
     if report.state:
@@ -143,7 +144,8 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
         sentences=sentences,
         mark=_mark,
         classes=_CLASSES,
-        picture=_picture,
+        picture=Pictures(folder),
+        most_rows=MOST_ROWS,
         notes=notes,
         relative=lambda path: path.relative_to(folder).as_posix(),
     )
@@ -173,26 +175,6 @@ def notes(section: Section) -> str:
         "operations and examples count all stages that a run stands on, including reused ones. "
         "Stages shared: how many of the stages that these runs stand on were already complete, or "
         "were also trained for another run."
-    )
-
-
-def _picture(figure: Figure, kind: str) -> Markup:
-    image, data = (
-        base64.b64encode(path.read_bytes()).decode() for path in (figure.svg, figure.csv)
-    )
-    return Markup(
-        '<figure class="{kind}"><h3>{title}</h3>'
-        '<img alt="{title}. {caption}" src="data:image/svg+xml;base64,{image}">'
-        "<figcaption>{caption} "
-        '<a class="download" download="{name}" href="data:text/csv;base64,{data}">Data (CSV)</a>'
-        "</figcaption></figure>"
-    ).format(
-        kind=kind,
-        title=figure.title,
-        caption=figure.caption,
-        name=figure.csv.name,
-        image=image,
-        data=data,
     )
 
 
@@ -245,7 +227,7 @@ def _caption(section: Section) -> str:
             + (f", chance {words.share(section.chance)}" if section.chance is not None else "")
         )
     if hidden:
-        lines.append(f"and {hidden} more rows in report.html")
+        lines.append(f"and {hidden:,} more rows in report.html")
     return "\n".join(lines)
 
 

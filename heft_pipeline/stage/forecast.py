@@ -113,6 +113,18 @@ def _sized(adapter: AdapterSettings, epochs: int = 1, batch_size: int = 1) -> Ad
     )
 
 
+def trained_parameters(stage: StageSpec) -> int:
+    """How many values a stage trains, from the model's configuration alone.
+
+    Args:
+        stage: The stage.
+
+    Raises:
+        UserError: The model cannot be read.
+    """
+    return sum(_added(_sized(a), stage.model).parameters for a in stage.adapters)
+
+
 class _Forecaster:
     """Makes forecasts, and keeps what several have in common.
 
@@ -131,7 +143,7 @@ class _Forecaster:
         work = self._work(stage, model)
         train = work.training(stage.epochs) if stage.epochs else 0.0
         frozen = sum(_added(a, stage.model).parameters for a in _parents(stage))
-        trained = sum(_added(_sized(a), stage.model).parameters for a in stage.adapters)
+        trained = trained_parameters(stage)
         adapters = _FROZEN_BYTES * frozen + _TRAINED_BYTES * trained
         activations = _activations(stage, model, work) if stage.epochs else 0.0
         return Forecast(

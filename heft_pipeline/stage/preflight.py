@@ -1,7 +1,9 @@
 """Checks that need the data or the model's shape, made before anything is trained."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from heft_pipeline.adapters.adapter import Target, adapter_class
 from heft_pipeline.data.prompts import Task
@@ -13,6 +15,8 @@ from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.generate import longest_answer
 from heft_pipeline.stage.cached_inputs import cached_task
+
+_RATES: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_ratio": 0.0}
 
 
 def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> list[str]:
@@ -39,7 +43,10 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
             check_model(stage.model, device)
             checked.add((stage.model, device))
         _check_merging(stage)
-        key = (stage.model, stage.data, stage.seed, stage.adapters, stage.evaluation)
+        # Large sweeps have many rates, which decide nothing about what fits.
+        fitted = tuple(dataclasses.replace(adapter, **_RATES) for adapter in stage.adapters)
+        answers = stage.trained_answers, stage.scored_answers
+        key = (stage.model, stage.data, stage.seed, answers, fitted, stage.evaluation)
         if key in checked:
             continue
         checked.add(key)
@@ -49,6 +56,9 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         _check_ids(stage.model, task)
         target = Target(stage.model, max(task.prompt_lengths))
         for adapter in stage.adapters:
+            if (target, fitted, adapter.kind) in checked:
+                continue
+            checked.add((target, fitted, adapter.kind))
             kind = adapter_class(adapter)
             kind.check(adapter, target)
             notes |= {f"{target.name}: {note}": None for note in kind.decided(adapter, target)}

@@ -1,5 +1,6 @@
 """``metrics.jsonl``, with one line per logged step or epoch."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,13 @@ class MetricsLog:
         kept = [line for line in read_metrics(path) if line["step"] <= keep_steps]
         partial = path.with_suffix(".partial")
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk is to be no fuller
+                partial.unlink(missing_ok=True)
+            raise
 
     def write(self, event: str, step: int, epoch: int, **values: Any) -> None:
         """Append a line.

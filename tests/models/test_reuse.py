@@ -1,7 +1,10 @@
 """Reuse of frozen activations, and R computed for all layers at once, against doing neither."""
 
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,3 +327,51 @@ def test_a_difference_is_seen_below_a_large_offset_of_all_logits() -> None:
 
 def _nothing(*_: Any) -> None:
     pass
+
+
+def test_a_file_of_activations_leaves_half_of_the_disk_to_others(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _frozen(compose_run(*small, "method=reft", *SUFFIX))
+    everything = made(None, 1e9)
+    size = everything.kept.bytes
+    free = SimpleNamespace(free=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    some = made(tmp_path, 0.0)
+    assert 0 < some.kept.bytes <= size / 2
+    assert some.kept._file.seek(0, 2) == some.kept.bytes
+
+
+def test_a_file_of_activations_that_cannot_grow_is_cut_back_and_still_read(
+    compose_run: ComposeRun, small: list[str], tmp_path: Path
+) -> None:
+    made = _frozen(compose_run(*small, "method=reft", *SUFFIX))
+    everything = made(None, 1e9)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (everything.kept.bytes // 2, limit[1]))
+    try:
+        some = made(tmp_path, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert 0 < len(some.kept) < len(everything.kept)
+    assert some.kept._file.seek(0, 2) == some.kept.bytes, "what belongs to nothing is given back"
+    keys = list(everything.kept._tensors)
+    for one, two in zip(some.cache(keys)[0].layers, everything.cache(keys)[0].layers, strict=True):
+        assert torch.allclose(one.keys, two.keys, atol=1e-5)
+
+
+def _frozen(run: Run) -> Callable[[Path | None, float], FrozenPrompts]:
+    """Ten prompts whose lower layers are kept in a folder's file, or in so much memory."""
+    base = cached_base(run.last.model, torch.device("cpu"))
+    choice = Choice(3, 0, "")
+    prompts = [tuple(range(8, 8 + n)) for n in range(4, 14)]
+    keys = [kept_key(AnsweredPrompt(prompt, (3,)), choice) for prompt in prompts]
+
+    def made(folder: Path | None, ram: float) -> FrozenPrompts:
+        kept = Kept(base.device, 1e9, folder, operations=1.0)
+        kept._ram_left = ram
+        frozen = FrozenPrompts(base, choice, kept)
+        kept.fill(keys, 64, frozen.compute, _nothing)
+        return frozen
+
+    return made

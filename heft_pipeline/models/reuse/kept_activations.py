@@ -47,6 +47,7 @@ class Kept:
         self._in_file: dict[AnsweredPrompt, list[tuple[int, torch.Size, torch.dtype]]] = {}
         self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
+        self._disk_left = self._free_disk()
         self.bytes = 0
         self.places: dict[str, int] = {}
 
@@ -63,11 +64,7 @@ class Kept:
     @property
     def room(self) -> float:
         """How many bytes more could be kept."""
-        disk = 0.0
-        if self._folder is not None and self._file_pays():
-            found = next(p for p in (self._folder, *self._folder.parents) if p.is_dir())
-            disk = _OF_DISK * shutil.disk_usage(found).free
-        return min(self._budget - self.bytes, self._gpu_left + self._ram_left + disk)
+        return min(self._budget - self.bytes, self._gpu_left + self._ram_left + self._disk_left)
 
     def fill(
         self,
@@ -133,17 +130,31 @@ class Kept:
         elif size <= self._ram_left:
             self._ram_left -= size
             self._tensors[key], place = tuple(tensor.cpu() for tensor in tensors), "memory"
-        elif self._folder is not None and self._file_pays():
+        elif self._folder is not None and size <= self._disk_left:
             try:
                 self._in_file[key] = [self._to_file(tensor, self._folder) for tensor in tensors]
             except OSError:  # a full disk
+                self._give_room_back()
                 return False
+            self._disk_left -= size
             place = "a file"
         else:
             return False
         self.bytes += size
         self.places[place] = self.places.get(place, 0) + size
         return True
+
+    def _free_disk(self) -> float:
+        """The bytes of a file to use; checkpoints and other stages need room, too."""
+        if self._folder is None or not self._file_pays():
+            return 0.0
+        found = next(p for p in (self._folder, *self._folder.parents) if p.is_dir())
+        return _OF_DISK * shutil.disk_usage(found).free
+
+    def _give_room_back(self) -> None:
+        """Cut what was written last off the file, where it belongs to nothing that is kept."""
+        if self._file is not None:
+            self._file.truncate(self.places.get("a file", 0))
 
     def _file_pays(self) -> bool:
         """Whether reading from a file takes less time than recomputing."""
@@ -156,11 +167,12 @@ class Kept:
             folder.mkdir(parents=True, exist_ok=True)
             # The file has no name, so only this process can use it, and it disappears with the
             # process. Parts that were read recently stay in the page cache, as with a memory map.
-            self._file = tempfile.TemporaryFile(dir=folder, prefix="reused-")  # noqa: SIM115
+            # Without a buffer: one that a full disk leaves unwritten would fail the next read.
+            self._file = tempfile.TemporaryFile(dir=folder, prefix="reused-", buffering=0)  # noqa: SIM115
         start = self._file.seek(0, os.SEEK_END)
-        raw = tensor.cpu().contiguous().view(torch.uint8).numpy()
-        self._file.write(raw.tobytes())
-        self._file.flush()
+        left = memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        while left:
+            left = left[self._file.write(left) :]
         return start, tensor.shape, tensor.dtype
 
 
