@@ -50,7 +50,7 @@ def execute_plan(
     if launcher.train == NEVER:
         return {}
     if isinstance(launcher, LocalSettings):
-        _begin(plan, sweep, console)
+        _begin(plan, sweep, launcher, console)
         failures = execute_here(plan, sweep, launcher, console)
         measure_lacking(sweep, plan, console)
         return failures
@@ -61,20 +61,20 @@ def execute_plan(
     say = functools.partial(say_line, console)
     unfinished = sum(not sweep.store.is_complete(key) for key in plan.stages)
     require_slurm(launcher, unfinished, Patience(_PATIENCE_SECONDS, say))
-    _begin(plan, sweep, console)
+    _begin(plan, sweep, launcher, console)
     ended = execute_on_slurm(plan, sweep, launcher, console)
     say_lacking(sweep, plan, console)
     return ended
 
 
-def _begin(plan: Plan, sweep: Sweep, console: Console) -> None:
+def _begin(plan: Plan, sweep: Sweep, launcher: LauncherSettings, console: Console) -> None:
     """Say what will be done, and refuse what cannot be done."""
     sweep.store.require_writable()
     no_longer_cancelled(sweep)
     look_over(plan, sweep.store, console)
     say_near_twin(plan, sweep.store, console)
     announce(console, plan, sweep.store)
-    check_inputs(plan, sweep.store, console)
+    check_inputs(plan, sweep.store, console, launcher)
     check_texts(sweep.plan().get(NOTE), sweep, plan)
 
 

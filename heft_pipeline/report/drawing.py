@@ -21,8 +21,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from heft_pipeline.files.replaced import replaced
 from heft_pipeline.report import words
-from heft_pipeline.store.json_files import replaced
 
 #: The width of a column and the usual height, in inches.
 SIZE = (3.3, 2.6)

@@ -19,10 +19,10 @@ from heft_pipeline.store.stage_folders import Store
 #: Bytes of a trained value, which is float32 on disk.
 _VALUE = 4
 #: What a checkpoint holds of each trained value: itself, AdamW's two moments, and its value in the
-#: best epoch; twice, because the one before stays until a new one is whole.
-_CHECKPOINT = 2 * (1 + 2 + 1) * _VALUE
-#: Bytes of the random generators' states and of names, in both.
-_CHECKPOINT_REST = 25_000
+#: best epoch; three times, because the last and the one before stay until a new one is whole.
+_CHECKPOINT = 3 * (1 + 2 + 1) * _VALUE
+#: Bytes of the random generators' states and of names, in all of them.
+_CHECKPOINT_REST = 37_500
 #: Bytes of a row of predictions.parquet besides its choices: its id, answer, prediction and credit.
 _ROW = 32
 #: Bytes of a choice: its log-probability, and with choices of a row's own, its two lengths as well.
