@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -15,6 +14,7 @@ from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.sources import Sources
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
+from launch.progress import say_qualification
 
 _MOST_SPLITS = 50
 
@@ -51,7 +51,7 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
 
             notes = preflight(unfinished, store.tokenized)
         for note in notes:
-            console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
+            say_qualification(console, note)
 
 
 def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:

@@ -1,7 +1,7 @@
 """Showing a plan without executing it."""
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from heft_pipeline.plan.graph import Plan, labelled
@@ -10,7 +10,7 @@ from heft_pipeline.store.stage_folders import Store
 from launch.cost import show_cost
 from launch.gpus import NONE
 from launch.local.settings import LocalSettings
-from launch.progress import other_versions
+from launch.progress import other_versions, say_line
 from launch.slurm.settings import SlurmSettings
 from launch.task_preview import show_tasks
 
@@ -30,7 +30,8 @@ def show_plan(
     """
     states = {key: store.state(key) for key in plan.stages}
     unfinished = [stage for key, stage in plan.stages.items() if states[key] != "complete"]
-    tree = Tree(f"[bold]{len(plan.runs)} runs[/] (dry run: nothing is trained)")
+    title = (f"{len(plan.runs)} runs", "bold")
+    tree = Tree(Text.assemble(title, " (dry run: nothing is trained)"))
     _show_runs(tree, plan)
     _show_stages(tree, plan, states)
     if isinstance(launcher, SlurmSettings):
@@ -41,7 +42,7 @@ def show_plan(
     if launcher.dry_run_gpu != NONE:
         show_tasks(unfinished, store, console)
     if unused := other_versions(store):
-        console.print(escape(unused), soft_wrap=True, highlight=False)
+        say_line(console, unused)
     show_cost(plan.runs, unfinished, store, launcher, console)
 
 
@@ -50,7 +51,7 @@ def _show_runs(tree: Tree, plan: Plan) -> None:
     several = len({run.last.data.name for run in plan.runs}) > 1
     for run in plan.runs[:_MOST_LINES]:
         name = f"{run.name} on {run.last.data.name}" if several else run.name
-        branch.add(escape(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
+        branch.add(Text(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
     _more(branch, len(plan.runs))
 
 
@@ -64,7 +65,7 @@ def _show_stages(tree: Tree, plan: Plan, states: dict[str, str]) -> None:
     )
     label = labelled(plan.stages.values())
     for key, stage in list(plan.stages.items())[:_MOST_LINES]:
-        branch.add(escape(f"{key[:8]} {label(stage)}: {states[key]}"))
+        branch.add(Text(f"{key[:8]} {label(stage)}: {states[key]}"))
     _more(branch, len(plan.stages))
 
 
@@ -81,11 +82,11 @@ def _show_submissions(tree: Tree, stages: list[StageSpec], launcher: SlurmSettin
     batches = groups(stages)
     branch = tree.add(f"would submit {len(stages)} jobs in {len(batches)} calls of sbatch")
     flags = ", ".join(f"{k}={v}" for k, v in sorted(stage_flags(launcher).items()))
-    branch.add(escape(flags))
+    branch.add(Text(flags))
     for parent, group in list(batches.items())[:_MOST_LINES]:
         what = f"array of {len(group)}" if len(group) > 1 else group[0].label
         after = f", afterok on {parent[:8]}" if parent else ""
-        branch.add(escape(f"{what}{after}"))
+        branch.add(Text(f"{what}{after}"))
     _more(branch, len(batches))
 
 

@@ -13,6 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from rich.console import Console
 
+from heft_pipeline.command_line.console import TextConsole
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
@@ -67,7 +68,7 @@ def launch_sweep(
     _refuse_to_leave(launcher, config)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    console, sweep = Console(), _sweep(config)
+    console, sweep = TextConsole(), _sweep(config)
     composer = Composer(hydra_context.config_loader, config)
     jobs = [composer.job(number, given) for number, given in enumerate(job_overrides, first_number)]
     asked = _plan(sweep, [(job.overrides, job.settings) for job in jobs])
@@ -102,7 +103,7 @@ def run_point(cfg: DictConfig) -> float:
         UserError: The job cannot work as configured, or one of its stages failed.
     """
     settings, hydra = typed(cfg), HydraConfig.get()
-    console, sweep, launcher = Console(), _sweep(settings), LocalSettings()
+    console, sweep, launcher = TextConsole(), _sweep(settings), LocalSettings()
     starting = Path(hydra.runtime.output_dir)
     try:
         asked = _plan(sweep, [(hydra.overrides.task, settings)])
