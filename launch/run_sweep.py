@@ -102,10 +102,10 @@ def run_point(cfg: DictConfig) -> float:
     Raises:
         UserError: The job cannot work as configured, or one of its stages failed.
     """
-    settings, hydra = typed(cfg), HydraConfig.get()
-    console, sweep, launcher = TextConsole(), _sweep(settings), LocalSettings()
-    starting = Path(hydra.runtime.output_dir)
+    hydra, launcher, console = HydraConfig.get(), LocalSettings(), TextConsole()
+    starting, sweep = Path(hydra.runtime.output_dir), _sweep(cfg)
     try:
+        settings = typed(cfg)
         asked = _plan(sweep, [(hydra.overrides.task, settings)])
         plan = _record(sweep, asked, [settings], launcher, console)
     except BaseException:

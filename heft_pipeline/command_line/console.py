@@ -9,6 +9,7 @@ from rich.style import Style
 from rich.text import Text
 
 from heft_pipeline.command_line.printable import printable
+from heft_pipeline.command_line.secrets_kept import masked
 
 
 class TextConsole(Console):
@@ -37,7 +38,7 @@ class TextConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich; the text is made printable before it is laid out."""
-        return super().render_str(printable(text), **options)
+        return super().render_str(printable(masked(text)), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -54,7 +55,7 @@ class TextConsole(Console):
                 continue
             if style and (style.link or style.conceal):
                 style = style.update_link(None) + Style(conceal=False)
-            yield Segment(printable(text), style)
+            yield Segment(printable(masked(text)), style)
 
 
 def marked(mark: str, style: str, text: str) -> Text:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import IO, Any, TextIO
 
 from heft_pipeline.command_line.printable import printable
+from heft_pipeline.command_line.secrets_kept import masked
 
 _ERRORS = "heft_plain"
 _PLAIN = {
@@ -64,7 +65,7 @@ class _Unfailing(io.RawIOBase):
 
 
 class _Printable(io.TextIOWrapper):
-    """Writes text without what a terminal takes for an order.
+    """Writes text without secrets, and without what a terminal takes for an order.
 
     Attributes:
         unfiltered: The same stream for a writer whose orders are its own, such as rich.
@@ -75,7 +76,7 @@ class _Printable(io.TextIOWrapper):
         return _Unfiltered(self)  # type: ignore[return-value]
 
     def write(self, text: str) -> int:
-        super().write(printable(text))
+        super().write(printable(masked(text)))
         return len(text)
 
     def write_unfiltered(self, text: str) -> int:

@@ -19,6 +19,7 @@ from rich.console import Console
 from submitit.core.utils import UncompletedJobError
 
 from heft_pipeline.command_line.console import TextConsole
+from heft_pipeline.command_line.streams import prepare_streams
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.plan.graph import read_plan
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
@@ -68,6 +69,7 @@ class StageJob:
             RuntimeError: The stage failed; the reason is in the store. SLURM then cancels the
                 jobs that depend on this one.
         """
+        prepare_streams()
         stage, store = from_json(self.stage), Store(Path(self.output_dir))
         environment = submitit.JobEnvironment()
         if environment.num_tasks > 1:
