@@ -155,6 +155,8 @@ def _decoded(text: str, file: Path, line: int) -> Any:
             f"{file}, line {line}: {half} is half of a surrogate pair and no character; write the "
             "row again"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{file}, line {line}: a value is nested too deep; flatten it") from error
     except ValueError as error:  # a key twice, or a whole number with thousands of digits
         raise UserError(f"{file}, line {line}: {error}") from error
 
@@ -165,7 +167,7 @@ def _first(line: str, text: str, file: Path, number: int) -> Any:
         return _decoded(line, file, number)
     except UserError:
         whole = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             whole = _DECODER.decode(text)
         if not isinstance(whole, dict):
             raise

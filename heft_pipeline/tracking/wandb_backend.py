@@ -168,8 +168,16 @@ class WandbWriter:
                 description=stage.label,
                 metadata={"kind": stage.kind, "fingerprint": stage.fingerprint},
             )
-            artifact.add_dir(str(folder))
+            for file in _own_files(folder):
+                artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
             self._run.log_artifact(artifact)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, without what links lead to outside."""
+    inside = folder.resolve()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if file.resolve().is_relative_to(inside)]
 
 
 def remove_copies(folder: Path) -> None:
