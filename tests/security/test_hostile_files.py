@@ -6,8 +6,11 @@ others is read through one that leads out of its folder.
 """
 
 import ast
+import bz2
 import dataclasses
+import gzip
 import json
+import lzma
 import os
 import resource
 import shutil
@@ -30,6 +33,7 @@ from heft_pipeline.export import export
 from heft_pipeline.models.base_model import check_model, load_base, load_tokenizer
 from heft_pipeline.models.checkpoint_files import only_read_files
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.sources import Sources
 from tests.conftest import composed_run
 
@@ -292,6 +296,45 @@ def test_rows_that_are_nested_too_deep_are_refused(tmp_path: Path, soon: None) -
     for text in ('{"x":' + DEEP, DEEP, '{"x": 1}\n{"x":' + DEEP):
         (tmp_path / "rows.jsonl").write_text(text)
         assert "nested too deep" in refused(lambda: read_json(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+def test_a_file_that_unpacks_without_end_is_refused(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heft_pipeline.data import text_rows
+
+    packed = {
+        "gz": gzip.compress(b" " * 2**26),
+        "bz2": bz2.compress(b" " * 2**26),
+        "xz": lzma.compress(b" " * 2**26),
+    }
+    (tmp_path / f"rows.jsonl.{ending}").write_bytes(packed[ending])
+    assert read_json(tmp_path / f"rows.jsonl.{ending}") == []
+    monkeypatch.setattr(text_rows, "_MOST_UNPACKED", 2**24)
+    found = refused(lambda: read_json(tmp_path / f"rows.jsonl.{ending}"))
+    assert "becomes more than 16 MB" in found
+
+
+@pytest.mark.parametrize("where", ["run", "stage"])
+def test_a_sweep_from_a_stranger_names_no_folder_outside(tmp_path: Path, where: str) -> None:
+    from heft_pipeline.report.records import read_runs
+    from heft_pipeline.tracking.payload import planned_runs
+    from tests.report.made_sweeps import make_sweep
+
+    sweep = make_sweep(tmp_path, [("method=lora", 0.7)])
+    plan = sweep.plan()
+    (key,) = plan["runs"][0]["stages"]
+    if where == "run":
+        plan["runs"][0]["name"] = "../../../outside"
+    else:
+        plan["stages"]["../../outside"] = plan["stages"].pop(key)
+        plan["runs"][0]["stages"] = ["../../outside"]
+    (sweep.folder / "plan.json").write_text(json.dumps(plan))
+    run = composed_run("method=lora", "seed=1")
+    assert "no folder of a sweep" in refused(lambda: planned_runs(sweep))
+    assert "no folder of a sweep" in refused(lambda: read_runs(sweep))
+    assert "no folder of a sweep" in refused(lambda: sweep.named(Plan((run,))))
 
 
 def test_links_of_a_model_are_followed_as_in_the_hubs_cache(model: Path, tmp_path: Path) -> None:

@@ -192,6 +192,16 @@ def test_data_with_a_loading_script_never_runs_it(tmp_path: Path, marker: Path) 
     assert not marker.exists()
 
 
+def test_a_repository_with_a_loading_script_is_refused(tmp_path: Path, marker: Path) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "task.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    data = dataclasses.replace(_task(folder), revision="main")
+    with pytest.raises(UserError, match="no data set's code is run"):
+        read_eval(data)
+    assert not marker.exists()
+
+
 def test_the_installed_datasets_has_no_loading_scripts() -> None:
     """Hub repositories: since datasets 4, which is required, a script is an error."""
     from importlib.metadata import requires, version

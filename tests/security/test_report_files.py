@@ -57,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = make_sweep(folder, [*runs, ("method=reft", 0.5)], extra=extra, name="-m <b>")
     plan = sweep.plan()
     plan["command"] = f"python -m heft_pipeline {EVIL} ```"
-    plan["runs"][-1]["name"] = EVIL
+    plan["runs"][-1]["name"] = re.sub(r"[/\\]", "|", EVIL)
     write_json(sweep.folder / "plan.json", plan)
     last = plan["runs"][-1]["stages"][-1]
     (sweep.store.folder(last) / "result.json").unlink()
