@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from heft_pipeline.command_line.console import TextConsole
+from heft_pipeline.command_line.secrets_kept import refuse_variables
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
@@ -65,6 +66,7 @@ def launch_sweep(
             stage failed (raised after the report).
     """
     check(launcher, "hydra.launcher")
+    refuse_variables("hydra.job.env_set", config.hydra.job.env_set)
     _refuse_to_leave(launcher, config)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -105,6 +107,7 @@ def run_point(cfg: DictConfig) -> float:
     hydra, launcher, console = HydraConfig.get(), LocalSettings(), TextConsole()
     starting, sweep = Path(hydra.runtime.output_dir), _sweep(cfg)
     try:
+        refuse_variables("hydra.job.env_set", hydra.job.env_set)
         settings = typed(cfg)
         asked = _plan(sweep, [(hydra.overrides.task, settings)])
         plan = _record(sweep, asked, [settings], launcher, console)

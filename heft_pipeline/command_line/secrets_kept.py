@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from heft_pipeline.errors import UserError
 
@@ -96,8 +96,25 @@ def refuse_secrets_typed(arguments: Sequence[str]) -> None:
         refuse_secret(masked(key), value)
         if found := _READ.search(value):
             raise _refusal(key, f"reads {found[1]} from the environment")
+        if key == "hydra.job.env_copy":  # Hydra writes the values, too
+            refuse_variables(key, re.findall(r"\w+", value))
         if value and _is_named(last) and last not in _SETTINGS and not key.startswith("data."):
             raise _refusal(key, "is named like a secret")
+
+
+def refuse_variables(key: str, names: Iterable[object]) -> None:
+    """Refuse variables that are named like secrets where their values are written to files.
+
+    Args:
+        key: The setting that names them.
+        names: The variables' names.
+
+    Raises:
+        UserError: One is named so.
+    """
+    for name in map(str, names):
+        if _is_named(name):
+            raise _refusal(key, f"has {name}")
 
 
 #: Settings of this project that are named like a secret and are none.

@@ -62,7 +62,7 @@ def test_a_tracked_sweep_with_a_failing_stage_writes_none(
     """Every byte below output_dir: plan, .hydra, stages, logs, report and W&B's binary files."""
     out = tmp_path / "out"
     asked = [*small, "epochs=1", "report.base_model=false", "report.forgetting=off", "sweep=s"]
-    asked += ["tracking=wandb", f"output_dir={out}", "hydra.job.env_copy=[HF_TOKEN]"]
+    asked += ["tracking=wandb", f"output_dir={out}", "hydra.job.env_copy=[LANG]"]
     done = ran(secrets, "-m", *asked, "method=lora", "lora.learning_rate=3e-3,1e30")
     assert done.returncode == 1, done.stderr
     assert "✗" in done.stdout
@@ -86,6 +86,7 @@ def test_a_tracked_sweep_with_a_failing_stage_writes_none(
         "tracking.api_key=typedmarked",
         "+hydra.job.env_set.WANDB_API_KEY=typedmarked",
         "hydra.job.env_set.HF_TOKEN=typedmarked",
+        "hydra.job.env_copy=[LANG,HF_TOKEN]",
         "model.id=https://someone:typedmarked@host/model",
         "data.path=https://someone:typedmarked@host/data",
         "sweep=hf_typedmarkedtypedmarked00",
@@ -106,6 +107,22 @@ def test_a_command_with_one_is_refused_before_anything_is_written(
     assert "written to files" in err
     for secret in (*SECRETS.values(), "typedmarked"):
         assert secret not in out + err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_config_file_that_has_hydra_copy_one_is_refused(
+    cli: object, tmp_path: Path, sweep: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nhydra:\n  job:\n    env_copy: [HF_TOKEN]\n"
+    (tmp_path / "conf/experiment/mine.yaml").write_text(mine)
+    asked = [f"--config-dir={tmp_path / 'conf'}", "+experiment=mine"]
+    status, _, err = cli(*sweep, *asked, output_dir=tmp_path / "out")  # type: ignore[operator]
+    assert status == 1
+    assert "hydra.job.env_set has HF_TOKEN" in err
+    assert leaks(tmp_path) == []
     assert not (tmp_path / "out").exists()
 
 
