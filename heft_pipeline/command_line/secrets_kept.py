@@ -73,9 +73,13 @@ def refuse_secret(key: str, value: object) -> None:
         for own in value:
             refuse_secret(key, own)
     elif isinstance(value, str):
-        if masked(value) != value:
-            what = "an address with a password" if _ADDRESS.search(value) else "a key or token"
-            raise _refusal(key, f"holds {what}")
+        for secret, name in _values().items():
+            if secret in value:
+                raise _refusal(key, f"holds the value of ${name}")
+        if _TOKEN.search(value):
+            raise _refusal(key, "holds a token")
+        if _ADDRESS.search(value):
+            raise _refusal(key, "holds an address with a password")
         if found := _SET.search(value):
             raise _refusal(key, f"sets {found[1]}")
 
@@ -129,14 +133,14 @@ def _refusal(key: str, what: str) -> UserError:
     )
 
 
-def _values() -> list[str]:
-    """The values of the environment variables that are named like secrets, longest first."""
+def _values() -> dict[str, str]:
+    """The environment variables that are named like secrets, by value, the longest value first."""
     found = {
-        value
+        value: name
         for name, value in os.environ.items()
         if len(value) >= _SHORTEST and not value.startswith("/") and _is_named(name)
     }
-    return sorted(found, key=len, reverse=True)
+    return dict(sorted(found.items(), key=lambda one: len(one[0]), reverse=True))
 
 
 @functools.lru_cache(maxsize=4096)

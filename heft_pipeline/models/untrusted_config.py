@@ -10,10 +10,12 @@ from heft_pipeline.models.checkpoint_files import model_files
 from heft_pipeline.models.settings import ModelSettings
 
 #: Numbers of parts that are built one by one; the largest models have some 130 layers.
-_PARTS = re.compile(r"(?:^|_)(?:layers?|blocks?|experts?|heads?|codebooks?|stages?)(?:_|$)")
+_PARTS = re.compile(
+    r"(?:\w+_)?layers|n(?:um)?_(?:\w+_)?(?:layers?|blocks?|experts?|heads?|codebooks?|stages?)"
+)
 _MOST_PARTS = 4096
-#: A weight takes at least a quarter of a byte in any checkpoint, and some are tied or repeated.
-_MOST_PER_BYTE = 64
+#: A weight takes at least one bit in any checkpoint, and some are made from others.
+_MOST_PER_BYTE = 16
 
 
 def refuse_harmful(name: str, config: Any, trust_remote_code: bool) -> None:
@@ -29,7 +31,7 @@ def refuse_harmful(name: str, config: Any, trust_remote_code: bool) -> None:
     """
     for key, value in _values(config.to_dict()):
         number = isinstance(value, int) and not isinstance(value, bool)
-        if number and _PARTS.search(key) and not -1 <= value <= _MOST_PARTS:
+        if number and _PARTS.fullmatch(key) and not -1 <= value <= _MOST_PARTS:
             raise UserError(
                 f"{name}: its config.json has {key}={str(value)[:30]}, and no model has more than "
                 f"{_MOST_PARTS}; use the config.json that belongs to the checkpoint"

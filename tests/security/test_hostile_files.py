@@ -283,6 +283,18 @@ def test_a_size_that_is_none_is_refused(model: Path, key: str, value: str, soon:
     refused(use)
 
 
+def test_a_large_size_that_counts_no_parts_stays() -> None:
+    from transformers import LlamaConfig
+
+    from heft_pipeline.models.untrusted_config import refuse_harmful
+
+    known = {"vocab_size_per_layer_input": 262_144, "layer_norm_window": 10**6, "block_size": 10**6}
+    refuse_harmful("m", LlamaConfig(**known, num_hidden_layers=4096), False)
+    for key in ("n_layer", "num_local_experts", "encoder_layers", "n_routed_experts"):
+        with pytest.raises(UserError, match=f"{key}=5000"):
+            refuse_harmful("m", LlamaConfig(**{key: 5000}), False)
+
+
 def test_weights_that_no_file_holds_take_no_memory(model: Path, soon: None) -> None:
     """transformers would make up what is missing: here 60 GB."""
     change(model / "config.json", hidden_size=40_000, intermediate_size=40_000, head_dim=8)

@@ -137,7 +137,7 @@ def test_a_config_file_with_one_is_refused(
     asked = [f"--config-dir={tmp_path / 'conf'}", "+experiment=mine"]
     status, _, err = cli(*sweep, *asked, output_dir=tmp_path / "out")  # type: ignore[operator]
     assert status == 1
-    assert "data.name holds a key or token" in err
+    assert "data.name holds the value of $HF_TOKEN" in err
     assert leaks(tmp_path) == []
     assert not (tmp_path / "out").exists()
 
