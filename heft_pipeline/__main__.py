@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from heft_pipeline.command_line.interrupts import STATUS, leave
 from heft_pipeline.command_line.run import run_command
+from heft_pipeline.command_line.secrets_kept import refuse_secrets_typed
 from heft_pipeline.errors import ELSEWHERE, UserError
 
 if TYPE_CHECKING:  # imported by _compose_and_run, where Ctrl-C is one line
@@ -57,7 +58,8 @@ def main() -> None:
         sys.exit(status)
 
 
-def _compose_and_run(_arguments: Sequence[str]) -> int:
+def _compose_and_run(arguments: Sequence[str]) -> int:
+    refuse_secrets_typed(arguments)
     import hydra
 
     from heft_pipeline.settings.schema import config_dir, register

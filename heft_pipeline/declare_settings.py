@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING, SI
 
+from heft_pipeline.command_line.secrets_kept import refuse_secret
 from heft_pipeline.errors import UserError
 
 #: A check that no bound can express; called with the setting's key and its value.
@@ -271,7 +272,9 @@ def check(settings: Settings, key: str = "") -> None:
         value, own = getattr(settings, one.name), f"{key}.{one.name}" if key else one.name
         if isinstance(value, Settings):
             check(value, own)
-        elif "bounds" in one.metadata and not (value is None and _may_be_none(one)):
+            continue
+        refuse_secret(own, value)
+        if "bounds" in one.metadata and not (value is None and _may_be_none(one)):
             # Shown as it was written: [0,2], and not the tuple that it has become.
             shown = list(value) if isinstance(value, tuple) else value
             one.metadata["bounds"].check(own, shown, one.metadata["example"])

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from heft_pipeline.command_line.printable import printable
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
@@ -47,14 +48,14 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
         )
     lines = [
         "from transformers import AutoModelForCausalLM",
-        f'model = AutoModelForCausalLM.from_pretrained("{stage.model.id}"'
-        + (f', revision="{stage.model.revision}")' if stage.model.revision else ")"),
+        f"model = AutoModelForCausalLM.from_pretrained({_quoted(stage.model.id)}"
+        + (f", revision={_quoted(stage.model.revision)})" if stage.model.revision else ")"),
     ]
     for number, part in enumerate(stage.chain):
         folder = to if part is stage else to / "parents" / f"{number}-{part.kind}"
         lines += _export_one(part, store, folder, to)
     (to / "LOAD.md").write_text(
-        f"# {stage.label} on {stage.model.name}\n\nFrom this folder:\n\n```python\n"
+        f"# {_one_line(f'{stage.label} on {stage.model.name}')}\n\nFrom this folder:\n\n```python\n"
         + "\n".join(lines).rstrip()
         + f"\n```\n\n`{STAGE}` has everything that the stage was made from, such as the prompt "
         "positions that an adapter edits.\n",
@@ -62,6 +63,15 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
         errors="backslashreplace",
     )
     shutil.copy(store.folder(stage.fingerprint) / STAGE, to / STAGE)
+
+
+def _quoted(text: str) -> str:
+    """Text as a string of Python, whatever is in it."""
+    return json.dumps(text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
 
 
 def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:

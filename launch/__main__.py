@@ -17,11 +17,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from heft_pipeline.command_line.console import TextConsole
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import find_sweep
+from launch.progress import say_line
 from launch.slurm.job_notes import read_note
 
 _WATCH_SECONDS = 2.0
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def look_after(words: Sequence[str]) -> int:
         given = _parser().parse_args(words)
-        return int(given.do(given, Console()))
+        return int(given.do(given, TextConsole()))
 
     kept = "Finished stages and the last checkpoints are kept."
     return run_command(look_after, arguments, kept=kept)
@@ -114,8 +116,8 @@ def _logs(given: argparse.Namespace, console: Console) -> int:
                 text = stream.read()
                 seen[file] = stream.tell()
             if text:
-                console.print(f"==> {file} <==", markup=False, highlight=False, soft_wrap=True)
-                console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+                say_line(console, f"==> {file} <==")
+                say_line(console, text.rstrip("\n"))
         if not given.follow or store.is_complete(stage.fingerprint):
             return 0
         time.sleep(_WATCH_SECONDS)

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from heft_pipeline.command_line.interrupts import SAME_SECONDS, is_plain_handler, leave
+from heft_pipeline.command_line.secrets_kept import MaskedFormatter, masked
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.errors import Interrupted, reason
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -195,8 +196,8 @@ def said_accuracy(result: Mapping[str, Any]) -> str:
 
 
 def _note_failure(stage: StageSpec, store: Store, error: Exception) -> str:
-    why = reason(error) or f"{type(error).__name__}: {error}"
-    detail = "".join(traceback.format_exception(error))
+    why = masked(reason(error) or f"{type(error).__name__}: {error}")
+    detail = masked("".join(traceback.format_exception(error)))
     log = store.folder(stage.fingerprint) / "stage.log"
     try:
         with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
@@ -219,7 +220,7 @@ def stage_log(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     handler = _StageLog(folder / "stage.log", encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     try:

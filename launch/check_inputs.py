@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
@@ -16,6 +15,7 @@ from heft_pipeline.plan.sources import Sources
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.local.settings import LocalSettings
+from launch.progress import say_qualification
 from launch.slurm.settings import SlurmSettings
 
 _MOST_SPLITS = 50
@@ -60,7 +60,7 @@ def check_inputs(
             notes = preflight(unfinished, store.tokenized)
             notes += _check_disk(unfinished, store, launcher)
         for note in notes:
-            console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
+            say_qualification(console, note)
 
 
 def at_once_setting(launcher: LocalSettings | SlurmSettings) -> tuple[str, int]:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run, labelled
@@ -14,6 +14,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.execute_plan import LauncherSettings
 from launch.gpus import GPUS, NONE, Gpu
+from launch.progress import say_qualification
 
 if TYPE_CHECKING:
     from heft_pipeline.stage.forecast import Forecast
@@ -68,11 +69,8 @@ def show_cost(
     for group, error in found:
         if isinstance(error, Exception):
             reason = _reason(error)
-            console.print(
-                f"[yellow]![/] no estimate for {_stages(len(group))} ({escape(label(group))}): "
-                f"{escape(reason)}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            what = f"no estimate for {_stages(len(group))} ({label(group)})"
+            say_qualification(console, f"{what}: {reason}")
     return [stage for group, _ in known for stage in group]
 
 
@@ -113,7 +111,7 @@ def _show_table(
         table.add_column(heading, justify="right")
     for group, one in known[:_MOST_LINES]:
         table.add_row(
-            escape(f"{group[0].fingerprint[:8]} {label(group)}"),
+            Text(f"{group[0].fingerprint[:8]} {label(group)}"),
             f"x {len(group)}" if len(group) > 1 else "",
             *(_short(flop / 1e12) for flop in (one.train_flop, one.score_flop)),
             _short((one.train_flop + one.score_flop) * hours, digits=2),
@@ -153,24 +151,26 @@ def _show_notes(
         if one.kept_instead:
             instead.setdefault(one.kept_instead, []).append(label(group))
     for why, labels in instead.items():
-        console.print(f"{escape(', '.join(labels))}: {escape(why)}", style="dim", highlight=False)
+        console.print(Text(f"{', '.join(labels)}: {why}"), style="dim", highlight=False)
     exact = sum(len(group) for group, one in known if one.dtype.itemsize == 4)
     if exact:
-        console.print(
-            f"[yellow]![/] {_stages(exact)} will compute in float32, which takes several times the "
-            "hours shown" + ("; model.dtype=bfloat16 avoids it" if gpu.bfloat16 else ""),
-            highlight=False,
+        say_qualification(
+            console,
+            f"{_stages(exact)} will compute in float32, which takes several times the hours shown"
+            + ("; model.dtype=bfloat16 avoids it" if gpu.bfloat16 else ""),
+            wrapped=True,
         )
     large = [(group, one) for group, one in known if one.memory_bytes > gpu.memory_gib * 2**30]
     if large:
         group, one = max(large, key=lambda pair: pair[1].memory_bytes)
-        console.print(
-            f"[yellow]![/] {_stages(sum(len(own) for own, _ in large))} may not fit into the "
-            f"{gpu.memory_gib} GiB of {launcher.dry_run_gpu}: {escape(label(group))} needs about "
+        say_qualification(
+            console,
+            f"{_stages(sum(len(own) for own, _ in large))} may not fit into the "
+            f"{gpu.memory_gib} GiB of {launcher.dry_run_gpu}: {label(group)} needs about "
             f"{one.memory_bytes / 2**30:.0f}. Passes are halved when memory runs out; "
             "training.micro_batch_tokens, training.gradient_checkpointing=true or "
             "model.quantization=nf4 make them smaller",
-            highlight=False,
+            wrapped=True,
         )
 
 

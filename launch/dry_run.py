@@ -1,7 +1,7 @@
 """Showing a plan without executing it."""
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from heft_pipeline.plan.graph import Plan, labelled
@@ -11,7 +11,7 @@ from launch.check_inputs import at_once_setting
 from launch.cost import show_cost
 from launch.gpus import NONE
 from launch.local.settings import LocalSettings
-from launch.progress import other_versions
+from launch.progress import other_versions, say_line, say_qualification
 from launch.slurm.settings import SlurmSettings
 from launch.task_preview import show_tasks
 
@@ -31,7 +31,8 @@ def show_plan(
     """
     states = {key: store.state(key) for key in plan.stages}
     unfinished = [stage for key, stage in plan.stages.items() if states[key] != "complete"]
-    tree = Tree(f"[bold]{len(plan.runs)} runs[/] (dry run: nothing is trained)")
+    title = (f"{len(plan.runs)} runs", "bold")
+    tree = Tree(Text.assemble(title, " (dry run: nothing is trained)"))
     _show_runs(tree, plan)
     _show_stages(tree, plan, states)
     if isinstance(launcher, SlurmSettings):
@@ -42,7 +43,7 @@ def show_plan(
     if launcher.dry_run_gpu != NONE:
         show_tasks(unfinished, store, console)
     if unused := other_versions(store):
-        console.print(escape(unused), soft_wrap=True, highlight=False)
+        say_line(console, unused)
     show_disk(show_cost(plan.runs, unfinished, store, launcher, console), store, launcher, console)
 
 
@@ -63,10 +64,10 @@ def show_disk(
 
     room = room_for(stages, store, at_once_setting(launcher)[1])
     if room.ample:
-        console.print(f"room in output_dir: {room}", highlight=False)
+        say_line(console, f"room in output_dir: {room}")
         return
     why = "which may not be enough" if room.enough else "which is refused unless there is more"
-    console.print(f"[yellow]![/] room in output_dir: {room}, {why}", highlight=False)
+    say_qualification(console, f"room in output_dir: {room}, {why}")
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:
@@ -74,7 +75,7 @@ def _show_runs(tree: Tree, plan: Plan) -> None:
     several = len({run.last.data.name for run in plan.runs}) > 1
     for run in plan.runs[:_MOST_LINES]:
         name = f"{run.name} on {run.last.data.name}" if several else run.name
-        branch.add(escape(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
+        branch.add(Text(f"{name}: {' > '.join(s.fingerprint[:8] for s in run.stages)}"))
     _more(branch, len(plan.runs))
 
 
@@ -88,7 +89,7 @@ def _show_stages(tree: Tree, plan: Plan, states: dict[str, str]) -> None:
     )
     label = labelled(plan.stages.values())
     for key, stage in list(plan.stages.items())[:_MOST_LINES]:
-        branch.add(escape(f"{key[:8]} {label(stage)}: {states[key]}"))
+        branch.add(Text(f"{key[:8]} {label(stage)}: {states[key]}"))
     _more(branch, len(plan.stages))
 
 
@@ -105,11 +106,11 @@ def _show_submissions(tree: Tree, stages: list[StageSpec], launcher: SlurmSettin
     batches = groups(stages)
     branch = tree.add(f"would submit {len(stages)} jobs in {len(batches)} calls of sbatch")
     flags = ", ".join(f"{k}={v}" for k, v in sorted(stage_flags(launcher).items()))
-    branch.add(escape(flags))
+    branch.add(Text(flags))
     for parent, group in list(batches.items())[:_MOST_LINES]:
         what = f"array of {len(group)}" if len(group) > 1 else group[0].label
         after = f", afterok on {parent[:8]}" if parent else ""
-        branch.add(escape(f"{what}{after}"))
+        branch.add(Text(f"{what}{after}"))
     _more(branch, len(batches))
 
 

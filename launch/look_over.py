@@ -1,12 +1,12 @@
 """Before a sweep begins: which of its finished stages are damaged, so that they are made again."""
 
 from rich.console import Console
-from rich.markup import escape
 
 from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.store.integrity import RESTORE, Depth, remedy, set_aside
 from heft_pipeline.store.stage_folders import LOCK, Store
+from launch.progress import say_qualification
 
 
 def look_over(plan: Plan, store: Store, console: Console) -> None:
@@ -35,11 +35,10 @@ def look_over(plan: Plan, store: Store, console: Console) -> None:
             for name, why in damage.items():
                 done = remedy(store.folder(key), damage)
                 what = "it is" if done == RESTORE else "the stage is"
-                console.print(
-                    f"[yellow]![/] {escape(f'{label(stage)}: {store.folder(key) / name} {why}; ')}"
-                    f"{what} {done} ({escape(str(aside))} has what was there)",
-                    highlight=False,
-                    soft_wrap=True,
+                say_qualification(
+                    console,
+                    f"{label(stage)}: {store.folder(key) / name} {why}; {what} {done} ({aside} has "
+                    "what was there)",
                 )
         if not store.is_complete(key) and stage.parent is not None:
             to_train_on.add(stage.parent.fingerprint)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from heft_pipeline.data.other_text import KEY, OtherText, chosen_text, is_builtin, text_note
 from heft_pipeline.errors import UserError
@@ -13,6 +12,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.settings.report import ReportSettings
 from heft_pipeline.store.sweep_folders import Sweep
 from launch.later import later
+from launch.progress import say_qualification
 
 #: The key of ``plan.json``.
 NOTE = "forgetting"
@@ -132,8 +132,7 @@ def measure_lacking(sweep: Sweep, plan: Plan, console: Console, *, again: bool =
         words = f"forgetting measured for {measured} stage{'s' if measured > 1 else ''}"
         console.print(f"{words} that had been trained before", highlight=False, soft_wrap=True)
     for label, why in reasons.items():
-        text_of = f"[yellow]![/] forgetting of {escape(label)} not measured: {escape(why)}"
-        console.print(text_of, highlight=False, soft_wrap=True)
+        say_qualification(console, f"forgetting of {label} not measured: {why}")
     return measured
 
 

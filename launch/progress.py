@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -30,9 +30,9 @@ class StageProgress:
         self._console = console
         self._total, self._begun = len(stages), 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -85,7 +85,8 @@ class StageProgress:
             mark: One character of rich markup.
             text: Plain text.
         """
-        self._console.print(f"{mark} {escape(text)}", highlight=False, soft_wrap=True)
+        line = Text.from_markup(mark).append(f" {text}")
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def say_line(console: Console, text: str) -> None:
@@ -95,7 +96,19 @@ def say_line(console: Console, text: str) -> None:
         console: Where to print.
         text: The text.
     """
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(Text(text), highlight=False, soft_wrap=True)
+
+
+def say_qualification(console: Console, text: str, *, wrapped: bool = False) -> None:
+    """Print a line about what the user should know before trusting a result.
+
+    Args:
+        console: Where to print.
+        text: The text.
+        wrapped: Whether it is broken into lines of the terminal's width.
+    """
+    line = Text.assemble(("!", "yellow"), f" {text}")
+    console.print(line, highlight=False, soft_wrap=not wrapped)
 
 
 def announce(console: Console, plan: Plan, store: Store) -> None:
@@ -109,14 +122,15 @@ def announce(console: Console, plan: Plan, store: Store) -> None:
     complete = sum(store.is_complete(key) for key in plan.stages)
     stages, baselines = plan.unique, len(plan.stages) - plan.unique
     instead = f", not {plan.asked} (equal ones are shared)" if plan.asked > stages else ""
-    console.print(
-        f"[bold]{_count(len(plan.runs), 'run')}[/], {_count(stages, 'unique stage')}{instead}"
+    rest = (
+        f", {_count(stages, 'unique stage')}{instead}"
         + (f" and {_count(baselines, 'untouched model')}" if baselines else "")
-        + f": {complete} complete",
-        highlight=False,
+        + f": {complete} complete"
     )
+    line = Text.assemble((_count(len(plan.runs), "run"), "bold"), rest)
+    console.print(line, highlight=False)
     if unused := other_versions(store):
-        console.print(escape(unused), highlight=False, soft_wrap=True)
+        say_line(console, unused)
 
 
 def other_versions(store: Store) -> str:

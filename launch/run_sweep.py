@@ -13,6 +13,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from rich.console import Console
 
+from heft_pipeline.command_line.console import TextConsole
+from heft_pipeline.command_line.secrets_kept import refuse_variables
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
@@ -65,10 +67,11 @@ def launch_sweep(
             stage failed (raised after the report).
     """
     check(launcher, "hydra.launcher")
+    refuse_variables("hydra.job.env_set", config.hydra.job.env_set)
     _refuse_to_leave(launcher, config)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    console, sweep = Console(), _sweep(config)
+    console, sweep = TextConsole(), _sweep(config)
     composer = Composer(hydra_context.config_loader, config)
     jobs = [composer.job(number, given) for number, given in enumerate(job_overrides, first_number)]
     asked = _plan(sweep, [(job.overrides, job.settings) for job in jobs])
@@ -104,10 +107,11 @@ def run_point(cfg: DictConfig) -> float:
     Raises:
         UserError: The job cannot work as configured, or one of its stages failed.
     """
-    settings, hydra = typed(cfg), HydraConfig.get()
-    console, sweep, launcher = Console(), _sweep(settings), LocalSettings()
-    starting = Path(hydra.runtime.output_dir)
+    hydra, launcher, console = HydraConfig.get(), LocalSettings(), TextConsole()
+    starting, sweep = Path(hydra.runtime.output_dir), _sweep(cfg)
     try:
+        refuse_variables("hydra.job.env_set", hydra.job.env_set)
+        settings = typed(cfg)
         asked = _plan(sweep, [(hydra.overrides.task, settings)])
         plan = _record(sweep, asked, [settings], launcher, console)
     except BaseException:

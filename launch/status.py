@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from heft_pipeline.plan.graph import labelled
 from heft_pipeline.plan.stage_spec import from_json
@@ -195,14 +196,14 @@ def _eta(progress: dict[str, Any], owner: dict[str, Any]) -> float | None:
     return float(max(0.0, (progress["total"] - progress["done"]) / speed - waited))
 
 
-def _cells(status: StageStatus) -> list[str]:
+def _cells(status: StageStatus) -> list[str | Text]:
     colour = _COLOURS.get(status.state, "default" if status.state in _QUIET else "red")
     job = " ".join(filter(None, [status.job_id, status.node]))
     if status.requeues:
         job += f" (requeued {status.requeues}x)"
     return [
         f"{status.fingerprint[:8]} {status.label}",
-        f"[{colour}]{status.state}[/]",
+        Text(status.state, style=colour),
         job,
         status.progress or status.text,
         f"{status.loss:.3f}" if status.loss is not None else "",

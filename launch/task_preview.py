@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from heft_pipeline.data.prompts import Example, Task
@@ -46,13 +46,12 @@ def _tree(stage: StageSpec, store: Store) -> Tree:
         for name, examples in (("train", task.train), ("dev", task.dev), ("reported", task.eval))
     )
     longest = max(task.prompt_lengths)
-    tree = Tree(
-        f"[bold]{escape(stage.data.name or '')}[/]: {sizes} rows; prompts of up to {longest} tokens"
-    )
+    about = f": {sizes} rows; prompts of up to {longest} tokens"
+    tree = Tree(Text.assemble((stage.data.name or "", "bold"), about))
     prompt = tokenizer.decode(list(example.prompt))
-    tree.add(escape(f"{example.id}: {_cut(prompt)}"))
+    tree.add(Text(f"{example.id}: {_cut(prompt)}"))
     for line in _answers(task, example, tokenizer):
-        tree.add(escape(line))
+        tree.add(Text(line))
     return tree
 
 

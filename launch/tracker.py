@@ -18,6 +18,7 @@ from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.tracking.follow import Event
 from heft_pipeline.tracking.send import require_tracker
 from heft_pipeline.tracking.summary import Summary
+from launch.progress import say_line
 
 LOG = "tracking.log"
 #: The most that an interrupted sweep waits for its tracker; its checkpoint is already written.
@@ -104,7 +105,7 @@ class Tracker:
             later = f"python -m heft_pipeline.tracking {self._sweep.folder}"
             lines.append(f"! tracking {trouble}. To send later: {later}")
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say_line(console, line)
 
     def _take_news(self) -> bool:
         """Read events until the process ends; false if none came for too long."""
@@ -157,7 +158,7 @@ def tracked(sweep: Sweep, console: Console, only: str | None = None) -> Iterator
     try:
         tracker = Tracker(sweep, only, note["finish_seconds"])
     except OSError as error:
-        console.print(f"! tracking could not be started: {error}", markup=False, highlight=False)
+        say_line(console, f"! tracking could not be started: {error}")
         yield None
         return
     try:

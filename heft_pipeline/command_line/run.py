@@ -11,6 +11,8 @@ from pathlib import Path
 
 import heft_pipeline
 from heft_pipeline.command_line.interrupts import STATUS, interruptible
+from heft_pipeline.command_line.printable import printable
+from heft_pipeline.command_line.secrets_kept import masked
 from heft_pipeline.command_line.streams import lost_output, prepare_streams
 from heft_pipeline.errors import reason
 
@@ -98,7 +100,7 @@ def _show_traceback() -> bool:
 
 def _tell(error: Exception, arguments: Sequence[str], elsewhere: str) -> None:
     if _show_traceback():
-        traceback.print_exception(error)
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     said = _of_hydra(error) or reason(error, elsewhere)
     if said is None:
         lines = str(error).strip().splitlines() or ["no details"]
@@ -111,7 +113,7 @@ def _tell(error: Exception, arguments: Sequence[str], elsewhere: str) -> None:
                 else "it with what the same command shows with HYDRA_FULL_ERROR=1)"
             )
         )
-    print(f"Error: {said}", file=sys.stderr)
+    print(f"Error: {printable(masked(said))}", file=sys.stderr)
 
 
 def _of_hydra(error: Exception) -> str | None:
@@ -145,7 +147,8 @@ def _keep(error: Exception, arguments: Sequence[str]) -> Path | None:
     for folder in (_output_folder(arguments), Path(tempfile.gettempdir())):
         try:
             if folder.is_dir():
-                (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+                kept = masked(text)
+                (folder / name).write_text(kept, encoding="utf-8", errors="backslashreplace")
                 return folder / name
         except OSError:
             continue  # a full or read-only disk; the next place may be another

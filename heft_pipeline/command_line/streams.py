@@ -1,7 +1,8 @@
 """Standard output and error that take any text, and that nobody has to read.
 
-What an encoding lacks is written with other letters. A reader that has gone, a closed terminal or
-a full disk loses the text and nothing else: training goes on, and its files are complete.
+What an encoding lacks is written with other letters, and what a terminal would take for an order
+as a sign. A reader that has gone, a closed terminal or a full disk loses the text and nothing else:
+training goes on, and its files are complete.
 """
 
 import codecs
@@ -11,7 +12,11 @@ import io
 import os
 import select
 import sys
-from typing import Any, TextIO
+from collections.abc import Iterable
+from typing import IO, Any, TextIO
+
+from heft_pipeline.command_line.printable import printable
+from heft_pipeline.command_line.secrets_kept import masked
 
 _ERRORS = "heft_plain"
 _PLAIN = {
@@ -59,6 +64,40 @@ class _Unfailing(io.RawIOBase):
                 return memoryview(data).nbytes
 
 
+class _Printable(io.TextIOWrapper):
+    """Writes text without secrets, and without what a terminal takes for an order.
+
+    Attributes:
+        unfiltered: The same stream for a writer whose orders are its own, such as rich.
+    """
+
+    @property
+    def unfiltered(self) -> IO[str]:
+        return _Unfiltered(self)  # type: ignore[return-value]
+
+    def write(self, text: str) -> int:
+        super().write(printable(masked(text)))
+        return len(text)
+
+    def write_unfiltered(self, text: str) -> int:
+        return super().write(text)
+
+
+class _Unfiltered:
+    def __init__(self, stream: _Printable) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write_unfiltered(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
 def prepare_streams() -> None:
     """Replace this process's standard output and error with ones that do not fail.
 
@@ -92,7 +131,7 @@ def _unfailing(stream: io.TextIOWrapper) -> TextIO:
     raw = _Unfailing(stream.fileno(), stream.name)
     with contextlib.suppress(OSError):  # what cannot be written is lost from here on
         stream.flush()
-    return io.TextIOWrapper(
+    return _Printable(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=_ERRORS,

@@ -222,4 +222,12 @@ def _read_hub(data: DataSettings, where: str, split: str) -> list[Row]:
         )
     except ValueError as error:  # raised for an unknown split or subset
         raise UserError(f"{where} of {data.location}: {error}") from error
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        raise UserError(
+            f"{where} of {data.location}: it is read by a script of its own, and no data set's "
+            "code is run; use a copy of its files as data.path=DIR, or a repository with Parquet "
+            "files"
+        ) from error
     return [dict(row) for row in loaded]

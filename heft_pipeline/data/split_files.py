@@ -1,12 +1,12 @@
 """Which files of a local folder are a split: one rule for reading and for the fingerprint."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
 from heft_pipeline.errors import UserError
 
 #: The format of a folder that ``datasets``' ``save_to_disk`` wrote.
@@ -179,13 +179,14 @@ def _in_folder(folder: Path, format: str, where: str) -> SplitFiles:
 def _saved(folder: Path, where: str) -> SplitFiles:
     """The files of a data set that ``save_to_disk`` wrote: it lists its own."""
     try:
-        listed = json.loads((folder / _STATE).read_text(encoding="utf-8"))["_data_files"]
-        rows = [folder / file["filename"] for file in listed]
-    except (ValueError, KeyError, TypeError) as error:
+        state = read_untrusted(folder / _STATE, where)
+        named = [file["filename"] for file in state["_data_files"]]
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: {folder / _STATE} does not list the files of a data set; save it again "
             "with save_to_disk"
         ) from error
+    rows = [folder / name_inside(one, _STATE, f"{where}: {folder}") for one in named]
     files = (folder / _STATE, folder / _INFO, *rows)
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(f"{where}: {folder} lacks {missing[0]}; save it again with save_to_disk")

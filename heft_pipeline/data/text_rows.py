@@ -155,6 +155,8 @@ def _decoded(text: str, file: Path, line: int) -> Any:
             f"{file}, line {line}: {half} is half of a surrogate pair and no character; write the "
             "row again"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{file}, line {line}: a value is nested too deep; flatten it") from error
     except ValueError as error:  # a key twice, or a whole number with thousands of digits
         raise UserError(f"{file}, line {line}: {error}") from error
 
@@ -165,7 +167,7 @@ def _first(line: str, text: str, file: Path, number: int) -> Any:
         return _decoded(line, file, number)
     except UserError:
         whole = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             whole = _DECODER.decode(text)
         if not isinstance(whole, dict):
             raise
@@ -245,7 +247,14 @@ def _decompressed(file: Path) -> bytes:
     mark, decompress = _COMPRESSED.get(file.suffix, (b"", bytes))
     refuse_disguised(file, raw[:32], mark)
     try:
-        return decompress(raw)
+        whole = decompress(raw)
+        if whole is None:
+            raise UserError(
+                f"{file} becomes more than {_MOST_UNPACKED // 2**20:,} MB of text when it is "
+                f"decompressed, {_MOST_TIMES} times its size or more, so it is no data; decompress "
+                "it yourself if you trust it"
+            )
+        return whole
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{file} is cut off or damaged, or is not compressed as its name says ({error}); "
@@ -253,17 +262,39 @@ def _decompressed(file: Path) -> bytes:
         ) from error
 
 
-def _unzstd(raw: bytes) -> bytes:
+def _unzstd(raw: bytes) -> bytes | None:
     import pyarrow
 
     with pyarrow.input_stream(pyarrow.py_buffer(raw), compression="zstd") as stream:
-        return bytes(stream.read())
+        return _unpacked(stream, len(raw))
 
 
+def _by(opened: Callable[[io.BytesIO], Any]) -> Callable[[bytes], bytes | None]:
+    def decompress(raw: bytes) -> bytes | None:
+        with opened(io.BytesIO(raw)) as stream:
+            return _unpacked(stream, len(raw))
+
+    return decompress
+
+
+def _unpacked(stream: Any, packed: int) -> bytes | None:
+    """What a stream holds; None where it is far more than data could have been packed from."""
+    parts, total = [], 0
+    while part := bytes(stream.read(_PART)):
+        parts.append(part)
+        total += len(part)
+        if total > max(_MOST_UNPACKED, _MOST_TIMES * packed):
+            return None
+    return b"".join(parts)
+
+
+_PART = 2**24
+#: Text is packed to a tenth of its size, and even endless repetition seldom to a hundredth.
+_MOST_UNPACKED, _MOST_TIMES = 2**29, 100
 #: For each compressed file's ending: how its content begins, and what decompresses it.
-_COMPRESSED: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
-    ".gz": (b"\x1f\x8b", gzip.decompress),
-    ".bz2": (b"BZh", bz2.decompress),
-    ".xz": (b"\xfd7zXZ", lzma.decompress),
+_COMPRESSED: dict[str, tuple[bytes, Callable[[bytes], bytes | None]]] = {
+    ".gz": (b"\x1f\x8b", _by(lambda file: gzip.GzipFile(fileobj=file))),
+    ".bz2": (b"BZh", _by(bz2.BZ2File)),
+    ".xz": (b"\xfd7zXZ", _by(lzma.LZMAFile)),
     ".zst": (b"\x28\xb5\x2f\xfd", _unzstd),
 }

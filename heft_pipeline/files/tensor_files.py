@@ -34,14 +34,44 @@ def write_tensors(
 def copy_files(source: Path, to: Path) -> None:
     """Copy a saved adapter; the copies are open as the umask says, however the originals are.
 
+    A link is followed only within the folder: what lies elsewhere is not the adapter's, and a copy
+    is made to be given away.
+
     Args:
         source: A folder that an adapter was saved to.
         to: The folder to write; created if it is missing.
+
+    Raises:
+        UserError: A file of the folder is a link that leads out of it.
     """
+    files = own_files(source)
     to.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, to / file.name)
+    for file in files:
+        (to / file.name).unlink(missing_ok=True)  # nothing is written through a link
+        shutil.copyfile(file, to / file.name)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files directly in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The files, by name.
+
+    Raises:
+        UserError: One is a link that leads out of the folder.
+    """
+    inside = folder.resolve()
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    for file in files:
+        if not file.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{file} is a link to {file.resolve()}, outside its folder, and is not copied; "
+                "put the file itself there"
+            )
+    return files
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

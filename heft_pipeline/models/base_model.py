@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -19,6 +20,7 @@ from heft_pipeline.models.head import prepare_head
 from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
 from heft_pipeline.models.quantization import check_quantization, quantized
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.models.untrusted_config import refuse_harmful, refuse_too_large
 
 #: What transformers raises for files that it cannot use.
 _UNREADABLE = (OSError, ValueError, KeyError, ImportError)
@@ -29,6 +31,7 @@ _UNBUILDABLE = (
     AssertionError,
     AttributeError,
     RuntimeError,
+    StrictDataclassError,
     TypeError,
 )
 
@@ -99,11 +102,13 @@ def _config(source: str, settings: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, **_where(settings))
+        config = AutoConfig.from_pretrained(source, **_where(settings))
     except _UNBUILDABLE as error:
         raise _unloadable(
             settings, source, "has no configuration that transformers can read", error
         ) from error
+    refuse_harmful(f"model.id={settings.id}", config, settings.trust_remote_code)
+    return config
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -117,7 +122,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     with only_read_files(settings) as source:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **_where(settings))
-        except (*_UNREADABLE, TypeError) as error:
+        except Exception as error:  # the tokenizers library raises just that
             raise _unloadable(
                 settings, source, "has no tokenizer that transformers can read", error
             ) from error
@@ -173,6 +178,7 @@ def check_model(settings: ModelSettings, device: torch.device) -> None:
     config = load_config(settings)
     check_quantization(settings, config, device)
     model = skeleton(settings)
+    refuse_too_large(settings, model)
     if getattr(model.config, "is_decoder", True) is False and hasattr(
         model.config, "add_cross_attention"
     ):

@@ -4,13 +4,13 @@ transformers looks for files under names that differ from class to class, and wh
 change what it reads. So it is given a folder of links to the files of the list, and sees no others.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.settings import ModelSettings
 
@@ -46,8 +46,9 @@ def model_files(
         raise adapter_beside(name)
     config = _decoded(folder / "config.json", name)
     tokenizer = _decoded(folder / _TOKENIZER, name) if (folder / _TOKENIZER).is_file() else {}
-    names = ["config.json", *config.get("configuration_files", [])]
-    names += [_TOKENIZER, "tokenizer.json", *tokenizer.get("fast_tokenizer_files", []), *_TEMPLATES]
+    listed = _listed(config, "configuration_files", "config.json", name)
+    listed += _listed(tokenizer, "fast_tokenizer_files", _TOKENIZER, name)
+    names = ["config.json", _TOKENIZER, "tokenizer.json", *_TEMPLATES]
     if "added_tokens_decoder" not in tokenizer:
         names += _ADDED_TOKENS
     own_code = trust_remote_code and bool(config.get("auto_map") or tokenizer.get("auto_map"))
@@ -56,6 +57,7 @@ def model_files(
     if own_code:
         names.append("*.py")
     found = {file for pattern in names for file in folder.glob(pattern) if file.is_file()}
+    found |= {folder / one for one in listed if (folder / one).is_file()}
     files = sorted(found | set(_weights(folder, config, name) if weights else ()))
     for file in files:
         _refuse_pointer(file, name)
@@ -98,7 +100,8 @@ def only_read_files(settings: ModelSettings, *, weights: bool = False) -> Iterat
 
 def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
     """The file of the weights, or their shards and the index that lists them."""
-    file = folder / str(config.get("transformers_weights") or _WEIGHTS)
+    given = config.get("transformers_weights") or _WEIGHTS
+    file = folder / name_inside(given, "config.json", name)
     if not file.is_file() and file.name == _WEIGHTS:
         file = folder / _INDEX
     if not file.is_file():
@@ -109,7 +112,10 @@ def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
     if not file.name.endswith(".index.json"):
         return [file]
     _refuse_pointer(file, name)
-    shards = sorted({folder / str(s) for s in _decoded(file, name).get("weight_map", {}).values()})
+    listed = _decoded(file, name).get("weight_map")
+    if not isinstance(listed, dict):
+        raise UserError(f"{name}: {file.name} has no weight_map; download the whole checkpoint")
+    shards = sorted({folder / name_inside(one, file.name, name) for one in listed.values()})
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UserError(
             f"{name} lacks {missing[0]}"
@@ -120,19 +126,16 @@ def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
 
 
 def _decoded(file: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{name} has no {file.name}; give a folder with a whole model, as save_pretrained "
-            "writes it"
-        ) from None
-    except ValueError as error:
+    if file.is_file():
         _refuse_pointer(file, name)
-        raise UserError(f"{name}: {file.name} is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{name}: {file.name} is not a JSON object")
-    return found
+    whole = "give a folder with a whole model, as save_pretrained writes it"
+    return read_untrusted(file, name, whole)
+
+
+def _listed(settings: dict[str, Any], key: str, file: str, name: str) -> list[str]:
+    """The names of further files that a file lists."""
+    found = settings.get(key) or []
+    return [name_inside(one, file, name) for one in (found if isinstance(found, list) else [found])]
 
 
 def _refuse_pointer(file: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """Turning settings into runs, and runs into the unique stages that they need."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings, kinds, kinds_of
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.errors import UserError
 from heft_pipeline.plan.sources import Source, Sources
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
 from heft_pipeline.settings.schema import HeftConfig, method_name
@@ -147,7 +149,12 @@ def ranks(stages: Iterable[StageSpec]) -> dict[str, int | None]:
 
 
 def read_plan(data: Mapping[str, Any]) -> Plan:
-    """Turn the decoded JSON of a ``plan.json`` back into a plan."""
+    """Turn the decoded JSON of a ``plan.json`` back into a plan.
+
+    Raises:
+        UserError: A name in it leads to another place than its sweep's and its store's folders.
+    """
+    refuse_paths(data)
     stages = {key: from_json(stage) for key, stage in data["stages"].items()}
     return Plan(
         tuple(
@@ -162,6 +169,26 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
         ),
         tuple(stages[key] for key in data.get("baselines", [])),
     )
+
+
+def refuse_paths(data: Mapping[str, Any]) -> None:
+    """Refuse a ``plan.json`` whose names of runs or stages are paths; they are folders' names.
+
+    Args:
+        data: Its decoded content.
+
+    Raises:
+        UserError: The message has the name.
+    """
+    runs = [str(run["name"]) for run in data.get("runs", ())]
+    wrong = [name for name in runs if name in ("", ".", "..") or re.search(r"[/\\\0]", name)]
+    keys = {*data.get("stages", ()), *data.get("baselines", ())}
+    wrong += [key for key in keys if not re.fullmatch("[0-9A-Za-z]+", str(key))]
+    if wrong:
+        raise UserError(
+            f"plan.json names {wrong[0][:80]!r}, which is no folder of a sweep; get the sweep from "
+            "a source that you trust"
+        )
 
 
 def untouched(runs: Iterable[Run]) -> tuple[StageSpec, ...]:

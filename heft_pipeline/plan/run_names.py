@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from heft_pipeline.plan.graph import Plan, Run
+from heft_pipeline.plan.graph import Plan, Run, refuse_paths
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
 
 #: The most characters of a name; it is a folder's, and W&B's run names have at most 128.
@@ -47,6 +47,7 @@ def named(asked: Plan, known: Mapping[str, Any]) -> Plan:
         The plan with the runs' names in the sweep. A run that the sweep has already keeps the
         name that it has there; equal runs are one.
     """
+    refuse_paths(known)
     entries: list[Mapping[str, Any]] = list(known.get("runs", []))
     names = {_identity(entry): str(entry["name"]) for entry in entries}
     new: dict[str, Run] = {}

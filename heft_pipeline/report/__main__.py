@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
+from heft_pipeline.command_line.console import TextConsole
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.evidence.claims import parse_claim
 from heft_pipeline.report.options import ReportOptions, noted_options
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    console = Console()
+    console = TextConsole()
     sweeps = [find_sweep(name, given.output_dir) for name in given.sweep or [None]]
     sweeps = list({sweep.folder: sweep for sweep in sweeps}.values())
     several = "+".join(sweep.name for sweep in sweeps)

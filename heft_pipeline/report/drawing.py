@@ -18,11 +18,14 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FuncFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from heft_pipeline.command_line.printable import printable
 from heft_pipeline.files.replaced import replaced
 from heft_pipeline.report import words
+from heft_pipeline.report.spreadsheet import csv_text
 
 #: The width of a column and the usual height, in inches.
 SIZE = (3.3, 2.6)
@@ -51,6 +54,8 @@ _STYLE = {
     # Letters stay letters in a PDF; with a fixed salt, the same numbers give the same SVG.
     "pdf.fonttype": 42,
     "svg.hashsalt": "heft",
+    # Names and labels are text, also where they have dollar signs.
+    "text.parse_math": False,
 }
 
 
@@ -132,6 +137,7 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
     """
     figure = Figure(title, caption, path, _FORMATS.get())
     path.parent.mkdir(parents=True, exist_ok=True)
+    _make_printable(drawing)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     try:
         for ending in figure.formats:
@@ -139,10 +145,22 @@ def save(drawing: Drawing, path: Path, data: pd.DataFrame, title: str, caption: 
                 drawing.savefig(partial, format=ending, dpi=240, metadata=undated.get(ending))
             drawing.set_layout_engine("none")  # everything has its place, which takes long to find
         with replaced(figure.csv) as partial:
-            data.to_csv(partial, index=False)
+            partial.write_text(csv_text(data), encoding="utf-8")
     finally:
         plt.close(drawing)  # matplotlib keeps all that are not closed
     return figure
+
+
+def _make_printable(drawing: Drawing) -> None:
+    """Take controls out of a drawing's texts: no XML may have them, and so no SVG."""
+    for axes in drawing.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            named = axis.get_major_formatter()
+            if isinstance(named, FixedFormatter):
+                named.seq = [printable(str(name)) for name in named.seq]
+    for text in drawing.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(printable(text.get_text()))
 
 
 def tidy(axes: Axes) -> None:

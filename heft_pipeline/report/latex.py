@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from heft_pipeline.adapters.kind import kinds
+from heft_pipeline.command_line.printable import printable
 from heft_pipeline.evidence.claims import ACCURACY
 from heft_pipeline.report import words
 from heft_pipeline.report.content import Report
@@ -21,7 +22,7 @@ _ESCAPED = {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
-    '"': r"\textquotedbl{}",
+    '"': r"\symbol{34}",  # \textquotedbl is not in every encoding
     "\N{MINUS SIGN}": "$-$",
     "\N{EN DASH}": "--",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
@@ -32,6 +33,9 @@ _ESCAPED = {
     "\N{LEFT DOUBLE QUOTATION MARK}": "``",
     "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
     "\n": " ",
+    # Behind the end of a row, a bracket would be a length.
+    "[": "{[}",
+    "]": "{]}",
 }
 #: Signs of several characters, which claims are typed with.
 _SIGNS = {">=": r"$\geq$", "<=": r"$\leq$", "+-": r"$\pm$", " - ": " $-$ "}
@@ -72,6 +76,7 @@ def latex(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["tex"] = escape
+    environment.finalize = lambda value: printable(value) if isinstance(value, str) else value
     return environment.get_template("report.tex.j2").render(
         report=report,
         several=any(content.tasks for content in report.sections),

@@ -1,20 +1,23 @@
 """Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from rich.console import Group, RenderableType
-from rich.markup import escape as escape_rich
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from heft_pipeline.command_line.printable import printable
 from heft_pipeline.files.locks import file_lock
 from heft_pipeline.files.replaced import replaced
-from heft_pipeline.report import sentences, words
+from heft_pipeline.report import markdown_text, sentences, words
 from heft_pipeline.report.comparison_table import open_runs
 from heft_pipeline.report.content import MOST_ROWS, Report, make_report
 from heft_pipeline.report.latex import latex
@@ -22,6 +25,7 @@ from heft_pipeline.report.options import ReportOptions
 from heft_pipeline.report.pictures import Pictures
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
+from heft_pipeline.report.spreadsheet import csv_text
 from heft_pipeline.report.verdicts import (
     CONTRADICTED,
     MISSING,
@@ -85,12 +89,12 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".report.lock"):
         report = make_report(sweeps, options, folder / "figures")
-        _replace(folder / "results.csv", results_table(report.records).to_csv(index=False))
+        _replace(folder / "results.csv", csv_text(results_table(report.records)))
         claims = [record for content in report.sections for record in content.claims]
         _replace(folder / "claims.json", json.dumps(claims, indent=2) + "\n")
         _replace(folder / "report.tex", latex(report))
-        _replace(folder / "report.md", _rendered("report.md.j2", report, folder))
-        _replace(folder / "report.html", _rendered("report.html.j2", report, folder))
+        _replace(folder / "report.md", _markdown(report, folder))
+        _replace(folder / "report.html", _page(report, folder))
     return terminal(report)
 
 
@@ -130,15 +134,10 @@ def terminal(report: Report) -> Group:
     return Group(*shown)
 
 
-def _rendered(template: str, report: Report, folder: Path) -> str:
-    environment = Environment(
-        loader=PackageLoader("heft_pipeline.report"),
-        autoescape=lambda name: bool(name and ".html" in name),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(template).render(
+def _page(report: Report, folder: Path) -> str:
+    environment = _environment(autoescape=True, finalize=_printable)
+    script, _, _ = PackageLoader("heft_pipeline.report").get_source(environment, "sort.js")
+    return environment.get_template("report.html.j2").render(
         report=report,
         words=words,
         sentences=sentences,
@@ -147,8 +146,54 @@ def _rendered(template: str, report: Report, folder: Path) -> str:
         picture=Pictures(folder),
         most_rows=MOST_ROWS,
         notes=notes,
-        relative=lambda path: path.relative_to(folder).as_posix(),
+        script=Markup(script),
+        policy=Markup(content_policy(script)),
     )
+
+
+def content_policy(script: str) -> str:
+    """What a browser may do with the page: show it with its own figures, and run this one script.
+
+    Args:
+        script: The text of the page's script element.
+
+    Returns:
+        The content of a ``Content-Security-Policy``.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _markdown(report: Report, folder: Path) -> str:
+    environment = _environment(finalize=markdown_text.escape)
+    return environment.get_template("report.md.j2").render(
+        report=report,
+        words=words,
+        sentences=sentences,
+        code=markdown_text.code,
+        block=markdown_text.block,
+        most_rows=MOST_ROWS,
+        notes=notes,
+        relative=lambda path: Markup(path.relative_to(folder).as_posix()),
+    )
+
+
+def _environment(**options: Any) -> Environment:
+    return Environment(
+        loader=PackageLoader("heft_pipeline.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        **options,
+    )
+
+
+def _printable(value: object) -> object:
+    """A value of the page; one that is markup stays so."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def notes(section: Section) -> str:
@@ -179,8 +224,8 @@ def notes(section: Section) -> str:
 
 
 def _terminal_table(title: str, section: Section) -> Table:
-    table = Table(title=escape_rich(title), title_justify="left", caption_justify="left")
-    table.caption = _caption(section)
+    table = Table(title=Text(title, "table.title"), title_justify="left", caption_justify="left")
+    table.caption = Text(_caption(section), "table.caption")
     table.add_column("method", no_wrap=True)
     accuracy = "accuracy (95 %)" if section.strata is None else "mean (95 %)"
     for heading in ("epochs", "rank", accuracy, "params", "train s", "TFLOP"):
@@ -200,13 +245,16 @@ def _terminal_table(title: str, section: Section) -> Table:
             words.short(costs["trainable_params"]),
             f"{costs['train_seconds']:,.1f}",
             words.number(costs["train_tflop"]),
-            *([escape_rich(words.variant(setting))] if section.variants else []),
+            *([Text(words.variant(setting))] if section.variants else []),
         )
     for runs in unfinished[:_MOST_ROWS]:
         first = runs[0]
-        what = f"[red]{len(runs)} {first.status}[/]" if len(runs) > 1 else f"[red]{first.status}[/]"
+        what = f"{len(runs)} {first.status}" if len(runs) > 1 else first.status
         table.add_row(
-            first.method, words.epochs(first.stage_epochs), words.joined(first.ranks), what
+            first.method,
+            words.epochs(first.stage_epochs),
+            words.joined(first.ranks),
+            Text(what, style="red"),
         )
     return table
 
@@ -218,11 +266,9 @@ def _caption(section: Section) -> str:
     lines = []
     if section.gold:
         answer, majority = section.majority
-        always = (
-            f"always {escape_rich(answer)!r}" if section.strata is None else words.always(section)
-        )
+        always = f"always {answer!r}" if section.strata is None else words.always(section)
         lines.append(
-            f"{escape_rich(section.title)}: {len(section.ids):,} examples{seeds}; "
+            f"{section.title}: {len(section.ids):,} examples{seeds}; "
             f"{always} {words.share(majority)}"
             + (f", chance {words.share(section.chance)}" if section.chance is not None else "")
         )

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from heft_pipeline.adapters.adapted import AdaptedModel, adapted
+from heft_pipeline.command_line.secrets_kept import masked
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.data.text_windows import text_windows
@@ -122,14 +123,15 @@ def measure_finished(stage: StageSpec, store: Store, text: OtherText) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return masked(said)
 
 
 def _write_log(folder: Path, text: OtherText, error: Exception) -> None:
     """Say in a stage's log why it was not measured, and where that happened if it is a surprise."""
     detail = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     with (folder / "stage.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
-        log.write(f"forgetting on {text.name} was not measured: {error}\n{detail}")
+        log.write(masked(f"forgetting on {text.name} was not measured: {error}\n{detail}"))
 
 
 def check_text(text: OtherText, model: ModelSettings) -> None:

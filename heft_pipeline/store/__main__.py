@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from heft_pipeline.command_line.console import TextConsole, marked
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -35,6 +35,7 @@ _GROUPS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "sweep": lambda entry: entry.sweeps or ["no sweep"],
     "age": lambda entry: [_age(time.time() - entry.changed)],
 }
+_STYLES = {"✗": "red", "✓": "green", "=": "cyan", "!": "yellow"}
 _AGES = ((86400.0, "today"), (7 * 86400.0, "this week"), (31 * 86400.0, "this month"))
 
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _keep(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    store, console = Store(given.outputs), Console()
+    store, console = Store(given.outputs), TextConsole()
     done: int = given.run(given, store, console)
     return done
 
@@ -107,7 +108,7 @@ def _list(given: argparse.Namespace, store: Store, console: Console) -> int:
         for entry in entries:
             age, sweeps = _age(time.time() - entry.changed), ", ".join(entry.sweeps) or "none"
             cells = f"{entry.fingerprint[:8]} {entry.label}", entry.model, entry.state
-            table.add_row(*map(escape, (*cells, _size(entry.bytes), age, sweeps)))
+            table.add_row(*cells, _size(entry.bytes), age, sweeps)
     else:
         for heading in (given.by, "stages", "size"):
             table.add_column(heading, justify="left" if heading == given.by else "right")
@@ -116,7 +117,7 @@ def _list(given: argparse.Namespace, store: Store, console: Console) -> int:
             for name in _GROUPS[given.by](entry):
                 groups.setdefault(name, []).append(entry)
         for name, members in sorted(groups.items(), key=lambda item: -_sum(item[1])):
-            table.add_row(escape(name), str(len(members)), _size(_sum(members)))
+            table.add_row(name, str(len(members)), _size(_sum(members)))
         if given.by == "sweep":
             table.caption = "A stage that several sweeps need is counted for each."
     console.print(table)
@@ -142,7 +143,7 @@ def _verify(given: argparse.Namespace, store: Store, console: Console) -> int:
             continue
         damaged += 1
         for wrong in found.wrong:
-            _say(console, "[red]✗[/]", f"{found.entry.label}: {wrong}")
+            _say(console, "✗", f"{found.entry.label}: {wrong}")
     differing = 0
     drawn = [entry for entry in whole if entry.stage is not None]
     for entry in random.Random(given.seed).sample(drawn, min(given.recompute, len(drawn))):
@@ -164,9 +165,9 @@ def _recomputed_differs(entry: Entry, store: Store, console: Console) -> bool:
     try:
         said = differing_answers(entry.stage, store)
     except (UserError, OSError) as error:
-        _say(console, "[yellow]![/]", f"{entry.label}: cannot be scored again: {error}")
+        _say(console, "!", f"{entry.label}: cannot be scored again: {error}")
         return True
-    mark = "[red]✗[/]" if said else "[green]✓[/]"
+    mark = "✗" if said else "✓"
     _say(console, mark, f"{entry.label}: {said or 'scored again, equal to the bit'}")
     return bool(said)
 
@@ -197,7 +198,7 @@ def _ask_and_remove(given: argparse.Namespace, found: Sequence[Removable], conso
             return 1
     kept = remove(Store(given.outputs), found)
     for why in kept:
-        _say(console, "[yellow]![/]", f"{why}, so it was left")
+        _say(console, "!", f"{why}, so it was left")
     gone = len(found) - len(kept)
     _say(console, " ", f"{gone} {'thing was' if gone == 1 else 'things were'} removed.")
     return 1 if kept else 0
@@ -207,7 +208,7 @@ def _export(given: argparse.Namespace, store: Store, console: Console) -> int:
     stages = [_read(store, name) for name in given.stages]
     written = write_archive(store, stages, given.to)
     for stage in written:
-        _say(console, "[green]✓[/]", f"{stage.fingerprint} {stage.label}")
+        _say(console, "✓", f"{stage.fingerprint} {stage.label}")
     size = _size(given.to.stat().st_size)
     _say(console, " ", f"{given.to} ({size}); read it with: "
          f"python -m heft_pipeline.store import OUTPUTS {given.to.name}")  # fmt: skip
@@ -217,9 +218,9 @@ def _export(given: argparse.Namespace, store: Store, console: Console) -> int:
 def _import(given: argparse.Namespace, store: Store, console: Console) -> int:
     found = read_archive(given.archive, store)
     for stage in found.new:
-        _say(console, "[green]✓[/]", f"{stage.fingerprint} {stage.label}")
+        _say(console, "✓", f"{stage.fingerprint} {stage.label}")
     for stage in found.known:
-        _say(console, "[cyan]=[/]", f"{stage.fingerprint} {stage.label}: is here already")
+        _say(console, "=", f"{stage.fingerprint} {stage.label}: is here already")
     return 0
 
 
@@ -251,7 +252,7 @@ def _read(store: Store, name: str) -> StageSpec:
 
 
 def _say(console: Console, mark: str, text: str) -> None:
-    console.print(f"{mark} {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(marked(mark, _STYLES.get(mark, ""), text), highlight=False, soft_wrap=True)
 
 
 def _size(count: float) -> str:

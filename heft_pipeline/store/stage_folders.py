@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.command_line.secrets_kept import masked
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.json_files import read_json, write_json
 from heft_pipeline.files.locks import Lock, file_lock, holder, take
@@ -194,7 +195,8 @@ class Store:
             fingerprint: The stage's fingerprint.
             failure: What ``failure.json`` is to hold, as JSON-ready data.
         """
-        write_json(self.folder(fingerprint) / FAILURE, failure)
+        said = {k: masked(v) if isinstance(v, str) else v for k, v in failure.items()}
+        write_json(self.folder(fingerprint) / FAILURE, said)
 
     def text_losses(self, fingerprint: str) -> dict[str, dict[str, Any]]:
         """What a stage loses on texts that its task does not touch.

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.text import Text
 
+from heft_pipeline.command_line.console import TextConsole
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
@@ -25,7 +26,7 @@ from heft_pipeline.tracking.send import require_tracker
 from heft_pipeline.tracking.summary import Summary
 
 _MODES = TrackingSettings.__dataclass_fields__["mode"].metadata["bounds"].choices
-_MARKS = {"sent": "[green]✓[/]", "unchanged": "[cyan]=[/]", "skipped": "[dim]-[/]"}
+_MARKS = {"sent": ("✓", "green"), "unchanged": ("=", "cyan"), "skipped": ("-", "dim")}
 _EPILOG = """\
 Everything is read from the sweep's files, so this works at any time, also for a
 sweep that was not tracked, and can be repeated: a run that was sent and has not
@@ -116,7 +117,7 @@ def _overrides(asked: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict[st
 
 
 def _send(sweep: Sweep, runs: Sequence[PlannedRun], asked: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+    console = TextConsole(highlight=False)
     summary = Summary(sweep.folder)
     chosen = [run for run in runs if asked.run in (None, run.name)]
     overrides = _overrides(asked, chosen)
@@ -124,15 +125,15 @@ def _send(sweep: Sweep, runs: Sequence[PlannedRun], asked: argparse.Namespace) -
     def show(event: Event) -> None:
         summary.add(event)
         status = event.status + (f": {event.text}" if event.status == "skipped" else "")
-        mark = _MARKS.get(event.status, "[red]✗[/]")
-        console.print(f"{mark} {event.run}  {status}", soft_wrap=True)
+        mark = _MARKS.get(event.status, ("✗", "red"))
+        console.print(Text.assemble(mark, f" {event.run}  {status}"), soft_wrap=True)
 
     with console.status("sending"):
         Sender(sweep, show, asked.run, overrides, asked.again).send_all()
     if not summary.events:
         console.print("nothing was sent: the mode is disabled")
     for line in summary.lines():
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
     return 1 if summary.problems else 0
 
 

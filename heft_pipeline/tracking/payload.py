@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.declare_settings import Settings
 from heft_pipeline.errors import UserError
+from heft_pipeline.plan.graph import refuse_paths
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, register, schema
@@ -227,6 +228,7 @@ def planned_runs(sweep: Sweep) -> list[PlannedRun]:
             "outputs/sweeps/NAME"
         )
     plan = sweep.plan()
+    refuse_paths(plan)
     text = plan.get("forgetting")
     return [PlannedRun(sweep, entry, plan["stages"], text) for entry in plan["runs"]]
 

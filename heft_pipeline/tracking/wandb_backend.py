@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.command_line.secrets_kept import masked
 from heft_pipeline.plan.run_names import shortened
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
@@ -41,7 +42,7 @@ class WandbBackend:
             "project": self._tracking.project,
             "entity": self._tracking.entity,
         }
-        server = os.environ.get("WANDB_BASE_URL")
+        server = masked(os.environ.get("WANDB_BASE_URL", ""))
         return target | ({"server": server} if server and self.live else {})
 
     def open(self, run: TrackedRun, folder: Path) -> "WandbWriter":
@@ -167,8 +168,16 @@ class WandbWriter:
                 description=stage.label,
                 metadata={"kind": stage.kind, "fingerprint": stage.fingerprint},
             )
-            artifact.add_dir(str(folder))
+            for file in _own_files(folder):
+                artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
             self._run.log_artifact(artifact)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, without what links lead to outside."""
+    inside = folder.resolve()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if file.resolve().is_relative_to(inside)]
 
 
 def remove_copies(folder: Path) -> None:
@@ -224,7 +233,7 @@ def _settings(seconds: float) -> Any:
 def _one_line(error: Exception, id: str) -> str:
     """What went wrong, in words that are the same for every run."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    text = text.replace(f" for run {id}", "").replace(id, "RUN")
+    text = masked(text.replace(f" for run {id}", "").replace(id, "RUN"))
     if re.search(r"\b40[13]\b|not logged in|permission", text):
         text += "; is it the right account? `wandb login --relogin`, or check tracking.entity"
     return text

@@ -18,6 +18,8 @@ import submitit
 from rich.console import Console
 from submitit.core.utils import UncompletedJobError
 
+from heft_pipeline.command_line.console import TextConsole
+from heft_pipeline.command_line.streams import prepare_streams
 from heft_pipeline.data.other_text import OtherText
 from heft_pipeline.plan.graph import read_plan
 from heft_pipeline.plan.stage_spec import StageSpec, from_json, to_json
@@ -67,6 +69,7 @@ class StageJob:
             RuntimeError: The stage failed; the reason is in the store. SLURM then cancels the
                 jobs that depend on this one.
         """
+        prepare_streams()
         stage, store = from_json(self.stage), Store(Path(self.output_dir))
         environment = submitit.JobEnvironment()
         if environment.num_tasks > 1:
@@ -104,7 +107,7 @@ class StageJob:
             return nullcontext()
         sweep, key = Sweep(Path(self.sweep)), self.stage["fingerprint"]
         runs = [run["name"] for run in sweep.plan()["runs"] if key in run["stages"]]
-        return tracked(sweep, Console(), only=runs[0]) if runs else nullcontext()
+        return tracked(sweep, TextConsole(), only=runs[0]) if runs else nullcontext()
 
     def _requeue(self, stage: StageSpec, store: Store, requeue: Any) -> None:
         """Be requeued; what ends this process is ``SystemExit``, or SLURM."""
@@ -157,7 +160,7 @@ class StageJob:
         """Make the report, where SLURM took no job for it and this was the last stage."""
         if self.sweep is not None and rank == 0:
             try:
-                report_if_last(Sweep(Path(self.sweep)), Console())
+                report_if_last(Sweep(Path(self.sweep)), TextConsole())
             except Exception:  # the stage has its result all the same
                 traceback.print_exc()
 

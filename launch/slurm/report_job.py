@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from heft_pipeline.command_line.console import TextConsole
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, read_plan
 from heft_pipeline.store.sweep_folders import Sweep
@@ -46,7 +47,7 @@ class ReportJob:
 
     def __call__(self) -> None:
         """Track the runs and write the report, unless stages are lost and can be run again."""
-        sweep, console = Sweep(Path(self.folder)), Console()
+        sweep, console = Sweep(Path(self.folder)), TextConsole()
         if not submit_what_got_lost(sweep, console):
             finish_sweep(sweep, console)
 

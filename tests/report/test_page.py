@@ -1,5 +1,7 @@
 """The page in a real browser: headless Chromium, at the width of a desktop and of a phone."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -63,7 +65,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def look(page: Path, width: int, script: str = LOOK) -> dict[str, Any]:
     seen = page.with_name(f"seen{width}.html")
-    seen.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    (text,) = re.findall(r"<script>(.*)</script>", script, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    allowed = page.read_text().replace("script-src ", f"script-src 'sha256-{digest}' ")
+    seen.write_text(allowed.replace("</body>", f"{script}</body>"))
     frame = page.with_name(f"frame{width}.html")
     frame.write_text(FRAME.replace("SOURCE", seen.name).replace("WIDTH", str(width)))
     done = subprocess.run(

@@ -14,7 +14,12 @@ from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_mo
 
 from heft_pipeline.adapters.adapter import Adapter, Target
 from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes, use_lean_forward
-from heft_pipeline.adapters.lora.refusals import refuse_other_config, refuse_rank, refused_by_peft
+from heft_pipeline.adapters.lora.refusals import (
+    refuse_other_config,
+    refuse_rank,
+    refuse_wild_patterns,
+    refused_by_peft,
+)
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.adapters.lora.targets import Choice, choose
 from heft_pipeline.errors import UserError
@@ -68,6 +73,7 @@ class LoraAdapter(Adapter):
     ) -> Self:
         """See :meth:`Adapter.load`; the folder is a plain PEFT folder."""
         config = LoraConfig.from_pretrained(str(folder))
+        refuse_wild_patterns(config, settings, folder / CONFIG)
         adapter = cls(settings, base, others, Choice(config, ()))
         with _removed_on_error(adapter):
             _read(adapter.peft, folder, adapter._name)

@@ -1,5 +1,6 @@
 """What PEFT would refuse, said in the words of the settings before anything is computed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 from heft_pipeline.adapters.lora.settings import ALL_LINEAR, LoraSettings
 from heft_pipeline.adapters.lora.targets import without_experts
+from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.errors import UserError
 
 #: PEFT's options that do not change what saved weights mean. The names and shapes of the weights
@@ -91,9 +93,10 @@ def refuse_other_config(settings: LoraSettings, config: LoraConfig, folder: Path
     Raises:
         UserError: The message names the first difference.
     """
+    read_untrusted(folder / "adapter_config.json", f"lora.init_from={folder}")
     try:
         saved = PeftConfig.from_pretrained(str(folder)).to_dict()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"lora.init_from={folder} has no adapter_config.json that PEFT can read; give a "
             "folder that PEFT's save_pretrained wrote"
@@ -110,6 +113,35 @@ def refuse_other_config(settings: LoraSettings, config: LoraConfig, folder: Path
             f"lora.init_from={folder} was trained with {key}={before}, and this stage has {ours}; "
             + (f"set lora.{name}={before}" if name else "which cannot be set; use another folder")
         )
+
+
+def refuse_wild_patterns(config: LoraConfig, settings: LoraSettings, file: Path) -> None:
+    """Refuse regular expressions in a saved adapter that could take forever to be matched.
+
+    Args:
+        config: The saved configuration.
+        settings: The settings that the adapter was trained with, whose own patterns may stand.
+        file: Where the configuration is, for the message.
+
+    Raises:
+        UserError: The message names the pattern.
+    """
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern",
+                "alpha_pattern"):  # fmt: skip
+        found = getattr(config, key, None) or ()
+        for pattern in [found] if isinstance(found, str) else found:
+            if pattern != settings.target_modules and not _is_tame(str(pattern)):
+                raise UserError(
+                    f"{file} has {key}={str(pattern)[:80]!r}, which this stage did not write; "
+                    "restore the file from a copy, or remove the stage's folder and run the same "
+                    "command again"
+                )
+
+
+def _is_tame(pattern: str) -> bool:
+    """Whether a pattern repeats nothing but single digits and whatever follows a dot."""
+    rest = re.sub(r"\\d\+|\(\\\.\.\*\)\?", "", pattern)
+    return rest.count(".*") <= 2 and not re.search(r"[+*?{(]", re.sub(r"\\.|\.\*", "", rest))
 
 
 def _ordered(value: Any) -> Any:

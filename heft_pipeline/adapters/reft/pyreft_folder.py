@@ -6,7 +6,6 @@ pyreft's files are pickles. They are read with torch's restricted unpickler
 
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -22,6 +21,7 @@ from heft_pipeline.adapters.reft.interventions import Interventions
 from heft_pipeline.adapters.reft.positions import units
 from heft_pipeline.adapters.reft.pyreft_engine import pyreft_model
 from heft_pipeline.adapters.reft.settings import ReftSettings
+from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.errors import UserError
 
 #: These cannot be built without ``add_bias``, which pyreft's loader does not pass.
@@ -76,16 +76,31 @@ def _load(adapter: Interventions, folder: Path, files: list[Path]) -> None:
     state = {}
     try:
         for unit, file in zip(adapter.units, files, strict=True):
-            saved = torch.load(file, map_location="cpu", weights_only=True)
+            saved = _tensors(file)
             for name, tensor in _effective(adapter.settings.intervention, saved).items():
                 state[f"{unit.key}.{name}"] = tensor
         adapter.load_effective_state(state)
-    except (KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"reft.init_from={folder} does not hold {adapter.settings.intervention} interventions "
             f"of rank {adapter.settings.rank} for this model; set reft.intervention and reft.rank "
             "to the values that they were trained with"
         ) from error
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file; nothing that a pickle says is run."""
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OverflowError) as error:
+        raise UserError(
+            f"{file} is no file of plain tensors, as pyreft's ReftModel.save writes them, and was "
+            "not read: it is damaged, or would run code of its own; get it from a source that you "
+            "trust"
+        ) from error
+    if not isinstance(saved, dict) or not all(isinstance(v, torch.Tensor) for v in saved.values()):
+        raise UserError(f"{file} does not hold an intervention's tensors; save it with pyreft")
+    return saved
 
 
 def check_start(settings: ReftSettings, hidden_size: int, num_layers: int) -> None:
@@ -133,8 +148,12 @@ def _interventions(settings: ReftSettings, folder: Path) -> list[Path]:
 def _saved_layers(folder: Path) -> list[int]:
     """The decoder layer of each saved intervention, in order."""
     layers = []
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for place in config["representations"]:
+    name = f"reft.init_from={folder}"
+    config = read_untrusted(folder / "config.json", name)
+    places = config.get("representations")
+    if not isinstance(places, list) or any(len(place) < 2 for place in map(_as_list, places)):
+        raise UserError(f"{name}: config.json does not say what is edited; save it with pyreft")
+    for place in places:
         layer, component = place[:2]
         # pyreft knows a layer's output by a name, or by its path in the model.
         path = re.fullmatch(r".*\[(\d+)\]\.output", str(component))
@@ -143,8 +162,15 @@ def _saved_layers(folder: Path) -> list[int]:
                 f"reft.init_from={folder} edits {component}, and this adapter edits the output "
                 "of decoder layers; give a folder that edits block_output"
             )
-        layers.append(int(path.group(1)) if path else int(layer))
+        number = path.group(1) if path else str(layer)
+        if not number.isdecimal():
+            raise UserError(f"{name}: config.json has no layer {number[:40]}; save it with pyreft")
+        layers.append(int(number[:9]))
     return layers
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _listed(numbers: Iterable[int]) -> str:

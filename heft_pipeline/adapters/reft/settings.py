@@ -1,6 +1,5 @@
 """The settings of ReFT."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from heft_pipeline.adapters.kind import EditSettings, Reach
+from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.declare_settings import setting
 from heft_pipeline.errors import UserError
 
@@ -101,10 +101,13 @@ class ReftSettings(EditSettings):
 
     def start_files(self, folder: Path) -> Sequence[str]:
         """See :meth:`AdapterSettings.start_files`; the config of pyreft's folder lists them."""
+        name = f"reft.init_from={folder}"
         try:
-            keys = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sorted_keys"]
+            keys = [f"{key}" for key in read_untrusted(folder / "config.json", name)["sorted_keys"]]
+            if any("/" in key for key in keys):
+                raise ValueError("a key is no part of a file's name")
             return ("config.json", *(f"intkey_{key}.bin" for key in keys))
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"reft.init_from={folder} has no config.json that names interventions; give a "
                 "folder that pyreft's ReftModel.save wrote"

@@ -168,6 +168,11 @@ def test_a_cancelled_job_fails_with_slurms_words_and_so_does_what_waits_for_it(
     assert [status.state for status in sweep_status(sweep)] == ["cancelled", "cancelled"]
 
 
+def has_job(sweep: Sweep, stage: StageSpec) -> bool:
+    note = read_note(sweep.store, stage.fingerprint)
+    return note is not None and bool(note.job_id)
+
+
 def test_submitting_again_is_bounded(
     executed: Callable[..., tuple[dict[str, str], str]],
     sweep: Sweep,
@@ -177,7 +182,7 @@ def test_submitting_again_is_bounded(
     def steps() -> None:
         for number in ("1", "3", "5"):
             until(lambda number=number: number in simulated.alive)  # type: ignore[misc]
-            until(lambda: all(read_note(sweep.store, s.fingerprint).job_id for s in run.stages))  # type: ignore[union-attr]
+            until(lambda: all(has_job(sweep, stage) for stage in run.stages))
             simulated.end(number, "PREEMPTED")
 
     failures, _ = executed(steps, dataclasses.replace(QUICK, max_requeues=2))
