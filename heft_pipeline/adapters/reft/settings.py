@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from heft_pipeline.adapters.kind import EditSettings, Reach
 from heft_pipeline.declare_settings import setting
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import UserError, refuse_special
 
 
 def parse_positions(positions: str) -> tuple[int, int]:
@@ -101,6 +101,7 @@ class ReftSettings(EditSettings):
 
     def start_files(self, folder: Path) -> Sequence[str]:
         """See :meth:`AdapterSettings.start_files`; the config of pyreft's folder lists them."""
+        refuse_special(folder / "config.json", f"reft.init_from={folder}")
         try:
             keys = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sorted_keys"]
             return ("config.json", *(f"intkey_{key}.bin" for key in keys))
