@@ -31,6 +31,20 @@ def sources_for(store: Store) -> Sources:
     return Sources(store.output_dir / ".cache" / "digests.json")
 
 
+def refuse_unfit(plan: Plan, store: Store, console: Console) -> None:
+    """Refuse stages that cannot work, as :func:`check_inputs` does, before the plan is recorded.
+
+    Args:
+        plan: The plan.
+        store: Where stages are.
+        console: Where to show that this takes a moment.
+
+    Raises:
+        UserError: A stage cannot work as configured.
+    """
+    _notes(plan, store, console)
+
+
 def check_inputs(plan: Plan, store: Store, console: Console) -> None:
     """Check the stages that are to be trained against their models and data.
 
@@ -44,14 +58,18 @@ def check_inputs(plan: Plan, store: Store, console: Console) -> None:
     Raises:
         UserError: A stage cannot work as configured.
     """
-    unfinished = [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
-    if unfinished:
-        with console.status("checking models and data"):
-            from heft_pipeline.stage.preflight import preflight  # imports torch
+    for note in _notes(plan, store, console):
+        console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
 
-            notes = preflight(unfinished, store.tokenized)
-        for note in notes:
-            console.print(f"[yellow]![/] {escape(note)}", highlight=False, soft_wrap=True)
+
+def _notes(plan: Plan, store: Store, console: Console) -> list[str]:
+    unfinished = [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
+    if not unfinished:
+        return []
+    with console.status("checking models and data"):
+        from heft_pipeline.stage.preflight import preflight  # imports torch
+
+        return preflight(unfinished, store.tokenized)
 
 
 def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
