@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from heft_pipeline.store.stage_folders import Store
+from launch.attempt import attempt
+from tests.conftest import composed_run
 from tests.launch.broken_inputs import (
     Inputs,
     as_pickle,
@@ -291,10 +294,14 @@ LOADED = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fonts() -> None:
+    """matplotlib writes a list of a machine's fonts to HOME when it is first imported."""
+    import matplotlib.font_manager  # noqa: F401
+
+
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory, small_model: Path, small: list[str]) -> Path:
-    import matplotlib.font_manager  # noqa: F401  # writes a cache in HOME once per machine
-
     folder = tmp_path_factory.mktemp("starts")
     save_starts(folder, small_model, small)
     return folder
@@ -362,6 +369,30 @@ def test_weights_that_cannot_be_used_are_one_message_before_training(
             watched)  # fmt: skip
     assert said in next(tmp_path.glob("outputs/stages/*/stage.log")).read_text()
     assert not list(tmp_path.glob("outputs/stages/*/metrics.jsonl"))
+
+
+def test_a_checkpoint_of_another_rank_is_one_message(
+    cli: Cli,
+    small: list[str],
+    watched: dict[str, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    asked = [*small, "method=lora", "epochs=1", "lora.target_modules=[q_proj]"]
+    store = Store(tmp_path / "outputs")
+    first, second = (composed_run(*asked, f"lora.rank={rank}").last for rank in (4, 8))
+    looked: list[bool] = []
+
+    def stop() -> bool:
+        looked.append(True)
+        return len(looked) > 2
+
+    assert attempt(first, store, should_stop=stop).status == "interrupted"
+    capfd.readouterr()
+    kept = store.folder(second.fingerprint) / "checkpoint"
+    shutil.copytree(store.folder(first.fingerprint) / "checkpoint", kept)
+    given = ["lora.target_modules=[q_proj]", "lora.rank=8", "report.base_model=false"]
+    refused(cli, small, given, "remove the folder checkpoint/ of the stage", watched)
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
