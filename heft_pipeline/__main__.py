@@ -6,8 +6,9 @@ Hydra composes; ``launch.run_sweep`` does the rest, for one run or for a sweep.
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from heft_pipeline.command_line.environment import check_environment
 from heft_pipeline.command_line.interrupts import STATUS, leave
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.command_line.secrets_kept import refuse_secrets_typed
@@ -37,7 +38,7 @@ def run(cfg: "DictConfig") -> float:
 
     try:
         return run_point(cfg)
-    except UserError as error:
+    except Exception as error:
         if HydraConfig.get().mode == RunMode.RUN:
             raise _PastHydra(error) from error
         raise
@@ -46,7 +47,7 @@ def run(cfg: "DictConfig") -> float:
 class _PastHydra(BaseException):
     """Carries an error past Hydra, which would print a heading and the overrides above it."""
 
-    def __init__(self, error: UserError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -62,8 +63,11 @@ def _compose_and_run(arguments: Sequence[str]) -> int:
     refuse_secrets_typed(arguments)
     import hydra
 
+    from heft_pipeline.settings.refused_overrides import explained
     from heft_pipeline.settings.schema import config_dir, register
 
+    check_environment()
+    _refuse_unknown_flags(arguments)
     register()
     # With it set, Hydra lets exceptions through, so that all are shown below in the same way.
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")
@@ -73,11 +77,27 @@ def _compose_and_run(arguments: Sequence[str]) -> int:
     entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:
         entry(run)()
-    except _PastHydra as carried:
-        raise carried.error from carried
+    except (_PastHydra, Exception) as raised:
+        error = raised.error if isinstance(raised, _PastHydra) else raised
+        said = explained(error, arguments)
+        raise (UserError(said) if said else error) from (error if said else error.__cause__)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
     return 0
+
+
+def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
+    """Refuse flags in one line; Hydra would print its usage, and end with another exit status."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(
+            f"{message}; write flags first (--hydra-help shows them), then settings as KEY=VALUE"
+        )
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(list(arguments))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from heft_pipeline.errors import UserError
 #: A check that no bound can express; called with the setting's key and its value.
 Rule = Callable[[str, Any], None]
 Number = int | float
+#: What every library takes for a whole number.
+_LARGEST = 2**31 - 1
 
 
 class FrozenDict(dict[str, str]):
@@ -268,7 +270,8 @@ def check(settings: Settings, key: str = "") -> None:
     Raises:
         UserError: The message names the setting, its value, what is allowed, and an example.
     """
-    for one in dataclasses.fields(settings):  # type: ignore[arg-type]
+    # Sections last: their values may be those of a setting beside them, which is the one to name.
+    for one in sorted(dataclasses.fields(settings), key=is_section):  # type: ignore[arg-type]
         value, own = getattr(settings, one.name), f"{key}.{one.name}" if key else one.name
         if isinstance(value, Settings):
             check(value, own)
@@ -277,8 +280,14 @@ def check(settings: Settings, key: str = "") -> None:
         if "bounds" in one.metadata and not (value is None and _may_be_none(one)):
             # Shown as it was written: [0,2], and not the tuple that it has become.
             shown = list(value) if isinstance(value, tuple) else value
+            _refuse_large(own, value, one.metadata["example"])
             one.metadata["bounds"].check(own, shown, one.metadata["example"])
     settings.check(key)
+
+
+def _refuse_large(key: str, value: Any, example: Any) -> None:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f"{key}={value} must be {_LARGEST} or less, e.g. {key}={example}")
 
 
 def identity(value: Any) -> Any:

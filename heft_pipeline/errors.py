@@ -51,6 +51,20 @@ class LeaseLost(Interrupted):
     """Another process has taken over what this one was working on; nothing more is written."""
 
 
+def refuse_special(path: Path, name: str) -> None:
+    """Refuse what is no file, such as a pipe, which reading would wait for or never end with.
+
+    Args:
+        path: What is about to be read; a folder, or nothing at all, is for the reader to refuse.
+        name: How the message begins, e.g. ``data.train_split=train``.
+
+    Raises:
+        UserError: It is a pipe, a socket or a device.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{name}: {path} is a pipe, a socket or a device; give a file in its place")
+
+
 def reason(error: BaseException, elsewhere: str = ELSEWHERE) -> str | None:
     """Say what an error means for the person at the keyboard, and the way out.
 
@@ -92,6 +106,8 @@ def _of_system(error: OSError, elsewhere: str) -> str | None:
         full = next((text for text in _FULL if text in str(error)), None)
         code = errno.ENOSPC if full else None
     way_out = _WAYS_OUT.get(code) if code is not None else None
+    if code == errno.ENOENT and _innermost(error.__traceback__) == "mkdir":
+        way_out = "{elsewhere}"  # no folder can be made there, as in /proc
     if code is None or (way_out is None and not error.filename):
         return None
     named = path if isinstance(path, str) else os.fsdecode(path) if path else "a file"
@@ -101,6 +117,14 @@ def _of_system(error: OSError, elsewhere: str) -> str | None:
 
 def _shortened(path: str) -> str:
     return path if len(path) <= 200 else f"{path[:120]}...{path[-40:]}"
+
+
+def _innermost(trace: TracebackType | None) -> str | None:
+    """The name of the function that raised."""
+    name = None
+    while trace is not None:
+        name, trace = trace.tb_frame.f_code.co_name, trace.tb_next
+    return name
 
 
 def _path_at(trace: TracebackType | None) -> str | None:

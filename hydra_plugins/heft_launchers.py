@@ -92,10 +92,11 @@ class Sweeper(BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """The jobs of a sweep, in batches."""
+        from launch.points import jobs_at, refuse_too_many
+
+        refuse_too_many(overrides)
         if not self._points:
             return BasicSweeper.split_arguments(overrides, max_batch_size)
-        from launch.points import jobs_at
-
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = jobs_at(self._points, overrides, parser, self.params)

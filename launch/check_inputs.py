@@ -33,6 +33,20 @@ def sources_for(store: Store) -> Sources:
     return Sources(store.output_dir / ".cache" / "digests.json")
 
 
+def refuse_unfit(plan: Plan, store: Store, console: Console) -> None:
+    """Refuse stages that cannot work, as :func:`check_inputs` does, before the plan is recorded.
+
+    Args:
+        plan: The plan.
+        store: Where stages are.
+        console: Where to show that this takes a moment.
+
+    Raises:
+        UserError: A stage cannot work as configured.
+    """
+    _notes(_unfinished(plan, store), store, console)
+
+
 def check_inputs(
     plan: Plan,
     store: Store,
@@ -52,15 +66,25 @@ def check_inputs(
     Raises:
         UserError: A stage cannot work as configured, or the disk has no room for all.
     """
-    unfinished = [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
-    if unfinished:
-        with console.status("checking models and data"):
-            from heft_pipeline.stage.preflight import preflight  # imports torch
+    unfinished = _unfinished(plan, store)
+    if not unfinished:
+        return
+    notes = _notes(unfinished, store, console)
+    for note in notes + _check_disk(unfinished, store, launcher):
+        say_qualification(console, note)
 
-            notes = preflight(unfinished, store.tokenized)
-            notes += _check_disk(unfinished, store, launcher)
-        for note in notes:
-            say_qualification(console, note)
+
+def _unfinished(plan: Plan, store: Store) -> list[StageSpec]:
+    return [stage for key, stage in plan.stages.items() if not store.is_complete(key)]
+
+
+def _notes(stages: Sequence[StageSpec], store: Store, console: Console) -> list[str]:
+    if not stages:
+        return []
+    with console.status("checking models and data"):
+        from heft_pipeline.stage.preflight import preflight  # imports torch
+
+        return preflight(stages, store.tokenized)
 
 
 def at_once_setting(launcher: LocalSettings | SlurmSettings) -> tuple[str, int]:

@@ -102,7 +102,7 @@ class Composer:
         try:
             settings = composed.settings_with(values)
         except UserError as error:
-            raise UserError(f"{error}\n(in the run {' '.join(overrides)})") from error
+            raise UserError(f"{error} (in the run {' '.join(overrides)})") from error
         except OmegaConfBaseException:
             self._by_hydra(overrides)  # refuses the same value, in Hydra's words
             raise

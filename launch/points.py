@@ -1,16 +1,18 @@
 """Jobs from ``hydra.sweeper.points``: particular rows of a table instead of a full product."""
 
+import math
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from heft_pipeline.errors import UserError
 
 _KEY = "hydra.sweeper.points"
+_MOST_RUNS = 1_000_000
 
 
 def jobs_at(
@@ -40,6 +42,31 @@ def jobs_at(
         _refuse_others(point, overrides, others, params)
         jobs += [[*own, *given] for own in _product(overrides) for given in rest]
     return jobs
+
+
+def refuse_too_many(overrides: Iterable[Override]) -> None:
+    """Refuse a sweep of more runs than anybody means, before a list of them fills the memory.
+
+    Args:
+        overrides: The sweep's overrides.
+
+    Raises:
+        UserError: The message has the number.
+    """
+    count, largest = 1, ""
+    for override in overrides:
+        value = override.value()
+        if isinstance(value, RangeSweep):
+            span = float(value.stop or 0) - float(value.start or 0)
+            own = max(0, math.ceil(span / float(value.step))) if value.step else 0
+        else:
+            own = len(value.list) if isinstance(value, ChoiceSweep) else 1
+        count, largest = count * own, override.input_line or "" if own > 1 else largest
+    if count > _MOST_RUNS:
+        raise UserError(
+            f"{largest}: the sweep would have {count:.0f} runs, and {_MOST_RUNS:,} are the most; "
+            "sweep over fewer values"
+        )
 
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:

@@ -24,10 +24,11 @@ from heft_pipeline.settings.report import report_note
 from heft_pipeline.settings.schema import STARTING, HeftConfig, run_name
 from heft_pipeline.store.example_clusters import record_clusters
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.check_inputs import sources_for
+from launch.check_inputs import refuse_unfit, sources_for
 from launch.compose import Composer, Job
 from launch.dry_run import show_plan
 from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
+from launch.failed_runs import refuse_failed
 from launch.finish import report
 from launch.local.settings import LocalSettings
 from launch.measure_forgetting import forgetting_note
@@ -89,7 +90,7 @@ def launch_sweep(
     failures = _execute_and_report(plan, sweep, launcher, console)
     if failures is None:
         return returns
-    _refuse_failed_runs(plan.runs, failures)
+    refuse_failed(plan.runs, failures)
     for run, returned in zip(runs, returns, strict=True):
         returned.return_value = sweep.accuracy(run.last.fingerprint)
     return returns
@@ -120,9 +121,7 @@ def run_point(cfg: DictConfig) -> float:
     (run,) = plan.runs
     _rename_starting(starting, sweep, run)
     failures = _execute_and_report(plan, sweep, launcher, console, only=run.name) or {}
-    for stage in run.stages:
-        if stage.fingerprint in failures:
-            raise UserError(f"{stage.label} failed: {failures[stage.fingerprint]}")
+    refuse_failed(plan.runs, failures)
     return sweep.accuracy(run.last.fingerprint)
 
 
@@ -189,6 +188,7 @@ def _record(
     """
     sweep.store.require_writable()
     before = sweep.known()
+    refuse_unfit(asked, sweep.store, console)
     plan = sweep.record(
         asked,
         command="python -m heft_pipeline " + shlex.join(sys.argv[1:]),
@@ -247,12 +247,3 @@ def _execute_and_report(
         failures = execute_plan(plan, sweep, launcher, console)
     report(sweep, console)
     return failures
-
-
-def _refuse_failed_runs(runs: Sequence[Run], failures: dict[str, str]) -> None:
-    failed = [run for run in runs if any(s.fingerprint in failures for s in run.stages)]
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed; the logs of their stages are named above. "
-            "Fix the cause and run the same command again: finished stages are kept"
-        )

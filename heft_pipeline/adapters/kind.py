@@ -18,6 +18,8 @@ from heft_pipeline.data.answer_text import CHOICE, AnswerText, check_template
 from heft_pipeline.declare_settings import Settings, comparable, found, refuse_joined, setting
 from heft_pipeline.errors import UserError
 
+#: More are a slip of the keyboard, and would never end.
+MOST_EPOCHS = 100_000
 #: Names from before a stage could train any several adapters.
 _FORMER = {"joint": "lora+reft"}
 
@@ -43,7 +45,9 @@ class Reach:
 class Schedule(Settings):
     """What a stage is trained on, how long, and the size and warm-up of its steps."""
 
-    epochs: int = setting("${epochs}", "passes over the training split", above=0, example=3)
+    epochs: int = setting(
+        "${epochs}", "passes over the training split", least=1, most=MOST_EPOCHS, example=3
+    )
     batch_size: int = setting(
         32, "examples per optimiser step, however many fit into memory at once", above=0
     )

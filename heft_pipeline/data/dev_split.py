@@ -28,10 +28,15 @@ def hold_out(
         UserError: No row would be left for training, or none would be held out.
     """
     count = round(dev_size * len(rows)) if dev_size < 1 else int(dev_size)
+    if len(rows) < 2:
+        raise UserError(
+            "data.train_split has a single row, and dev rows are held out of it; give more rows"
+        )
     if not 0 < count < len(rows):
         raise UserError(
             f"data.dev_size={dev_size:g} holds {count} of {len(rows)} training rows out for dev; "
-            "choose a size that leaves rows on both sides, e.g. data.dev_size=0.1"
+            "choose a size that leaves rows on both sides, e.g. "
+            f"data.dev_size={max(1, len(rows) // 10)}"
         )
     order = np.random.default_rng([seed, 1]).permutation(len(rows)).tolist()
     said = ["" if answer_column is None else str(row.get(answer_column)) for _, row in rows]

@@ -105,7 +105,7 @@ def _filled(
     column = re.split(r"[.\[]", field)[0]
     if column not in row:
         raise UserError(
-            f"data.prompt names {{{column}}}, which is not a column of {data.name}; "
+            f"data.prompt names {{{column}}}, which row {id} of {data.name} does not have; "
             f"it has {', '.join(map(str, row))}"
         )
     value, _ = string.Formatter().get_field(field, (), row)

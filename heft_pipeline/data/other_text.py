@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.data import demo
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import UserError, refuse_special
 
 BUILTIN, OFF = "builtin", "off"
 KEY = "report.forgetting"
@@ -91,6 +91,7 @@ def is_builtin(note: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path) -> str:
+    refuse_special(path, KEY)
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:

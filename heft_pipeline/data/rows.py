@@ -118,10 +118,10 @@ def _read(data: DataSettings, key: str, split: str) -> list[tuple[str, Row]]:
         raise UserError(f"{where} of {data.name} has no rows")
     if data.id_column is None:
         return [(f"{split}/{number}", row) for number, row in enumerate(rows)]
-    if data.id_column not in rows[0]:
+    if lacking := next((row for row in rows if data.id_column not in row), None):
         raise UserError(
-            f"data.id_column={data.id_column} is not a column of {data.name}; "
-            f"it has {', '.join(map(str, rows[0]))}"
+            f"data.id_column={data.id_column} is not a column of every row of {split} of "
+            f"{data.name}; one has {', '.join(map(str, lacking))}"
         )
     ids = [str(row[data.id_column]) for row in rows]
     if len(set(ids)) < len(ids):
@@ -207,7 +207,10 @@ def _quiet_datasets(file: Path) -> Iterator[None]:
             raise
         reason = str(error.__cause__ or error).split("\n")[0]
         what = _WHAT.get(file.suffix, "data set that save_to_disk wrote")
-        raise UserError(f"{file} is not a {what} that can be read: {reason}") from error
+        raise UserError(
+            f"{file} is not a {what} that can be read: {reason.rstrip('.')}; download or write it "
+            "again"
+        ) from error
     finally:
         datasets.logging.set_verbosity(level)
 

@@ -291,6 +291,7 @@ class DataSettings(Settings):
             )
 
     def _check_shared_choices(self, key: str) -> None:
+        """Refuse too few choices, two that are the same, and what is no text."""
         if len(self.choices) < 2:
             raise UserError(
                 f"{key}.choices={dict(self.choices)} needs two or more answers; add one with, "
@@ -311,6 +312,11 @@ class DataSettings(Settings):
             if not text.strip():
                 raise UserError(
                     f"{key}.choices.{label} is {text!r}: a choice needs text to score, e.g. ' yes'"
+                )
+            if same := next((o for o, t in self.choices.items() if t == text and o != label), ""):
+                raise UserError(
+                    f"{key}.choices.{label} and {key}.choices.{same} are both {text!r}, so no "
+                    "answer could be told from the other; give each a text of its own"
                 )
 
 

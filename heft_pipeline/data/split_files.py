@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import UserError, refuse_special
 
 #: The format of a folder that ``datasets``' ``save_to_disk`` wrote.
 SAVED = "save_to_disk"
@@ -52,13 +52,15 @@ def files_read(data: DataSettings, folder: Path) -> list[Path]:
     Raises:
         UserError: As for :func:`split_files`.
     """
-    splits = {key: getattr(data, key) for key in _SPLITS}
-    return [
-        file
-        for key, split in splits.items()
-        if split is not None
-        for file in split_files(folder, split, f"data.{key}={split}", data.subset).files
-    ]
+    found: list[Path] = []
+    for key in _SPLITS:
+        if (split := getattr(data, key)) is not None:
+            where = f"data.{key}={split}"
+            files = split_files(folder, split, where, data.subset).files
+            for file in files:
+                refuse_special(file, where)
+            found += files
+    return found
 
 
 def split_files(folder: Path, split: str, where: str, subset: str | None = None) -> SplitFiles:

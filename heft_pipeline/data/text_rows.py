@@ -216,7 +216,7 @@ def read_text(file: Path) -> str:
     try:
         if b"\0" in raw[:8]:  # UTF-16; without this, its ASCII would pass for UTF-8
             raise UnicodeDecodeError("utf-8", raw, raw.index(b"\0"), 1, "a zero byte")
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:8]
         line = raw.count(b"\n", 0, error.start) + 1
@@ -224,6 +224,10 @@ def read_text(file: Path) -> str:
             f"{file} is not UTF-8 ({error.reason} at byte {error.start}, line {line}); convert it, "
             f"e.g. with iconv -f {'utf-16' if wide else 'windows-1252'} -t utf-8 {file.name}"
         ) from error
+    if "\0" in text:  # no character of a text, but what a crash leaves where a file had grown
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{file}, line {line}: a zero byte, so the file is damaged; write it again")
+    return text
 
 
 def refuse_disguised(file: Path, start: bytes, expected: bytes = b"") -> None:

@@ -74,11 +74,15 @@ def own_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, started_by: str = ""
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read what :func:`write_tensors` wrote, or another program as safetensors.
 
     Args:
         path: The file.
+        started_by: The setting that names the file's folder, if it is an adapter to start from,
+            e.g. ``lora.init_from``; otherwise it is a stage's.
 
     Returns:
         (tensors by name, on the CPU; the text beside them).
@@ -92,7 +96,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is cut off or broken ({error}); restore it from a copy, or remove its stage's "
-            "folder and run the same command again, which trains that stage anew"
-        ) from error
+        way_out = (
+            f"save the adapter again, or give another folder with {started_by}=DIR"
+            if started_by
+            else "restore it from a copy, or remove its stage's folder and run the same command "
+            "again, which trains that stage anew"
+        )
+        raise UserError(f"{path} is cut off or broken ({error}); {way_out}") from error

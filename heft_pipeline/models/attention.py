@@ -10,6 +10,8 @@ from heft_pipeline.errors import UserError
 NAME = "grouped"
 #: Architectures for which it was checked that the logits equal those of eager attention.
 _KNOWN = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt"}
+#: torch trains with flex_attention on a GPU alone: on a CPU it has no backward pass.
+_ONLY_ON_GPUS = ("flash", "flex")
 #: Scores (queries x keys) per head above which their memory is not worth the time saved.
 _MOST_SCORES = 2**17
 
@@ -53,7 +55,9 @@ def check_attention(asked: str, model: Any, device: torch.device) -> None:
     if asked in ("auto", NAME):
         return
     try:
-        if "flash" in asked and device.type == "cpu":
+        if "paged" in asked:
+            raise ValueError("it is for serving alone, and keeps no keys and values to train with")
+        if any(name in asked for name in _ONLY_ON_GPUS) and device.type == "cpu":
             raise ValueError("it needs a GPU, but the device is cpu")
         model.set_attn_implementation(asked)
     except (ImportError, ValueError, OSError, RuntimeError, KeyError) as error:

@@ -14,7 +14,7 @@ from heft_pipeline.devices.fast_dtype import fast_dtype
 from heft_pipeline.devices.memory import is_out_of_memory
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.attention import attention_implementation, check_attention
-from heft_pipeline.models.checkpoint_files import only_read_files
+from heft_pipeline.models.checkpoint_files import only_read_files, refuse_broken_tokenizer
 from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.head import prepare_head
 from heft_pipeline.models.loaded_weights import refuse_broken, refuse_incomplete, unreadable
@@ -123,6 +123,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **_where(settings))
         except Exception as error:  # the tokenizers library raises just that
+            refuse_broken_tokenizer(Path(source), f"model.id={settings.id}")
             raise _unloadable(
                 settings, source, "has no tokenizer that transformers can read", error
             ) from error
@@ -282,6 +283,8 @@ def _unloadable(
             f"model.id={settings.id} needs the code in its own repository; read that code, and "
             "allow it with model.trust_remote_code=true"
         )
-    reason = str(error).strip() or type(error).__name__
-    first_line = reason.splitlines()[0].replace(source, settings.id)
-    return UserError(f"model.id={settings.id} {what}: {first_line}")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = lines[0]
+    if said.endswith(":") and lines[1:]:  # it only announces the reason
+        said = f"{said} {lines[1].strip()}"
+    return UserError(f"model.id={settings.id} {what}: {said.replace(source, settings.id)}")

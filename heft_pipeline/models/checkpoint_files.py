@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import UserError, refuse_special
 from heft_pipeline.models.settings import ModelSettings
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -72,6 +72,26 @@ def adapter_beside(name: str) -> UserError:
     )
 
 
+def refuse_broken_tokenizer(folder: Path, name: str) -> None:
+    """Refuse a folder without the files of a tokenizer, or with one that is broken.
+
+    Args:
+        folder: The folder that a tokenizer could not be read from.
+        name: What to call the model in messages.
+
+    Raises:
+        UserError: The message names the file.
+    """
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        _decoded(file, name)
+    elif folder.is_dir() and not any(next(folder.glob(one), None) for one in _VOCABULARY):
+        raise UserError(
+            f"{name} has no tokenizer (tokenizer.json, or the vocabulary of an older one); put the "
+            "files of the model's own tokenizer beside its weights"
+        )
+
+
 @contextmanager
 def only_read_files(settings: ModelSettings, *, weights: bool = False) -> Iterator[str]:
     """Give transformers nothing but the files of :func:`model_files` to read.
@@ -113,8 +133,8 @@ def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
         return [file]
     _refuse_pointer(file, name)
     listed = _decoded(file, name).get("weight_map")
-    if not isinstance(listed, dict):
-        raise UserError(f"{name}: {file.name} has no weight_map; download the whole checkpoint")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{name}: {file.name} lists no weights; download the whole checkpoint")
     shards = sorted({folder / name_inside(one, file.name, name) for one in listed.values()})
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UserError(
@@ -126,6 +146,7 @@ def _weights(folder: Path, config: dict[str, Any], name: str) -> list[Path]:
 
 
 def _decoded(file: Path, name: str) -> dict[str, Any]:
+    refuse_special(file, name)
     if file.is_file():
         _refuse_pointer(file, name)
     whole = "give a folder with a whole model, as save_pretrained writes it"

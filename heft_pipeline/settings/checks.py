@@ -1,7 +1,6 @@
 """Turning the config that Hydra composed into checked settings."""
 
 import dataclasses
-import difflib
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.declare_settings import check, is_section
 from heft_pipeline.errors import UserError
+from heft_pipeline.settings.refused_overrides import unknown
 from heft_pipeline.settings.schema import HeftConfig
 
 #: The most bytes in the name of a file or folder: NAME_MAX of Linux and macOS.
@@ -63,10 +63,6 @@ def _refuse_unknown(kind: Any, cfg: DictConfig, section: str = "") -> None:
     }
     for key in map(str, cfg):
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            advice = (
-                f"did you mean {section}{close[0]}?" if close else f"there are {', '.join(known)}"
-            )
-            raise UserError(f"{section}{key} is not a setting; {advice}")
+            raise UserError(unknown(f"{section}{key}"))
         if is_section(known[key]):
             _refuse_unknown(known[key].type, cfg[key], f"{section}{key}.")

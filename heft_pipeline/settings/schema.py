@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from heft_pipeline.adapters.kind import AdapterSettings, Schedule, joined, kinds
+from heft_pipeline.adapters.kind import MOST_EPOCHS, AdapterSettings, Schedule, joined, kinds
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.declare_settings import Settings, section, setting
 from heft_pipeline.errors import UserError
@@ -81,7 +81,7 @@ class SharedSettings(Settings):
     evaluation: EvaluationSettings = section(EvaluationSettings, "how answers are scored")
     tracking: TrackingSettings = section(TrackingSettings, "where runs are shown", identity=False)
     report: ReportSettings = section(ReportSettings, "what the report compares", identity=False)
-    epochs: int = setting(3, "epochs of each stage of a method", above=0)
+    epochs: int = setting(3, "epochs of each stage of a method", least=1, most=MOST_EPOCHS)
     rank: int = setting(8, "the rank of all adapters that have one", above=0)
     seed: int = setting(
         0,

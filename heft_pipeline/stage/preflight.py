@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.adapters.adapter import Target, adapter_class
+from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.devices.resolve import resolve_device
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.base_model import check_model, load_config, quieten
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.models.weight_headers import check_weights
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.generate import longest_answer
 from heft_pipeline.stage.cached_inputs import cached_task
 
 _RATES: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_ratio": 0.0}
+#: What this process has checked already, with the notes. Models, data and adapters to start from
+#: are in a stage by their content, so the same keys cannot come to mean something else.
+_FIT: dict[object, tuple[str, ...]] = {}
 
 
 def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> list[str]:
@@ -35,35 +40,39 @@ def preflight(stages: Iterable[StageSpec], tokenized: Path | None = None) -> lis
         UserError: Something does not fit; the message names the setting.
     """
     quieten()
-    checked: set[object] = set()
     notes: dict[str, None] = {}
     for stage in stages:
         device = resolve_device(stage.device)
-        if (stage.model, device) not in checked:
+        if (stage.model, device) not in _FIT:
             check_model(stage.model, device)
-            checked.add((stage.model, device))
+            check_weights(stage.model)
+            _FIT[stage.model, device] = ()
         _check_merging(stage)
         # Large sweeps have many rates, which decide nothing about what fits.
         fitted = tuple(dataclasses.replace(adapter, **_RATES) for adapter in stage.adapters)
         answers = stage.trained_answers, stage.scored_answers
         key = (stage.model, stage.data, stage.seed, answers, fitted, stage.evaluation)
-        if key in checked:
-            continue
-        checked.add(key)
-        task = cached_task(stage, tokenized)
-        _check_overlap(stage.data, task)
-        _check_length(stage, task)
-        _check_ids(stage.model, task)
-        target = Target(stage.model, max(task.prompt_lengths))
-        for adapter in stage.adapters:
-            if (target, fitted, adapter.kind) in checked:
-                continue
-            checked.add((target, fitted, adapter.kind))
+        if key not in _FIT:
+            _FIT[key] = _notes_on(stage, fitted, cached_task(stage, tokenized))
+        notes |= dict.fromkeys(_FIT[key])
+    return list(notes)
+
+
+def _notes_on(stage: StageSpec, fitted: tuple[AdapterSettings, ...], task: Task) -> tuple[str, ...]:
+    """Check a stage's task and adapters, and say what qualifies its results."""
+    _check_overlap(stage.data, task)
+    _check_length(stage, task)
+    _check_ids(stage.model, task)
+    target = Target(stage.model, max(task.prompt_lengths))
+    notes: list[str] = []
+    for adapter in stage.adapters:
+        key = (target, fitted, adapter.kind)
+        if key not in _FIT:
             kind = adapter_class(adapter)
             kind.check(adapter, target)
-            notes |= {f"{target.name}: {note}": None for note in kind.decided(adapter, target)}
-        notes |= dict.fromkeys(f"{stage.data.name}: {note}" for note in task.notes)
-    return list(notes)
+            _FIT[key] = tuple(f"{target.name}: {note}" for note in kind.decided(adapter, target))
+        notes += _FIT[key]
+    return (*notes, *(f"{stage.data.name}: {note}" for note in task.notes))
 
 
 def _check_overlap(data: DataSettings, task: Task) -> None:

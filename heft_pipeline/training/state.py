@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from heft_pipeline.adapters.adapted import AdaptedModel
+from heft_pipeline.errors import UserError
 from heft_pipeline.training.optimizer import new_optimizer, new_scheduler
 
 
@@ -96,6 +97,22 @@ class TrainingState:
 
     @torch.no_grad()
     def load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set the trained parameters to the given values, by name."""
+        """Set the trained parameters to the given values, by name.
+
+        Args:
+            tensors: The values; others among them are left alone.
+
+        Raises:
+            UserError: A parameter has none, or one of another shape.
+        """
+        for name, parameter in self.parameters.items():
+            saved = tuple(tensors[name].shape) if name in tensors else None
+            # Without this, copy_ would repeat a smaller tensor.
+            if saved != tuple(parameter.shape):
+                raise UserError(
+                    f"the checkpoint does not belong to this stage: {name} has the shape "
+                    f"{tuple(parameter.shape)} here and {saved or 'no value'} there; remove the "
+                    "folder checkpoint/ of the stage and run the same command again"
+                )
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])

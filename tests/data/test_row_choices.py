@@ -117,7 +117,7 @@ def test_options_are_listed_where_the_prompt_has_them() -> None:
     row = {"q": "w", "c": ["x", "y"]}
     assert render(data, "train/0", row).text == "w\nSolution1: x\nSolution2: y\nA:"
     shared = task(choices={"a": "a", "b": "b"})
-    with pytest.raises(UserError, match=r"\{options\}, which is not a column"):
+    with pytest.raises(UserError, match=r"\{options\}, which row train/0 of mine does not have"):
         render(dataclasses.replace(shared, prompt="{options}"), "train/0", row)
 
 

@@ -154,7 +154,7 @@ def test_points_are_particular_rows_of_a_sweep(cli: Cli, tmp_path: Path) -> None
         ("epochs=20", ["epochs=3"], "by the command line as well; leave it out there"),
         ("rank=2", ["+experiment=rank_sweep"], "with ~hydra.sweeper.params.rank, or"),
         ("method=reft epoch", [], "'epoch' in 'method=reft epoch' sets nothing; write KEY=VALUE"),
-        ("method=reft epoch=3", [], "Could not override 'epoch'"),
+        ("method=reft epoch=3", [], "epoch is not a setting; did you mean epochs?"),
         ("epochs=3 epochs=6", [], "sets epochs twice; give both values as epochs=A,B"),
         ("epochs=[3", [], "'epochs=[3' in 'epochs=[3' cannot be read"),
         ("hydra.launcher.workers=2", [], "holds for a whole sweep"),

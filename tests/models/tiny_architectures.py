@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import WORDS, save_tokenizer
@@ -106,6 +107,6 @@ def save_config(name: str, folder: Path, **changes: Any) -> Path:
     """Write a configuration and the word-level tokenizer to a folder, without any weights."""
     tiny_config(name, **changes).save_pretrained(folder)
     save_tokenizer(folder)
-    # Never read: what is tested needs no weights, but a folder without them is no checkpoint.
-    (folder / "model.safetensors").write_bytes(b"")
+    # What is tested needs no weights, but a folder without their file is no checkpoint.
+    save_file({}, folder / "model.safetensors")
     return folder

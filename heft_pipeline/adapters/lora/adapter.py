@@ -28,6 +28,7 @@ from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.settings import ModelSettings
 
 CONFIG, WEIGHTS = LoraSettings.init_files
+_START = "lora.init_from"
 _EXPORTED = """\
 from peft import PeftModel
 model = PeftModel.from_pretrained(model, "{folder}").base_model.model
@@ -64,7 +65,7 @@ class LoraAdapter(Adapter):
             _refuse_edited_weights(base.model, adapter._name)
             set_magnitudes(base.model, adapter._name)
             if settings.init_from:
-                _read(adapter.peft, Path(settings.init_from).expanduser(), adapter._name)
+                _read(adapter.peft, Path(settings.init_from).expanduser(), adapter._name, _START)
         return adapter
 
     @classmethod
@@ -160,7 +161,7 @@ def _checked(settings: LoraSettings, base: ModelSettings) -> tuple[str, ...]:
     if settings.init_from:
         folder = Path(settings.init_from).expanduser()
         refuse_other_config(settings, peft_model.peft_config["start"], folder)
-        _read(peft_model, folder, "start")
+        _read(peft_model, folder, "start", _START)
     return choice.notes
 
 
@@ -213,13 +214,13 @@ def _refuse_lost(settings: ModelSettings, folder: Path) -> None:
         )
 
 
-def _read(peft_model: PeftModel, folder: Path, name: str) -> None:
+def _read(peft_model: PeftModel, folder: Path, name: str, started_by: str = "") -> None:
     """Load an adapter's weights from a PEFT folder."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"{folder} has no {WEIGHTS}; give a folder that PEFT's save_pretrained wrote"
         )
-    weights, _ = read_tensors(folder / WEIGHTS)
+    weights, _ = read_tensors(folder / WEIGHTS, started_by)
     own = get_peft_model_state_dict(peft_model, adapter_name=name)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
         raise UserError(

@@ -136,6 +136,7 @@ def _named(
         UserError: One is not in the model, or cannot be trained wherever it is.
     """
     asked = settings.target_modules
+    _refuse_pattern(asked)
     try:
         converted = _with_parameters(config, model)
     except ValueError as error:
@@ -160,6 +161,16 @@ def _named(
             )
         found += matched
     return found
+
+
+def _refuse_pattern(asked: Any) -> None:
+    try:
+        re.compile(asked if isinstance(asked, str) else "")
+    except re.error as error:
+        raise UserError(
+            f"lora.target_modules={asked} is not a regular expression ({error}); write module "
+            "names in brackets, e.g. lora.target_modules=[q_proj,v_proj]"
+        ) from error
 
 
 def _missing(target: str, model: nn.Module, modules: Iterable[str], name: str) -> UserError:

@@ -65,7 +65,7 @@ class RedAdapter(Adapter):
         target.check_layers(f"{settings.kind}.layers", settings.layers)
         places = _places(target.skeleton(), settings)
         if settings.init_from:
-            _read(Path(settings.init_from), places, target.hidden_size)
+            _read(Path(settings.init_from), places, target.hidden_size, "red.init_from")
 
     @classmethod
     def export(cls, settings: RedSettings, model: ModelSettings, source: Path, to: Path) -> str:
@@ -106,9 +106,11 @@ def _identity(places: Sequence[str], size: int) -> dict[str, torch.Tensor]:
     return scales | {f"{place}.bias": torch.zeros(size) for place in places}
 
 
-def _read(folder: Path, places: Sequence[str], size: int) -> dict[str, torch.Tensor]:
+def _read(
+    folder: Path, places: Sequence[str], size: int, started_by: str = ""
+) -> dict[str, torch.Tensor]:
     file, wanted = folder.expanduser() / WEIGHTS, _identity(places, size)
-    values = read_tensors(file)[0] if file.is_file() else {}
+    values = read_tensors(file, started_by)[0] if file.is_file() else {}
     if {k: v.shape for k, v in values.items()} != {k: v.shape for k, v in wanted.items()}:
         raise UserError(f"red.init_from={folder} has no {WEIGHTS} for these layers of this model")
     return {name: values[name] for name in wanted}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from heft_pipeline.adapters.kind import EditSettings, Reach
 from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.declare_settings import setting
-from heft_pipeline.errors import UserError
+from heft_pipeline.errors import UserError, refuse_special
 
 
 def parse_positions(positions: str) -> tuple[int, int]:
@@ -102,6 +102,7 @@ class ReftSettings(EditSettings):
     def start_files(self, folder: Path) -> Sequence[str]:
         """See :meth:`AdapterSettings.start_files`; the config of pyreft's folder lists them."""
         name = f"reft.init_from={folder}"
+        refuse_special(folder / "config.json", f"reft.init_from={folder}")
         try:
             keys = [f"{key}" for key in read_untrusted(folder / "config.json", name)["sorted_keys"]]
             if any("/" in key for key in keys):
