@@ -8,7 +8,7 @@ allow.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from heft_pipeline.data.batches import (
     AnsweredPrompt,
@@ -22,6 +22,7 @@ from heft_pipeline.models.reuse.estimate import (
     KeptSizes,
     earlier_tokens,
     in_kept_order,
+    kept_groups,
     kept_key,
     tried_first,
     work_of,
@@ -137,17 +138,11 @@ class ExpectedWork:
         self.keys_values = steps.kept.keeps_keys_values(keys, steps.budget)
         dev = [AnsweredPrompt(e.prompt, (0,)) for e in self._task.dev]
         flop = self._missing(tried_first([*self._answered, *dev]))
-        lengths = [key.read_length for key in keys]
-        for part in split_by_tokens(lengths, steps.reuse_tokens, similar=True):
-            if self.kept_bytes >= steps.budget:
-                break
-            flop += self._computed(keys[part])
-            for key in keys[part]:
-                size = steps.kept.bytes(key, self.keys_values)
-                if self.kept_bytes + size > steps.budget:
-                    return flop
-                self._kept.add(key)
-                self.kept_bytes += size
+        size = partial(steps.kept.bytes, keys_values=self.keys_values)
+        for group in kept_groups(keys, size, steps.budget, steps.reuse_tokens):
+            flop += self._computed(group)
+            self._kept.update(group)
+            self.kept_bytes += sum(map(size, group))
         return flop
 
     def _epoch(self, number: int) -> float:

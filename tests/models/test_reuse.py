@@ -3,6 +3,7 @@
 import resource
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted
-from heft_pipeline.models.reuse.estimate import Choice, kept_key
+from heft_pipeline.models.reuse import kept_activations
+from heft_pipeline.models.reuse.estimate import Choice, kept_key, kept_sizes
 from heft_pipeline.models.reuse.frozen_prompts import FrozenPrompts
 from heft_pipeline.models.reuse.kept_activations import Kept
 from heft_pipeline.models.reuse.start_reuse import differs
@@ -182,7 +184,9 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
         kept = Kept(base.device, budget, folder, operations=1.0)
         kept._ram_left = ram
         made = FrozenPrompts(base, choice, kept)
-        assert kept.fill(keys, 64, made.compute, _nothing) == 10
+        sizes = kept_sizes(base.model.config, len(base.layers), 4, choice)
+        size = partial(sizes.bytes, keys_values=True)
+        assert kept.fill(keys, 64, made.compute, _nothing, size=size) == 10
         return made
 
     everything = frozen(1e9)
@@ -203,9 +207,34 @@ def test_what_finds_no_room_is_computed_again_or_read_from_a_file(
     for other in (some, filed, nowhere):
         cache, found = other.cache(backwards)
         assert torch.equal(found, mask)
+        if other is not some:  # what is free changes no bit; the budget is a setting
+            for one, two in zip(cache.layers, expected.layers, strict=True):
+                assert torch.equal(one.keys, two.keys)
+                assert torch.equal(one.values, two.values)
         for one, two in zip(cache.layers, expected.layers, strict=True):
             assert torch.allclose(one.keys, two.keys, atol=1e-5)
             assert torch.allclose(one.values, two.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["reft.positions=l3", "reft.layers=[1]"]])
+def test_what_is_free_in_memory_decides_no_bit_of_a_result(
+    compose_run: ComposeRun,
+    small: list[str],
+    tmp_path: Path,
+    more: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = compose_run(*small, "method=reft", *SUFFIX, *more).last
+    weights, reused = [], []
+    for number, (ram, disk) in enumerate([(1e9, 0.0), (2e5, 0.0), (0.0, 0.0), (2e5, 1e9)]):
+        monkeypatch.setattr(kept_activations, "_free_bytes", lambda _, ram=ram: (0.0, ram))
+        monkeypatch.setattr(Kept, "_free_disk", lambda _, disk=disk: disk)
+        store = Store(tmp_path / str(number))
+        reused.append(run_stage(stage, store).result["reuse"])
+        weights.append((store.adapter(stage) / "reft.safetensors").read_bytes())
+    assert "no room" not in reused[0] + reused[3] and "a file" in reused[3]
+    assert "computed again at each use" in reused[1] and "computed again at each use" in reused[2]
+    assert len(set(weights)) == 1
 
 
 @pytest.mark.parametrize("more", [[], ["reft.positions=f2+l2", "reft.layers=[1]"]])
@@ -371,7 +400,9 @@ def _frozen(run: Run) -> Callable[[Path | None, float], FrozenPrompts]:
         kept = Kept(base.device, 1e9, folder, operations=1.0)
         kept._ram_left = ram
         frozen = FrozenPrompts(base, choice, kept)
-        kept.fill(keys, 64, frozen.compute, _nothing)
+        sizes = kept_sizes(base.model.config, len(base.layers), 4, choice)
+        size = partial(sizes.bytes, keys_values=True)
+        kept.fill(keys, 64, frozen.compute, _nothing, size=size)
         return frozen
 
     return made

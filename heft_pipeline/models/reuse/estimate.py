@@ -1,11 +1,17 @@
 """What reused activations take, in bytes and in repeated work, estimated from a model's shape."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.data.batches import AnsweredPrompt, split_by_tokens
 from heft_pipeline.models.forward import Work
+
+#: The sequences that are computed together: few, because a group is computed again as a whole where
+#: there is no room, and enough to keep a GPU busy.
+_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,29 @@ def work_of(choice: Choice, tokens: int, answer_tokens: int) -> Work:
 def in_kept_order(keys: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:
     """Different keys in the order in which what is kept under them is computed, shortest first."""
     return sorted(set(keys), key=lambda key: (key.read_length, key.prompt, key.answer))
+
+
+def kept_groups(
+    keys: Sequence[AnsweredPrompt],
+    size: Callable[[AnsweredPrompt], int],
+    budget: float,
+    tokens: int,
+) -> Iterator[tuple[AnsweredPrompt, ...]]:
+    """The groups in which what is within a budget is computed.
+
+    Args:
+        keys: Different keys in the order of :func:`in_kept_order`.
+        size: The bytes that are kept of a key.
+        budget: The most bytes to keep.
+        tokens: The most padded tokens in one pass.
+
+    Yields:
+        The first keys that the budget has room for, cut into groups.
+    """
+    within = keys[: bisect_right(list(accumulate(map(size, keys))), budget)]
+    for part in split_by_tokens([key.read_length for key in within], tokens, similar=True):
+        for start in range(part.start, part.stop, _GROUP):
+            yield tuple(within[start : min(start + _GROUP, part.stop)])
 
 
 def tried_first(sequences: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:

@@ -1,22 +1,30 @@
-"""Keeping activations within a budget: in GPU memory, then in RAM, then in a file."""
+"""Keeping activations within a budget: in GPU memory, then in RAM, then in a file.
+
+The budget, which is a setting, decides which sequences' activations are fixed once. Where memory
+is too short to hold them, they are computed again at each use, in the same groups, so that what
+happens to be free changes no bit of them.
+"""
 
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heft_pipeline.data.batches import AnsweredPrompt, split_by_tokens
-from heft_pipeline.models.reuse.estimate import in_gib, in_kept_order
+from heft_pipeline.data.batches import AnsweredPrompt
+from heft_pipeline.models.reuse.estimate import in_gib, in_kept_order, kept_groups
 
+#: How many groups that were computed again are kept for the next uses.
+_GROUPS_AT_HAND = 4
 #: Called with the rows, padded tokens and layers of each pass that computes activations.
 OnPass = Callable[[int, int, int], None]
 #: What is kept of one sequence.
 Tensors = tuple[torch.Tensor, ...]
-Compute = Callable[[list[AnsweredPrompt]], Sequence[Tensors]]
+Compute = Callable[[Sequence[AnsweredPrompt]], Sequence[Tensors]]
 #: The shares of free GPU memory, of free RAM and of free disk that kept activations may take.
 _OF_GPU, _OF_RAM, _OF_DISK = 0.5, 0.5, 0.5
 #: Assumed speeds: a file is read at 2 GB/s, and a GPU does 2e14 operations per second.
@@ -45,6 +53,10 @@ class Kept:
         self._tensors: dict[AnsweredPrompt, Tensors] = {}
         #: For each tensor of a sequence, its offset in the file, its shape and its dtype.
         self._in_file: dict[AnsweredPrompt, list[tuple[int, torch.Size, torch.dtype]]] = {}
+        #: The group that each sequence was computed in, of those that found no room.
+        self._lost: dict[AnsweredPrompt, tuple[AnsweredPrompt, ...]] = {}
+        self._again: OrderedDict[tuple[AnsweredPrompt, ...], dict[AnsweredPrompt, Tensors]]
+        self._again = OrderedDict()
         self._file: Any = None
         self._gpu_left, self._ram_left = _free_bytes(device)
         self._disk_left = self._free_disk()
@@ -62,9 +74,9 @@ class Kept:
         return " and ".join(each) or "no memory at all"
 
     @property
-    def room(self) -> float:
-        """How many bytes more could be kept."""
-        return min(self._budget - self.bytes, self._gpu_left + self._ram_left + self._disk_left)
+    def without_room(self) -> int:
+        """How many sequences are within the budget and found no room."""
+        return len(self._lost)
 
     def fill(
         self,
@@ -72,6 +84,8 @@ class Kept:
         tokens: int,
         compute: Compute,
         advance: Callable[[int, int], None],
+        *,
+        size: Callable[[AnsweredPrompt], int],
     ) -> int:
         """Compute and keep tensors, in an order and in groups that depend only on the keys.
 
@@ -80,35 +94,53 @@ class Kept:
             tokens: The most padded tokens in one pass.
             compute: Computes the tensors of a group of keys.
             advance: Called with the number done and the total.
+            size: The bytes of a key's tensors, which decide whether they are within the budget.
 
         Returns:
             The number of distinct keys.
         """
         keys = in_kept_order(wanted)
-        for part in split_by_tokens([key.read_length for key in keys], tokens, similar=True):
-            if self.bytes >= self._budget:
-                break
-            group = keys[part]
+        done = 0
+        for group in kept_groups(keys, size, self._budget, tokens):
+            if self._lost:  # there is no room for anything more
+                self._lost |= dict.fromkeys(group, group)
+                continue
             for key, tensors in zip(group, compute(group), strict=True):
-                size = sum(tensor.nbytes for tensor in tensors)
-                if self.bytes + size > self._budget or not self._keep(key, tensors, size):
-                    return len(keys)
-            advance(part.stop, len(keys))
+                if not self._keep(key, tensors, sum(tensor.nbytes for tensor in tensors)):
+                    self._lost[key] = group
+            done += len(group)
+            advance(done, len(keys))
         return len(keys)
 
     def get(self, keys: Sequence[AnsweredPrompt], compute: Compute) -> list[Tensors]:
         """Tensors on the device, for each key; those that are not kept are computed now.
+
+        What is beyond the budget is computed together; what only found no room is computed as it
+        was the first time.
 
         Args:
             keys: The keys.
             compute: Computes the tensors of a group of keys.
         """
         found = {key: kept for key in keys if (kept := self._kept(key)) is not None}
+        for key in keys:
+            if key in self._lost and key not in found:
+                found[key] = self._computed_again(self._lost[key], compute)[key]
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         found |= dict(zip(missing, compute(missing), strict=True)) if missing else {}
         return [
             tuple(one.to(self._device, non_blocking=True) for one in found[key]) for key in keys
         ]
+
+    def _computed_again(
+        self, group: tuple[AnsweredPrompt, ...], compute: Compute
+    ) -> dict[AnsweredPrompt, Tensors]:
+        """The tensors of a group that found no room; those of the last few groups are at hand."""
+        if group not in self._again:
+            self._again[group] = dict(zip(group, compute(group), strict=True))
+            if len(self._again) > _GROUPS_AT_HAND:
+                self._again.popitem(last=False)
+        return self._again[group]
 
     def _kept(self, key: AnsweredPrompt) -> Tensors | None:
         if key in self._tensors:

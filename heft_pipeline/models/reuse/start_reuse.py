@@ -1,5 +1,6 @@
 """Starting to reuse activations: of the first layers, of earlier positions, or of both."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def start_reuse(
         sizes = kept_sizes(base.model.config, len(base.layers), itemsize, part)
         kept = Kept(base.device, budget, folder, _operations_a_byte(base, sizes))
         keys = {kept_key(sequence, part) for sequence in sequences}
-        room = kept.room
-        keys_values = sizes.keeps_keys_values(keys, room)
+        # By the budget alone: what happens to be free must not decide a result.
+        keys_values = sizes.keeps_keys_values(keys, budget)
         found: FrozenPrompts | FrozenLayers = (
             FrozenPrompts(base, part, kept, on_pass, keys_values=keys_values)
             if part.suffix
@@ -82,11 +83,18 @@ def start_reuse(
         )
         if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
             continue
-        kept.fill(keys, tokens, found.compute, advance)
-        instead = part.suffix and not keys_values
-        more = f"; {why_outputs(sizes, keys, room)}" if instead else ""
-        return found, f"{len(kept)} of {len(keys)} prompts kept in {kept.where}: {part.why}{more}"
+        size = functools.partial(sizes.bytes, keys_values=keys_values)
+        kept.fill(keys, tokens, found.compute, advance, size=size)
+        said = f"{len(kept)} of {len(keys)} prompts kept in {kept.where}: {part.why}"
+        if part.suffix and not keys_values:
+            said += f"; {why_outputs(sizes, keys, budget)}"
+        return found, said + _without_room(kept)
     return None, nothing + obstacle
+
+
+def _without_room(kept: Kept) -> str:
+    lost = kept.without_room
+    return f"; there is no room for {lost}, computed again at each use" if lost else ""
 
 
 def _ways(choice: Choice, no_cache: str) -> Iterator[Choice]:
