@@ -1,7 +1,7 @@
 """Starting to reuse activations: of the first layers, of earlier positions, or of both."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,14 +76,12 @@ def start_reuse(
         keys = {kept_key(sequence, part) for sequence in sequences}
         # By the budget alone: what happens to be free must not decide a result.
         keys_values = sizes.keeps_keys_values(keys, budget)
-        found: FrozenPrompts | FrozenLayers = (
-            FrozenPrompts(base, part, kept, on_pass, keys_values=keys_values)
-            if part.suffix
-            else FrozenLayers(base, part, kept, on_pass)
-        )
+        found: FrozenPrompts | FrozenLayers = FrozenLayers(base, part, kept, on_pass)
+        if part.suffix:
+            found = FrozenPrompts(base, part, kept, on_pass, keys_values=keys_values)
         if obstacle := _obstacle(found, whole, batch, editing, base.model.dtype):
             continue
-        size = functools.partial(sizes.bytes, keys_values=keys_values)
+        size = partial(sizes.bytes, keys_values=keys_values)
         kept.fill(keys, tokens, found.compute, advance, size=size)
         said = f"{len(kept)} of {len(keys)} prompts kept in {kept.where}: {part.why}"
         if part.suffix and not keys_values:
