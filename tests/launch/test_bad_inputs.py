@@ -74,7 +74,6 @@ def start(name: str, said: str, kind: str, change: Change, *given: str) -> objec
 SETTINGS = [
     settings("epochs must be a whole number from 1 to 100000, e.g. epochs=3", "epochs=1.5"),
     settings("epochs must be a whole number", "epochs="),
-    settings("epochs must be a whole number", "epochs=null"),
     settings("epochs must be a whole number", "epochs=[1,2]"),
     settings("epochs=0 must be from 1 to 100000", "epochs=0"),
     settings("epochs=100001 must be from 1", "epochs=100001"),
@@ -92,7 +91,6 @@ SETTINGS = [
     settings("lora.learning_rate must be a number greater than 0", "lora.learning_rate=fast"),
     settings("lora.learning_rate=nan must be greater than 0", "lora.learning_rate=nan"),
     settings("lora.learning_rate=inf must be greater than 0", "lora.learning_rate=1e400"),
-    settings("lora.warmup_ratio=2.0 must be from 0 to 1", "lora.warmup_ratio=2"),
     settings("lora.use_dora must be true or false", "lora.use_dora=maybe"),
     settings("lora=3 is not one of standard", "lora=3"),
     settings("lora=nosuch is not one of standard", "lora=nosuch"),
@@ -111,7 +109,6 @@ SETTINGS = [
     settings("names a kind of adapter twice", "method.stages=[lora+lora]"),
     settings("is not one of basic, local, slurm", "hydra/launcher=nosuch"),
     settings("hydra.launcher.nosuch is no key", "-m", "hydra.launcher.nosuch=1"),
-    settings("names a folder", "sweep=.."),
     settings("model.id= has no config.json", "model.id=''"),
     settings("model.id must be text", "model.id=null"),
     settings("use model.attn_implementation=auto", "model.attn_implementation=foo"),
@@ -132,7 +129,6 @@ SETTINGS = [
     settings("choices can come from one of them only", "data.choices_column=endings"),
     settings("write fN, lM or fN+lM", "reft.positions=f1+f2", "method=reft"),
     settings("needs prompts of", "reft.positions=f9999999999999999999", "method=reft"),
-    settings("each layer once", "reft.layers=[1,1]", "method=reft"),
     settings("it has layers 0 to 2", "red.layers=[9]", "method=red"),
     settings("is not a regular expression", "lora.target_modules='q_proj('"),
     settings("its layers have down_proj", "lora.target_modules=[nosuch]"),
@@ -143,7 +139,6 @@ SETTINGS = [
     settings("is a pipe, a socket or a device", "report.forgetting=/dev/zero"),
     settings("is not a claim", "report.claims=[lora]"),
     settings("use device=auto or device=cpu", "device=cuda:99"),
-    settings("this machine has no Metal device", "device=mps"),
     settings("output_dir must be text", "output_dir=null"),
 ]  # fmt: skip
 DATA = [
@@ -189,7 +184,7 @@ DATA = [
     data("json-named-arrow", "is not a Arrow file", train_is(FIRST, "train.arrow")),
     data("open-quote", "train.csv, line 3",
          train_is('passage,question,answer\nw1,w2,true\n"w1,w2,true\n', "train.csv")),
-    data("no-header", "it has w1, w2, true", train_is("w1,w2,true\nw3,w4,false\n", "train.csv")),
+    data("no-header", "it has w1, w2, true", train_is("w1,w2,true\nw3,w4,no\n" * 9, "train.csv")),
     data("short-row", "line 2: 2 cells for 3 columns",
          train_is("passage,question,answer\nw1,w2\n", "train.csv")),
     data("semicolons", "has ';' between the columns",
@@ -329,7 +324,9 @@ def refused(
     cli: Cli, small: list[str], given: Sequence[str], said: str, watched: dict[str, Path]
 ) -> None:
     before = listing(watched)
-    status, _, err = cli(*small, "method=lora", "epochs=1", *given)
+    # Without --run, Hydra composes a config once more only to see that this is no sweep.
+    mode = [] if "-m" in given else ["--run"]
+    status, _, err = cli(*mode, *small, "method=lora", "epochs=1", *given)
     assert (status, err.count("\n")) == (1, 1), err
     assert err.startswith("Error: ")
     assert said in err
@@ -462,8 +459,7 @@ def test_an_environment_that_lacks_what_is_not_needed_changes_nothing(
     [
         (["epochs=three"], {}, "epochs must be a whole number from 1 to 100000"),
         (["--nosuch"], {}, "write flags first"),
-        (["lora.rank=100000"], {}, "use lora.rank="),
-        (["model.attn_implementation=foo"], {"LANG": "en_US.UT"}, "attn_implementation=auto"),
+        (["lora.rank=100000"], {"LANG": "en_US.UT"}, "use lora.rank="),
         ([], {"OMP_NUM_THREADS": "banana"}, "OMP_NUM_THREADS=banana in the environment"),
     ],
 )
