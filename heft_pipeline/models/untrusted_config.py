@@ -8,6 +8,7 @@ from typing import Any
 from heft_pipeline.errors import UserError
 from heft_pipeline.models.checkpoint_files import model_files
 from heft_pipeline.models.settings import ModelSettings
+from heft_pipeline.models.tensor_headers import tensor_shapes
 
 #: Numbers of parts that are built one by one; the largest models have some 130 layers.
 _PARTS = re.compile(
@@ -55,14 +56,17 @@ def refuse_too_large(settings: ModelSettings, model: Any) -> None:
         model: Its skeleton.
 
     Raises:
-        UserError: The message has both sizes.
+        UserError: The message has both sizes; or a file of weights is cut off.
     """
     folder = Path(settings.id)
     if settings.revision is not None or not folder.is_dir():
         return
     name = f"model.id={settings.id}"
     files = model_files(folder, settings.trust_remote_code, name)
-    size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    for file in weights:
+        tensor_shapes(file, name)  # a file that is cut off is no fault of the configuration
+    size = sum(file.stat().st_size for file in weights)
     count = sum(weight.numel() for weight in model.parameters())
     if size and count > _MOST_PER_BYTE * size:
         raise UserError(

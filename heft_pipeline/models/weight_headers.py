@@ -1,7 +1,5 @@
 """What the headers of a checkpoint's files say, read before its weights are."""
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,7 @@ from heft_pipeline.models.base_model import skeleton
 from heft_pipeline.models.checkpoint_files import model_files
 from heft_pipeline.models.quantization import stored_quantization
 from heft_pipeline.models.settings import ModelSettings
-
-#: A header has its length in 8 bytes before it, and safetensors allows it 100 MB.
-_LENGTH_BYTES, _MOST_BYTES = 8, 100_000_000
-_METADATA = "__metadata__"
+from heft_pipeline.models.tensor_headers import tensor_shapes
 
 
 def check_weights(settings: ModelSettings) -> None:
@@ -37,7 +32,7 @@ def check_weights(settings: ModelSettings) -> None:
         for file in model_files(folder, settings.trust_remote_code, name)
         if file.suffix == ".safetensors"
     ]
-    shapes = {key: shape for file in files for key, shape in _shapes(file, name).items()}
+    shapes = {key: shape for file in files for key, shape in tensor_shapes(file, name).items()}
     model = skeleton(settings)
     if stored_quantization(model.config) is not None or _changes_shapes(model):
         return
@@ -49,30 +44,6 @@ def check_weights(settings: ModelSettings) -> None:
                 f"{_shown(saved)}, and {_shown(own.shape)} by the config); use the config.json "
                 "that belongs to the checkpoint"
             )
-
-
-def _shapes(file: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors, by name."""
-    broken = f"{name}: {file.name} is cut off or no safetensors file"
-    way_out = "download it again, or save it again with save_pretrained"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(_LENGTH_BYTES)
-        length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else _MOST_BYTES + 1
-        if length > min(_MOST_BYTES, size - _LENGTH_BYTES):
-            raise UserError(f"{broken} (it has {size:,} bytes); {way_out}")
-        raw = stream.read(length)
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        tensors = {key: one for key, one in header.items() if key != _METADATA}
-        shapes = {key: tuple(map(int, one["shape"])) for key, one in tensors.items()}
-        end = max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{broken} (its header cannot be read); {way_out}") from error
-    needed = _LENGTH_BYTES + length + end
-    if size != needed:
-        raise UserError(f"{broken} (it has {size:,} of {needed:,} bytes); {way_out}")
-    return shapes
 
 
 def _changes_shapes(model: Any) -> bool:

@@ -16,10 +16,14 @@ class Pictures:
 
     Args:
         folder: The page's folder.
+
+    Attributes:
+        linked: Whether a figure was linked.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._left = folder, MOST_BYTES
+        self.linked = False
 
     def __call__(self, figure: Figure, kind: str) -> Markup:
         """A figure as HTML.
@@ -36,6 +40,7 @@ class Pictures:
         self._left -= len(image) + len(data)
         beside = ""
         if self._left < 0:
+            self.linked = True
             image, data = (path.relative_to(self._folder).as_posix() for path in
                            (figure.svg, figure.csv))  # fmt: skip
             beside = f" (This page is large, so the figure is not in it but in {image} beside it.)"

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,33 +138,38 @@ def terminal(report: Report) -> Group:
 def _page(report: Report, folder: Path) -> str:
     environment = _environment(autoescape=True, finalize=_printable)
     script, _, _ = PackageLoader("heft_pipeline.report").get_source(environment, "sort.js")
-    return environment.get_template("report.html.j2").render(
+    pictures, policy = Pictures(folder), f"policy-{secrets.token_hex(16)}"
+    page = environment.get_template("report.html.j2").render(
         report=report,
         words=words,
         sentences=sentences,
         mark=_mark,
         classes=_CLASSES,
-        picture=Pictures(folder),
+        picture=pictures,
         most_rows=MOST_ROWS,
         notes=notes,
         script=Markup(script),
-        policy=Markup(content_policy(script)),
+        policy=policy,
     )
+    # Whether figures lie beside the page is known when it is written.
+    return page.replace(policy, content_policy(script, pictures.linked))
 
 
-def content_policy(script: str) -> str:
+def content_policy(script: str, linked: bool = False) -> str:
     """What a browser may do with the page: show it with its own figures, and run this one script.
 
     Args:
         script: The text of the page's script element.
+        linked: Whether there are figures beside the page.
 
     Returns:
         The content of a ``Content-Security-Policy``.
     """
+    beside = " 'self' file:" if linked else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+        f"img-src data:{beside}; base-uri 'none'; form-action 'none'"
     )
 
 
