@@ -1,6 +1,5 @@
 """Where models and data come from: the hub's answers, each with its way out."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from huggingface_hub import constants, errors
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.sealed import read_sealed
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.sources import BUILTIN, Sources
 from heft_pipeline.store.stage_folders import Store
@@ -101,7 +101,7 @@ def test_digests_of_large_files_are_remembered_until_they_change(
     (folder / "config.json").write_text("{}")
     cache = tmp_path / "cache" / "digests.json"
     first = Sources(cache).model(str(folder), "main").content
-    known = json.loads(cache.read_text())
+    known = read_sealed(cache).data or {}
     assert [Path(entry.split("|")[0]).name for entry in known] == ["model.safetensors"]
     assert Sources(cache).model(str(folder), "main").content == first
     (folder / "model.safetensors").write_text("y" * 21)
@@ -239,4 +239,15 @@ def test_broken_remembered_digests_are_computed_again(
     cache = tmp_path / "digests.json"
     cache.write_text(broken)
     (digest,) = Sources(cache)._digests([tmp_path / "rows.jsonl"])
-    assert list(json.loads(cache.read_text()).values()) == [digest]
+    assert list((read_sealed(cache).data or {}).values()) == [digest]
+
+
+def test_a_remembered_digest_that_was_changed_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft_pipeline.plan.sources._REMEMBER_BYTES", 1)
+    rows, cache = tmp_path / "rows.jsonl", tmp_path / "digests.json"
+    rows.write_text("{}")
+    (digest,) = Sources(cache)._digests([rows])
+    cache.write_text(cache.read_text().replace(digest, digest[:-1] + "x"))
+    assert Sources(cache)._digests([rows]) == [digest]
