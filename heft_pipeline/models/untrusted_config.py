@@ -64,11 +64,11 @@ def refuse_too_large(settings: ModelSettings, model: Any) -> None:
     name = f"model.id={settings.id}"
     files = model_files(folder, settings.trust_remote_code, name)
     weights = [file for file in files if file.suffix == ".safetensors"]
-    for file in weights:
-        tensor_shapes(file, name)  # a file that is cut off is no fault of the configuration
     size = sum(file.stat().st_size for file in weights)
     count = sum(weight.numel() for weight in model.parameters())
     if size and count > _MOST_PER_BYTE * size:
+        for file in weights:
+            tensor_shapes(file, name)  # a file that is cut off is no fault of the configuration
         raise UserError(
             f"{name}: its config.json describes a model of {count:,} weights, and its files have "
             f"{size:,} bytes; use the config.json that belongs to the checkpoint"

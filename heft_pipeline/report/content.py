@@ -17,7 +17,6 @@ from heft_pipeline.report.deciding_command import Advice, advice
 from heft_pipeline.report.default_claims import default_claims
 from heft_pipeline.report.disagreement import Disagreement, disagreement
 from heft_pipeline.report.drawing import FORMATS, Figure, style
-from heft_pipeline.report.dtypes import different_dtypes
 from heft_pipeline.report.edit_figure import edit_figure
 from heft_pipeline.report.figures import (
     accuracy_against_compute,
@@ -25,6 +24,7 @@ from heft_pipeline.report.figures import (
     accuracy_over_rank,
 )
 from heft_pipeline.report.forest_plot import effects
+from heft_pipeline.report.made_differently import MadeDifferently, made_differently
 from heft_pipeline.report.noise_figure import noise_figure
 from heft_pipeline.report.options import ReportOptions, noted_options
 from heft_pipeline.report.over_tasks import SectionOverTasks, sections_over_tasks
@@ -70,7 +70,7 @@ class SectionContent:
         effects: The figure of the claims' effects; None where no claim could be tested.
         figures: The other figures.
         disagreement: Where two of the settings disagree; None without two to compare.
-        dtypes: Which runs were computed in which dtype; empty where all were in the same.
+        differently: In which ways runs were made differently: dtype, device, threads, versions.
         paper: What the paper's own numbers can support, where they are in the table.
         beside: What there is to say beside accuracy; None for nothing.
         noise: The figure of where the claims' noise comes from; None where no claim could be
@@ -88,7 +88,7 @@ class SectionContent:
     effects: Figure | None
     figures: tuple[Figure, ...]
     disagreement: Disagreement | None
-    dtypes: str
+    differently: tuple[MadeDifferently, ...]
     paper: tuple[str, ...] = ()
     beside: BesideAccuracy | None = None
     noise: Figure | None = None
@@ -237,12 +237,12 @@ def _content(
             effects=effects(verdicts, records, folder / f"effects{suffix}") if folder else None,
             figures=(),
             disagreement=None,
-            dtypes="",
+            differently=(),
             noise=noise_figure(verdicts, folder / f"noise{suffix}") if folder else None,
             tasks=section.tasks,
             notes=section.notes,
         )
-    dtypes = different_dtypes(section)
+    differently = made_differently(section)
     rows_of = (paper_row(section, setting) for setting in section.settings)
     paper = tuple(what_it_supports(row for row in rows_of if row is not None))
     beside = beside_accuracy(section)
@@ -252,7 +252,7 @@ def _content(
             effects=None,
             figures=(),
             disagreement=None,
-            dtypes=dtypes,
+            differently=differently,
             paper=paper,
             beside=beside,
         )
@@ -269,7 +269,7 @@ def _content(
         effects=effects(verdicts, records, folder / f"effects{suffix}"),
         figures=tuple(figure for figure in drawn if figure is not None),
         disagreement=disagreement(section, verdicts, folder / f"disagreement{suffix}"),
-        dtypes=dtypes,
+        differently=differently,
         paper=paper,
         beside=beside,
         noise=noise_figure(verdicts, folder / f"noise{suffix}"),

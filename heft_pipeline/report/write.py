@@ -115,8 +115,7 @@ def terminal(report: Report) -> Group:
         if section.apart:
             shown.append(Text(f"kept apart: {section.apart}", style="yellow"))
         shown += [Text(note, style="yellow") for note in content.notes]
-        if content.dtypes:
-            shown.append(Text(content.dtypes, style="yellow"))
+        shown += [Text(one.said, style="yellow") for one in content.differently]
         shown += [Text(sentence) for sentence in content.paper]
         if content.beside and content.beside.summary:
             shown.append(Text(content.beside.summary))

@@ -108,7 +108,7 @@ def test_a_tokenised_task_is_read_back_as_it_was(
         return tokenized_task(data, "model", 0, lambda: TOKENIZER, tmp_path / "cache", trained)
 
     assert again() == task
-    (file,) = (tmp_path / "cache").glob("*.parquet")
+    (file,) = (tmp_path / "cache").glob("*.task")
     written = file.stat().st_mtime_ns
     assert again() == task
     assert file.stat().st_mtime_ns == written, "it was not tokenised again"

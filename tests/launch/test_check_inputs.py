@@ -11,6 +11,7 @@ from rich.console import Console
 from heft_pipeline.adapters.lora.adapter import LoraAdapter
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, untouched_model
+from heft_pipeline.stage import preflight
 from heft_pipeline.store.stage_folders import Store
 from launch.check_inputs import check_inputs, refuse_changed_inputs
 from launch.local.settings import LocalSettings
@@ -112,6 +113,7 @@ def test_many_learning_rates_and_seeds_are_checked_against_the_model_once(
 ) -> None:
     checks = []
     check = LoraAdapter.check
+    monkeypatch.setattr(preflight, "_FIT", {})  # whatever this process has checked before
     monkeypatch.setattr(
         LoraAdapter, "check", lambda *given: (checks.append(1), check(*given))  # type: ignore[func-returns-value]
     )  # fmt: skip

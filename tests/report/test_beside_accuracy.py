@@ -12,7 +12,7 @@ from heft_pipeline.report.beside_accuracy import BesideAccuracy
 from heft_pipeline.report.content import make_report
 from heft_pipeline.report.records import read_runs
 from heft_pipeline.store.sweep_folders import Sweep
-from tests.report.made_sweeps import forget, make_sweep
+from tests.report.made_sweeps import forget, make_sweep, reseal
 
 RUNS = [
     (f"method={method} epochs=3 seed={seed}", accuracy)
@@ -102,6 +102,7 @@ def test_what_is_not_known_is_blank_and_the_reason_is_said(tmp_path: Path) -> No
     table = pd.read_parquet(path)
     table[["logprob_true", "logprob_false"]] = np.nan
     table.to_parquet(path, index=False)
+    reseal(sweep.store, run.last.fingerprint)
     found = beside(sweep)
     assert not rows(found)[1]["Brier score"]
     assert "None of the log-probabilities is a usable number (lora@3 r8)." in found.gaps
@@ -114,6 +115,7 @@ def test_examples_without_finite_log_probabilities_are_counted(tmp_path: Path) -
     table = pd.read_parquet(path)
     table.loc[:6, "logprob_true"] = np.nan
     table.to_parquet(path, index=False)
+    reseal(sweep.store, run.last.fingerprint)
     (gap,) = beside(sweep).gaps
     assert gap.startswith("Calibration leaves out 7 of 1,200 examples")
     assert gap.endswith("(lora@3 r8).")
@@ -151,8 +153,10 @@ def test_a_sweep_that_measures_no_forgetting_says_nothing_of_it(tmp_path: Path) 
 def test_the_same_seeds_on_another_order_of_examples_agree_as_before(tmp_path: Path) -> None:
     sweep = measured(tmp_path)
     before = rows(beside(sweep))
-    path = sweep.store.folder(read_runs(sweep)[1].last.fingerprint) / "predictions.parquet"
+    key = read_runs(sweep)[1].last.fingerprint
+    path = sweep.store.folder(key) / "predictions.parquet"
     pd.read_parquet(path).sample(frac=1, random_state=0).to_parquet(path, index=False)
+    reseal(sweep.store, key)
     assert rows(beside(sweep)) == before
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from heft_pipeline.adapters.kind import kinds
 from heft_pipeline.adapters.lora.settings import LoraSettings
 from heft_pipeline.evidence.claims import parse_claim
+from heft_pipeline.files.sealed import write_sealed
 from heft_pipeline.plan import graph
 from heft_pipeline.report import words, write_report
 from heft_pipeline.report.__main__ import main
@@ -22,7 +23,7 @@ from heft_pipeline.report.paper_numbers import SOURCE
 from heft_pipeline.report.records import COLUMNS, results_table
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
-from tests.report.made_sweeps import complete, make_sweep
+from tests.report.made_sweeps import complete, make_sweep, reseal
 
 TABLE = [
     (f"method={method} epochs={epochs} seed={seed}", accuracy + 0.004 * seed)
@@ -331,13 +332,9 @@ def as_if_the_papers(sweep: Sweep, output_dir: Path) -> None:
         many = pd.concat([predictions] * 4, ignore_index=True)[:3270]
         many["id"] = [f"validation/{n}" for n in range(3270)]
         many.to_parquet(folder / "predictions.parquet")
-        result = json.loads((folder / "result.json").read_text()) | {
-            "n_train": 9427,
-            "dtype": "bfloat16",
-        }
-        (folder / "result.json").write_text(json.dumps(result))
+        reseal(store, key, n_train=9427, dtype="bfloat16")
     # Identity is not in what was renamed, so the fingerprints still fit.
-    path.write_text(json.dumps(data))
+    write_sealed(path, {key: value for key, value in data.items() if key != "sha256"})
 
 
 def test_the_papers_numbers_stand_beside_its_model_data_and_recipe(tmp_path: Path) -> None:

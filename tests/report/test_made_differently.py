@@ -1,6 +1,5 @@
-"""A report says which of the compared runs were computed in which dtype."""
+"""A report says which of the compared runs were made in which way."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from heft_pipeline.report.content import make_report
 from heft_pipeline.report.records import read_runs
 from heft_pipeline.store.sweep_folders import Sweep
-from tests.report.made_sweeps import make_sweep
+from tests.report.made_sweeps import make_sweep, reseal
 from tests.report.test_report import shown
 
 RUNS = [("method=lora epochs=3", 0.6), ("method=heft epochs=3", 0.7)]
@@ -19,14 +18,12 @@ def computed_in(sweep: Sweep, dtypes: dict[str, str | None]) -> None:
     for stage in {stage for record in read_runs(sweep) for stage in record.stages}:
         name = f"{'>'.join(one.kind for one in stage.chain)} s{stage.seed}"
         if name in dtypes:
-            file = sweep.store.folder(stage.fingerprint) / "result.json"
-            result = json.loads(file.read_text()) | {"dtype": dtypes[name]}
-            file.write_text(json.dumps({k: v for k, v in result.items() if v is not None}))
+            reseal(sweep.store, stage.fingerprint, dtype=dtypes[name])
 
 
 def said(sweep: Sweep) -> str:
     (content,) = make_report([sweep], None, None).sections
-    return content.dtypes
+    return "\n".join(one.said for one in content.differently)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +53,38 @@ def test_runs_in_different_dtypes_are_named_with_all_their_stages(
 ) -> None:
     sweep = make_sweep(tmp_path, RUNS)
     computed_in(sweep, dtypes)
+    assert said(sweep) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (
+            {"threads": 1},
+            "computed with different numbers of threads: lora@3 and the untouched model with 2 "
+            "threads; heft@3 with 2 threads (lora) and 1 thread (reft)",
+        ),
+        (
+            {"torch": "2.14.0"},
+            "computed with different versions of torch: lora@3 and the untouched model with torch "
+            "2.13.0; heft@3 with torch 2.13.0 (lora) and torch 2.14.0 (reft)",
+        ),
+        (
+            {"device": "NVIDIA H100", "threads": 9},
+            "computed on different devices: lora@3 and the untouched model on cpu; heft@3 on cpu "
+            "(lora) and NVIDIA H100 (reft)",
+        ),
+        ({"host": "elsewhere", "threads": 2}, ""),
+    ],
+)
+def test_a_reused_stage_of_other_threads_versions_or_devices_is_named(
+    tmp_path: Path, machine: dict[str, str | int], expected: str
+) -> None:
+    sweep = make_sweep(tmp_path, RUNS)
+    for record in read_runs(sweep):
+        if record.method == "heft":
+            made = {**record.results[-1]["machine"], **machine}
+            reseal(sweep.store, record.last.fingerprint, machine=made)
     assert said(sweep) == expected
 
 
