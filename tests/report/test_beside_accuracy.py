@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from heft_pipeline.files.sealed import copy_of
 from heft_pipeline.report import write_report
 from heft_pipeline.report.beside_accuracy import BesideAccuracy
 from heft_pipeline.report.content import make_report
@@ -134,7 +135,11 @@ def test_broken_or_uneven_files_of_forgetting_break_no_report(tmp_path: Path) ->
     forget(sweep.store, base.last, 0.0, windows=9)
     (gap,) = beside(sweep).gaps
     assert "measured on different windows (lora@3 r8)" in gap
-    (sweep.store.folder(run.last.fingerprint) / "forgetting.json").write_text('{"half')
+    path = sweep.store.folder(run.last.fingerprint) / "forgetting.json"
+    path.write_text('{"half')
+    (gap,) = beside(sweep).gaps
+    assert "measured on different windows" in gap, "its copy is read"
+    copy_of(path).write_text('{"half')
     assert any("not measured yet" in gap for gap in beside(sweep).gaps)
 
 

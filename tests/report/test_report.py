@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -268,8 +269,8 @@ def _break(sweep: Sweep, how: str) -> None:
         (folder / "result.json").unlink()
         store.fail(key, {"reason": "the loss was NaN"})
     elif how == "gone":
-        for file in folder.iterdir():
-            file.unlink()
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 @pytest.mark.parametrize(
