@@ -64,10 +64,10 @@ def show_disk(
 
     room = room_for(stages, store, at_once_setting(launcher)[1])
     if room.ample:
-        say_line(console, f"room in output_dir: {room}")
+        console.print(f"room in output_dir: {room}", highlight=False)
         return
     why = "which may not be enough" if room.enough else "which is refused unless there is more"
-    say_qualification(console, f"room in output_dir: {room}, {why}")
+    say_qualification(console, f"room in output_dir: {room}, {why}", wrapped=True)
 
 
 def _show_runs(tree: Tree, plan: Plan) -> None:
