@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from heft_pipeline.files.replaced import flush
+from heft_pipeline.files.replaced import flush, is_part
 
 #: For each file, by its path in the folder with ``/``: ``bytes`` and ``sha256``.
 Manifest = Mapping[str, Mapping[str, Any]]
@@ -22,7 +22,8 @@ def make_manifest(folder: Path, patterns: Iterable[str]) -> dict[str, dict[str, 
     Returns:
         The manifest, sorted by name.
     """
-    files = sorted({path for one in patterns for path in folder.glob(one) if path.is_file()})
+    found = {path for one in patterns for path in folder.glob(one)}
+    files = sorted(path for path in found if path.is_file() and not is_part(path))
     for path in files:
         flush(path)
     # A file is safe only if each folder on the way to it is.

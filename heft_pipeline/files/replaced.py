@@ -60,6 +60,11 @@ def flush(path: Path) -> None:
         os.close(opened)
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file is what :func:`replaced` writes to, which a killed process may have left."""
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What processes that were killed while they wrote have left in a folder.
 
@@ -70,7 +75,7 @@ def leftovers(folder: Path) -> list[Path]:
         Parts of files, which nothing reads.
     """
     try:
-        return [path for path in folder.iterdir() if _PARTIAL.fullmatch(path.name)]
+        return [path for path in folder.iterdir() if is_part(path)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

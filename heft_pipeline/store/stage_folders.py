@@ -170,8 +170,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         flush(folder.parent)
         forget_result(folder)
-        for part in leftovers(folder):
-            part.unlink(missing_ok=True)
+        for one in (folder, folder / ADAPTER, folder / "checkpoint"):
+            for part in leftovers(one):
+                part.unlink(missing_ok=True)
         write_json(folder / STAGE, to_json(stage))
         (folder / FAILURE).unlink(missing_ok=True)
         return folder

@@ -121,10 +121,11 @@ def _unpack(archive: Path, to: Path) -> list[str]:
     """Write an archive's files below a new folder; returns the stages' fingerprints."""
     keys = dict[str, None]()
     try:
-        with tarfile.open(archive, "r:*") as opened:
+        with tarfile.open(archive, "r:") as opened:  # nothing that unpacks to more than it is
             for member in opened:
                 match = _MEMBER.fullmatch(member.name)
-                if match is None or not member.isreg() or ".." in PurePosixPath(member.name).parts:
+                plain = member.isreg() and not member.issparse()
+                if match is None or not plain or ".." in PurePosixPath(member.name).parts:
                     raise ValueError(f"it holds {member.name!r}, which is no file of a stage")
                 keys[match.group(1)] = None
                 path = to / match.group(1) / match.group(2)
