@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from heft_pipeline.data.other_text import chosen_text, text_note
+from heft_pipeline.files.sealed import read_sealed
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import to_json
 from launch.__main__ import main as launch
@@ -33,7 +34,7 @@ def entries(output_dir: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in output_dir.glob("stages/*/forgetting.json"):
         kind = json.loads((path.parent / "stage.json").read_text())["kind"]
-        found[kind] = json.loads(path.read_text())
+        found[kind] = read_sealed(path).data or {}
     return found
 
 
