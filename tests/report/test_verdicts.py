@@ -163,7 +163,7 @@ def test_a_claim_that_seeds_would_decide_comes_with_the_command(
     assert advised(sweep) == command
     assert main([str(sweep.folder)]) == 0
     assert f"  {command}\n" in capsys.readouterr().out, "on one line, to be copied"
-    plan = json.loads((sweep.folder / "plan.json").read_text())
+    plan = sweep.plan()
     for given, asked in (
         ("method=heft,lora seed=0,1,2", "-m method=heft,lora"),
         ("-m +experiment=rank_sweep", "-m +experiment=rank_sweep"),
@@ -262,7 +262,7 @@ def test_what_the_sweep_noted_is_what_its_report_shows(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, table(2), claims=["heft@3 = lora@3 +- 1"])
     options = noted_options([sweep])
     assert [str(claim) for claim in options.claims or ()] == ["heft@3 = lora@3 +- 1"]
-    plan = json.loads((sweep.folder / "plan.json").read_text())
+    plan = sweep.plan()
     plan["report"] |= {"scope": "seeds", "pointwise": True}
     (sweep.folder / "plan.json").write_text(json.dumps(plan))
     assert noted_options([sweep]).scope == "seeds"
