@@ -226,11 +226,12 @@ def test_the_report_is_made_after_failures_too(
 def test_two_sweeps_share_a_stage_on_the_cluster(
     cluster: Cluster, asked: list[str], tmp_path: Path
 ) -> None:
-    first = start(*asked, "method=lora", "epochs=200", "sweep=a")
+    # Long enough for the second command to come while the first one's stage is trained.
+    first = start(*asked, "method=lora", "epochs=400", "sweep=a")
     store = Store(tmp_path / "out")
     wait_for(lambda: notes(store, "job.json"), "the first submission")
     (job,) = notes(store, "job.json").values()
-    second = sweep(*asked, "method=lora,heft", "epochs=200", "reft.epochs=1", "sweep=b")
+    second = sweep(*asked, "method=lora,heft", "epochs=400", "reft.epochs=1", "sweep=b")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 jobs submitted, 1 already on the cluster" in second.stdout
     assert first.wait(timeout=SECONDS) == 0
