@@ -31,7 +31,7 @@ def broken(request: pytest.FixtureRequest) -> str:
 def test_broken_notes_count_as_absent(broken: str, store: Store) -> None:
     folder = store.folder("key")
     folder.mkdir(parents=True)
-    names = (".lock.held", "progress.json", "failure.json", "forgetting.json")
+    names = ("progress.json", "failure.json", "forgetting.json")
     for name in names:
         (folder / name).write_text(broken)
     assert store.state("key") == "to do"
