@@ -1,6 +1,7 @@
 """What tests share: a small random model and task in local folders, and ways to ask for runs."""
 
 import json
+import logging
 import os
 import random
 import sys
@@ -149,11 +150,14 @@ def cli(
         flags_first = sorted(arguments, key=lambda argument: not argument.startswith("-"))
         monkeypatch.setattr(sys, "argv", ["heft_pipeline", *flags_first, where])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        status = 0
+        status, root = 0, logging.getLogger()
+        before = list(root.handlers)
         try:
             main()
         except SystemExit as stop:
             status = int(stop.code or 0)
+        for handler in [one for one in root.handlers if one not in before]:
+            root.removeHandler(handler)  # Hydra's, whose files may be gone in the next test
         return status, *capfd.readouterr()
 
     return called
