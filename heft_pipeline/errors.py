@@ -51,20 +51,6 @@ class LeaseLost(Interrupted):
     """Another process has taken over what this one was working on; nothing more is written."""
 
 
-def refuse_special(path: Path, name: str) -> None:
-    """Refuse what is no file, such as a pipe, which reading would wait for or never end with.
-
-    Args:
-        path: What is about to be read; a folder, or nothing at all, is for the reader to refuse.
-        name: How the message begins, e.g. ``data.train_split=train``.
-
-    Raises:
-        UserError: It is a pipe, a socket or a device.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{name}: {path} is a pipe, a socket or a device; give a file in its place")
-
-
 def reason(error: BaseException, elsewhere: str = ELSEWHERE) -> str | None:
     """Say what an error means for the person at the keyboard, and the way out.
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from heft_pipeline.command_line.printable import printable
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.stage_spec import StageSpec, from_json
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.integrity import STAGE
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.storekeeping.inventory import named_stage
 
 
 def export(stage: StageSpec, store: Store, to: Path) -> None:
@@ -94,7 +95,7 @@ def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
     """Find a stage by its folder or fingerprint.
 
     Args:
-        name: A stage's folder, its fingerprint, or the first digits of its fingerprint.
+        name: A stage's folder, the first digits of its fingerprint, or ``SWEEP/RUN``.
         output_dir: Where to look for a fingerprint.
 
     Returns:
@@ -104,16 +105,9 @@ def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
         UserError: No stage matches, or several do.
     """
     folder = Path(name)
-    if not (folder / STAGE).is_file():
-        found = sorted((output_dir / "stages").glob(f"{name}*/{STAGE}"))
-        if len(found) != 1:
-            raise UserError(
-                f"{name} is {'no stage' if not found else f'the start of {len(found)} stages'} in "
-                f"{output_dir}; give a folder below {output_dir / 'stages'}, or set --output-dir"
-            )
-        folder = found[0].parent
-    stage = from_json(json.loads((folder / STAGE).read_text(encoding="utf-8")))
-    return stage, Store(folder.resolve().parent.parent)
+    there = (folder / STAGE).is_file()
+    store = Store(folder.resolve().parent.parent if there else output_dir)
+    return named_stage(store, name), store
 
 
 def main(arguments: list[str] | None = None) -> int:

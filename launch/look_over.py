@@ -2,10 +2,9 @@
 
 from rich.console import Console
 
-from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.store.integrity import RESTORE, Depth, remedy, set_aside
-from heft_pipeline.store.stage_folders import LOCK, Store
+from heft_pipeline.store.stage_folders import Store
 from launch.progress import say_qualification
 
 
@@ -25,16 +24,14 @@ def look_over(plan: Plan, store: Store, console: Console) -> None:
     for key, stage in reversed(plan.stages.items()):  # children before parents
         depth = Depth.ALL if key in to_train_on else Depth.RECORDS
         damage = store.damage(key, depth)
-        if damage and take(lock := file_lock(store.folder(key) / LOCK)):
-            try:
-                damage = store.damage(key, depth)  # nobody else has mended it meanwhile
-                if damage:
-                    aside = set_aside(store.folder(key), damage)
-            finally:
-                lock.release()
+        if damage:
+            with store.free(key) as free:
+                # Another process may be mending it, or may have mended it meanwhile.
+                damage = store.damage(key, depth) if free else {}
+                aside = set_aside(store.folder(key), damage) if damage else None
+            done = remedy(store.folder(key), damage)
+            what = "it is" if done == RESTORE else "the stage is"
             for name, why in damage.items():
-                done = remedy(store.folder(key), damage)
-                what = "it is" if done == RESTORE else "the stage is"
                 say_qualification(
                     console,
                     f"{label(stage)}: {store.folder(key) / name} {why}; {what} {done} ({aside} has "

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from heft_pipeline.command_line.console import marked
 from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
@@ -107,8 +108,7 @@ def say_qualification(console: Console, text: str, *, wrapped: bool = False) -> 
         text: The text.
         wrapped: Whether it is broken into lines of the terminal's width.
     """
-    line = Text.assemble(("!", "yellow"), f" {text}")
-    console.print(line, highlight=False, soft_wrap=not wrapped)
+    console.print(marked("!", "yellow", text), highlight=False, soft_wrap=not wrapped)
 
 
 def announce(console: Console, plan: Plan, store: Store) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.data import demo
-from heft_pipeline.errors import UserError, refuse_special
+from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import refuse_special
 
 BUILTIN, OFF = "builtin", "off"
 KEY = "report.forgetting"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.data.settings import DataSettings
-from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
-from heft_pipeline.errors import UserError, refuse_special
+from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import name_inside, read_untrusted, refuse_special
 
 #: The format of a folder that ``datasets``' ``save_to_disk`` wrote.
 SAVED = "save_to_disk"

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heft_pipeline.data.untrusted_json import name_inside, read_untrusted
-from heft_pipeline.errors import UserError, refuse_special
+from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import name_inside, read_untrusted, refuse_special
 from heft_pipeline.models.settings import ModelSettings
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heft_pipeline.data.prompts import Task
+from heft_pipeline.files.byte_sizes import in_bytes
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.generate import longest_answer
 from heft_pipeline.stage.cached_inputs import cached_task
@@ -150,13 +151,6 @@ def room_for(stages: Sequence[StageSpec], store: Store, at_once: int = 1) -> Roo
     folder = store.output_dir.absolute()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
     return Room(disk_need(stages, store, at_once), free, len(stages), at_once)
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes for people, e.g. ``4.2 GB``."""
-    power = min(4, int(math.log10(max(1.0, size)) / 3))
-    unit, value = ("bytes", "kB", "MB", "GB", "TB")[power], size / 1000**power
-    return f"{value:,.0f} {unit}" if value >= 10 or not power else f"{value:.1f} {unit}"
 
 
 @dataclass(frozen=True)

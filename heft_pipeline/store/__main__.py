@@ -21,11 +21,11 @@ from rich.table import Table
 from heft_pipeline.command_line.console import TextConsole, marked
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.files.byte_sizes import in_bytes
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.storekeeping.archive import read_archive, write_archive
 from heft_pipeline.storekeeping.differences import differences
-from heft_pipeline.storekeeping.inventory import Entry, find, inventory, read_stage
+from heft_pipeline.storekeeping.inventory import Entry, find, inventory, named_stage
 from heft_pipeline.storekeeping.origins import origins
 from heft_pipeline.storekeeping.removing import Removable, named, remove, unneeded
 from heft_pipeline.storekeeping.verifying import verify
@@ -101,14 +101,14 @@ def _list(given: argparse.Namespace, store: Store, console: Console) -> int:
         print(json.dumps([_as_json(entry) for entry in entries], indent=2))
         return 0
     total = sum(entry.bytes for entry in entries)
-    table = Table(title=f"{len(entries)} stages, {_size(total)}", title_justify="left")
+    table = Table(title=f"{len(entries)} stages, {in_bytes(total)}", title_justify="left")
     if given.by == "stage":
         for heading in ("stage", "model", "state", "size", "age", "sweeps"):
             table.add_column(heading, justify="right" if heading == "size" else "left")
         for entry in entries:
             age, sweeps = _age(time.time() - entry.changed), ", ".join(entry.sweeps) or "none"
             cells = f"{entry.fingerprint[:8]} {entry.label}", entry.model, entry.state
-            table.add_row(*cells, _size(entry.bytes), age, sweeps)
+            table.add_row(*cells, in_bytes(entry.bytes), age, sweeps)
     else:
         for heading in (given.by, "stages", "size"):
             table.add_column(heading, justify="left" if heading == given.by else "right")
@@ -117,7 +117,7 @@ def _list(given: argparse.Namespace, store: Store, console: Console) -> int:
             for name in _GROUPS[given.by](entry):
                 groups.setdefault(name, []).append(entry)
         for name, members in sorted(groups.items(), key=lambda item: -_sum(item[1])):
-            table.add_row(name, str(len(members)), _size(_sum(members)))
+            table.add_row(name, str(len(members)), in_bytes(_sum(members)))
         if given.by == "sweep":
             table.caption = "A stage that several sweeps need is counted for each."
     console.print(table)
@@ -185,8 +185,8 @@ def _ask_and_remove(given: argparse.Namespace, found: Sequence[Removable], conso
         _say(console, " ", "There is nothing to remove.")
         return 0
     for one in found:
-        _say(console, "-", f"{one.path}: {one.what}, {_size(one.bytes)}")
-    total = _size(sum(one.bytes for one in found))
+        _say(console, "-", f"{one.path}: {one.what}, {in_bytes(one.bytes)}")
+    total = in_bytes(sum(one.bytes for one in found))
     if given.dry_run:
         _say(console, " ", f"{total} would be removed.")
         return 0
@@ -205,11 +205,11 @@ def _ask_and_remove(given: argparse.Namespace, found: Sequence[Removable], conso
 
 
 def _export(given: argparse.Namespace, store: Store, console: Console) -> int:
-    stages = [_read(store, name) for name in given.stages]
+    stages = [named_stage(store, name) for name in given.stages]
     written = write_archive(store, stages, given.to)
     for stage in written:
         _say(console, "✓", f"{stage.fingerprint} {stage.label}")
-    size = _size(given.to.stat().st_size)
+    size = in_bytes(given.to.stat().st_size)
     _say(console, " ", f"{given.to} ({size}); read it with: "
          f"python -m heft_pipeline.store import OUTPUTS {given.to.name}")  # fmt: skip
     return 0
@@ -225,7 +225,7 @@ def _import(given: argparse.Namespace, store: Store, console: Console) -> int:
 
 
 def _why(given: argparse.Namespace, store: Store, console: Console) -> int:
-    stages = [_read(store, name) for name in (given.first, given.second)]
+    stages = [named_stage(store, name) for name in (given.first, given.second)]
     found = differences(*stages)
     if not found:
         _say(console, " ", f"Both are the stage {stages[0].fingerprint} ({stages[0].label}).")
@@ -243,24 +243,8 @@ def _show(given: argparse.Namespace, store: Store, console: Console) -> int:
     return 0
 
 
-def _read(store: Store, name: str) -> StageSpec:
-    key = find(store, name)
-    stage = read_stage(store, key)
-    if stage is None:
-        raise UserError(f"{store.folder(key)} holds no stage that this version can read")
-    return stage
-
-
 def _say(console: Console, mark: str, text: str) -> None:
     console.print(marked(mark, _STYLES.get(mark, ""), text), highlight=False, soft_wrap=True)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def _age(seconds: float) -> str:

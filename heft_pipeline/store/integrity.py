@@ -12,13 +12,14 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from heft_pipeline.files.json_files import write_json
 from heft_pipeline.files.manifest import Manifest, make_manifest, misfits
 from heft_pipeline.files.replaced import flush, replaced
 from heft_pipeline.files.sealed import copy_of, read_sealed, seal, write_sealed
+from heft_pipeline.files.untrusted import leads_inside
 
 RESULT, STAGE, METRICS, PREDICTIONS = (
     "result.json", "stage.json", "metrics.jsonl", "predictions.parquet"
@@ -84,8 +85,7 @@ def _lacking(result: Mapping[str, Any]) -> str:
     if not isinstance(files, dict):
         return "holds no manifest of the stage's files"
     for name, entry in files.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not isinstance(entry, dict):
+        if not leads_inside(name) or not isinstance(entry, dict):
             return f"names {name!r}, which is no file of the stage"
         if not {"bytes", "sha256"} <= set(entry):
             return f"lacks the size or the checksum of {name}"
@@ -125,11 +125,14 @@ def seal_result(folder: Path, result: Mapping[str, Any]) -> None:
     """
     metrics = folder / METRICS
     if metrics.is_file():
-        copy = copy_of(metrics)
-        copy.parent.mkdir(exist_ok=True)
-        with replaced(copy) as partial:
-            shutil.copyfile(metrics, partial)
+        _copy(metrics, copy_of(metrics))
     write_sealed(folder / RESULT, {**result, MANIFEST: make_manifest(folder, _FILES)})
+
+
+def _copy(source: Path, to: Path) -> None:
+    to.parent.mkdir(exist_ok=True)
+    with replaced(to) as partial:
+        shutil.copyfile(source, partial)
 
 
 def remedy(folder: Path, damage: Mapping[str, str]) -> str:
@@ -218,8 +221,7 @@ def salvage(folder: Path) -> Look | None:
         return None
     lost = _misfits(folder, result, Depth.ALL)
     if METRICS in lost and _metrics_have_copy(folder, result):
-        with replaced(folder / METRICS) as partial:
-            shutil.copyfile(copy_of(folder / METRICS), partial)
+        _copy(copy_of(folder / METRICS), folder / METRICS)
         del lost[METRICS]
     return Look(result, lost)
 

@@ -122,10 +122,11 @@ class Store:
         Raises:
             UserError: It is not complete, or a file is missing or has changed.
         """
-        folder, damage = self.folder(stage.fingerprint), self.damage(stage.fingerprint, Depth.ALL)
-        if not damage and not self.is_complete(stage.fingerprint):
+        folder = self.folder(stage.fingerprint)
+        found = look(folder, Depth.ALL)
+        if not found.damage and found.result is None:
             raise UserError(f"{stage.label} ({folder}) is not complete, so it cannot be used")
-        for name, why in damage.items():
+        for name, why in found.damage.items():
             raise UserError(
                 f"{folder / name} {why}, so {stage.label} cannot be used; run the command of a "
                 "sweep that needs it again, which makes it anew"
@@ -274,6 +275,24 @@ class Store:
             yield lock
         finally:
             lock.release()
+
+    @contextmanager
+    def free(self, fingerprint: str) -> Iterator[bool]:
+        """Hold a stage inside the block if no process holds it.
+
+        Args:
+            fingerprint: The fingerprint of a stage whose folder is there.
+
+        Yields:
+            Whether it is held now; if not, another process has it.
+        """
+        lock = file_lock(self.folder(fingerprint) / LOCK)
+        held = take(lock)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
 
 
 def _owner(folder: Path) -> str:

@@ -1,22 +1,21 @@
 """Stages as one file for another machine's store: a plain tar archive of their folders."""
 
-import contextlib
 import re
 import secrets
 import shutil
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.json_files import require_json
-from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.files.replaced import flush, replaced
 from heft_pipeline.files.sealed import COPIES
+from heft_pipeline.files.untrusted import leads_inside
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.store.integrity import MANIFEST, RESULT, STAGE, Depth, look
-from heft_pipeline.store.stage_folders import FORGETTING, LOCK, Store
+from heft_pipeline.store.stage_folders import FORGETTING, Store
 
 _MEMBER = re.compile(r"stages/([0-9a-f]{16})/(.+)")
 _BROKEN = (tarfile.TarError, EOFError, ValueError)
@@ -125,7 +124,7 @@ def _unpack(archive: Path, to: Path) -> list[str]:
             for member in opened:
                 match = _MEMBER.fullmatch(member.name)
                 plain = member.isreg() and not member.issparse()
-                if match is None or not plain or ".." in PurePosixPath(member.name).parts:
+                if match is None or not plain or not leads_inside(member.name):
                     raise ValueError(f"it holds {member.name!r}, which is no file of a stage")
                 keys[match.group(1)] = None
                 path = to / match.group(1) / match.group(2)
@@ -162,11 +161,8 @@ def _place(folder: Path, stage: StageSpec, store: Store) -> bool:
     """Give a stage its place in the store; false if the store has it, or is training it."""
     place = store.folder(stage.fingerprint)
     place.mkdir(exist_ok=True)
-    lock = file_lock(place / LOCK)
-    if not take(lock):
-        return False
-    try:
-        if store.is_complete(stage.fingerprint):
+    with store.free(stage.fingerprint) as free:
+        if not free or store.is_complete(stage.fingerprint):
             return False
         for path in sorted(folder.rglob("*"), key=lambda path: path == folder / RESULT):
             if path.is_file():  # the result last, as when a stage ends
@@ -175,9 +171,6 @@ def _place(folder: Path, stage: StageSpec, store: Store) -> bool:
                 flush(path)
                 path.replace(target)
         flush(place)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(place / "checkpoint")
+        shutil.rmtree(place / "checkpoint", ignore_errors=True)
         store.forget_failure(stage.fingerprint)
         return True
-    finally:
-        lock.release()

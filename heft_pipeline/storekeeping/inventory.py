@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.files.json_files import read_json
+from heft_pipeline.files.byte_sizes import disk_use
+from heft_pipeline.files.json_files import read_json, require_json
 from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.store.integrity import STAGE
 from heft_pipeline.store.stage_folders import Store
@@ -74,9 +75,7 @@ def require_store(store: Store) -> None:
         UserError: It has no stages.
     """
     if not (store.output_dir / "stages").is_dir():
-        raise UserError(
-            f"{store.output_dir} holds no stages; give the output_dir of a sweep, e.g. outputs"
-        )
+        raise UserError(f"{store.output_dir} holds no stages; give the output_dir of a sweep")
 
 
 def read_stage(store: Store, fingerprint: str) -> StageSpec | None:
@@ -106,19 +105,6 @@ def sweeps_by_stage(store: Store) -> defaultdict[str, tuple[str, ...]]:
     return found
 
 
-def disk_use(folder: Path) -> tuple[int, float]:
-    """What a folder takes on disk in bytes, and when something in it was last written."""
-    size, changed = 0, 0.0
-    for path in [folder, *folder.rglob("*")]:
-        try:
-            found = path.lstat()
-        except FileNotFoundError:  # it is being written to
-            continue
-        size += found.st_blocks * 512
-        changed = max(changed, found.st_mtime)
-    return size, changed
-
-
 def find(store: Store, name: str) -> str:
     """The fingerprint of a stage.
 
@@ -143,6 +129,20 @@ def find(store: Store, name: str) -> str:
         f"{name} is {'no stage' if not fitting else f'the start of {len(fitting)} stages'} in "
         f"{store.output_dir}; give the first digits of one of {_some(found)}, or SWEEP/RUN"
     )
+
+
+def named_stage(store: Store, name: str) -> StageSpec:
+    """The settings of a stage.
+
+    Args:
+        store: The store.
+        name: See :func:`find`.
+
+    Raises:
+        UserError: No stage matches, or several do, or another version wrote it, or it is broken.
+    """
+    file = store.folder(find(store, name)) / STAGE
+    return from_json(require_json(file, "run the command of a sweep that needs the stage again"))
 
 
 def _last_stage(store: Store, sweep: str, run: str) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.byte_sizes import disk_use, in_bytes
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.storekeeping.inventory import disk_use, read_stage, sweeps_of
+from heft_pipeline.storekeeping.inventory import read_stage, sweeps_of
 
 _MADE_BY = ("commit", "python", "torch", "transformers", "peft", "pyreft")
 
@@ -31,7 +32,7 @@ def origins(store: Store, fingerprint: str) -> Iterator[tuple[str, str]]:
             "known of it"
         )
     size, _ = disk_use(store.folder(fingerprint))
-    yield "stage", f"{fingerprint} {stage.label} ({store.state(fingerprint)}, {size / 1e6:,.1f} MB)"
+    yield "stage", f"{fingerprint} {stage.label} ({store.state(fingerprint)}, {in_bytes(size)})"
     yield "model", f"{stage.model.name} ({stage.model.content}) at {stage.model.id}"
     yield "data", f"{stage.data.name} ({stage.data.content}) at {stage.data.location}"
     for part in stage.chain[:-1]:

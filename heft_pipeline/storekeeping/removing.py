@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heft_pipeline.errors import UserError
-from heft_pipeline.files.locks import file_lock, take
+from heft_pipeline.files.byte_sizes import disk_use
 from heft_pipeline.files.replaced import leftovers
 from heft_pipeline.store.integrity import DAMAGED
-from heft_pipeline.store.stage_folders import LOCK, Store
-from heft_pipeline.storekeeping.inventory import Entry, disk_use, inventory
+from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.storekeeping.inventory import Entry, inventory
 
 #: What is younger than this, in seconds, may belong to a process that has only just begun.
 _YOUNG_SECONDS = 3600.0
@@ -125,17 +125,14 @@ def remove(store: Store, found: Iterable[Removable]) -> list[str]:
     kept = []
     for one in found:
         if one.stage:
-            lock = file_lock(one.path / LOCK)
-            if not take(lock):
-                kept.append(f"{one.path}: a process holds it now")
-                continue
-            try:
-                # Under another name first, so that nobody sees half of a stage.
-                gone = one.path.with_name(f".removed-{one.path.name}")
+            # Under another name first, so that nobody sees half of a stage.
+            gone = one.path.with_name(f".removed-{one.path.name}")
+            with store.free(one.stage) as free:
+                if not free:
+                    kept.append(f"{one.path}: a process holds it now")
+                    continue
                 shutil.rmtree(gone, ignore_errors=True)
                 one.path.rename(gone)
-            finally:
-                lock.release()
             shutil.rmtree(gone)
         elif one.path.is_dir() and not one.path.is_symlink():
             shutil.rmtree(one.path)

@@ -110,34 +110,25 @@ def test_a_command_with_one_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
-def test_a_config_file_that_has_hydra_copy_one_is_refused(
-    cli: object, tmp_path: Path, sweep: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
-    (tmp_path / "conf/experiment").mkdir(parents=True)
-    mine = "# @package _global_\nhydra:\n  job:\n    env_copy: [HF_TOKEN]\n"
-    (tmp_path / "conf/experiment/mine.yaml").write_text(mine)
-    asked = [f"--config-dir={tmp_path / 'conf'}", "+experiment=mine"]
-    status, _, err = cli(*sweep, *asked, output_dir=tmp_path / "out")  # type: ignore[operator]
-    assert status == 1
-    assert "hydra.job.env_set has HF_TOKEN" in err
-    assert leaks(tmp_path) == []
-    assert not (tmp_path / "out").exists()
+IN_FILES = {
+    "env_copy": ("hydra:\n  job:\n    env_copy: [HF_TOKEN]\n", "hydra.job.env_set has HF_TOKEN"),
+    "setting": ("data:\n  name: ${oc.env:HF_TOKEN}\n", "data.name holds the value of $HF_TOKEN"),
+}
 
 
+@pytest.mark.parametrize("how", IN_FILES)
 @pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
 def test_a_config_file_with_one_is_refused(
-    cli: object, tmp_path: Path, sweep: list[str], monkeypatch: pytest.MonkeyPatch
+    cli: object, tmp_path: Path, sweep: list[str], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     (tmp_path / "conf/experiment").mkdir(parents=True)
-    mine = "# @package _global_\ndata:\n  name: ${oc.env:HF_TOKEN}\n"
-    (tmp_path / "conf/experiment/mine.yaml").write_text(mine)
+    written, said = IN_FILES[how]
+    (tmp_path / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{written}")
     asked = [f"--config-dir={tmp_path / 'conf'}", "+experiment=mine"]
     status, _, err = cli(*sweep, *asked, output_dir=tmp_path / "out")  # type: ignore[operator]
     assert status == 1
-    assert "data.name holds the value of $HF_TOKEN" in err
+    assert said in err
     assert leaks(tmp_path) == []
     assert not (tmp_path / "out").exists()
 

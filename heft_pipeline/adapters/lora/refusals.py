@@ -11,8 +11,8 @@ from peft.tuners.lora.layer import LoraLayer
 
 from heft_pipeline.adapters.lora.settings import ALL_LINEAR, LoraSettings
 from heft_pipeline.adapters.lora.targets import without_experts
-from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import read_untrusted
 
 #: PEFT's options that do not change what saved weights mean. The names and shapes of the weights
 #: themselves say which modules they are for.

@@ -21,8 +21,8 @@ from heft_pipeline.adapters.reft.interventions import Interventions
 from heft_pipeline.adapters.reft.positions import units
 from heft_pipeline.adapters.reft.pyreft_engine import pyreft_model
 from heft_pipeline.adapters.reft.settings import ReftSettings
-from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import read_untrusted
 
 #: These cannot be built without ``add_bias``, which pyreft's loader does not pass.
 UNLOADABLE = ("noreft", "nodireft")

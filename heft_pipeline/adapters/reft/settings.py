@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from heft_pipeline.adapters.kind import EditSettings, Reach
-from heft_pipeline.data.untrusted_json import read_untrusted
 from heft_pipeline.declare_settings import setting
-from heft_pipeline.errors import UserError, refuse_special
+from heft_pipeline.errors import UserError
+from heft_pipeline.files.untrusted import read_untrusted, refuse_special
 
 
 def parse_positions(positions: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Reading JSON files and names of files that a stranger may have written.
+"""Files that a stranger may have written.
 
-Whatever such a file says, it is read with bounded memory or refused in one message, and a name in
-it leads nowhere but into its own folder.
+Whatever such a file is or says, it is read with bounded memory and time or refused in one message,
+and a name in it leads nowhere but into its own folder.
 """
 
 import json
@@ -12,6 +12,20 @@ from heft_pipeline.errors import UserError
 
 #: Larger than every configuration and every list of shards; what is larger is something else.
 MOST_BYTES = 64 * 2**20
+
+
+def refuse_special(path: Path, name: str) -> None:
+    """Refuse what is no file, such as a pipe, which reading would wait for or never end with.
+
+    Args:
+        path: What is about to be read; a folder, or nothing at all, is for the reader to refuse.
+        name: How the message begins, e.g. ``data.train_split=train``.
+
+    Raises:
+        UserError: It is a pipe, a socket or a device.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{name}: {path} is a pipe, a socket or a device; give a file in its place")
 
 
 def read_untrusted(file: Path, name: str, what: str = "") -> dict[str, Any]:
@@ -60,11 +74,15 @@ def name_inside(named: object, listed_in: str, name: str) -> str:
         UserError: It is absolute, goes up, or is no name of a file.
     """
     text = named if isinstance(named, str) else ""
-    path = PurePosixPath(text)
-    plain = text and not path.is_absolute() and ".." not in path.parts and text.isprintable()
-    if not plain or "\\" in text:
+    if not (text and leads_inside(text) and text.isprintable()) or "\\" in text:
         raise UserError(
             f"{name}: {listed_in} names the file {str(named)[:80]!r}, which does not lie in the "
             "folder; get the folder from a source that you trust"
         )
     return text
+
+
+def leads_inside(name: str) -> bool:
+    """Whether a file's name, with ``/`` between its parts, leads nowhere but into a folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
