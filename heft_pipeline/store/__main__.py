@@ -28,7 +28,7 @@ from heft_pipeline.storekeeping.differences import differences
 from heft_pipeline.storekeeping.inventory import Entry, find, inventory, named_stage
 from heft_pipeline.storekeeping.origins import origins
 from heft_pipeline.storekeeping.removing import Removable, named, remove, unneeded
-from heft_pipeline.storekeeping.verifying import verify
+from heft_pipeline.storekeeping.verifying import recompute, verify
 
 _GROUPS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "model": lambda entry: [entry.model],
@@ -157,13 +157,9 @@ def _verify(given: argparse.Namespace, store: Store, console: Console) -> int:
 
 
 def _recomputed_differs(entry: Entry, store: Store, console: Console) -> bool:
-    from heft_pipeline.models.base_model import quieten
-    from heft_pipeline.stage.scored_again import differing_answers  # imports torch
-
-    quieten()
     assert entry.stage is not None
     try:
-        said = differing_answers(entry.stage, store)
+        said = recompute(entry.stage, store)
     except (UserError, OSError) as error:
         _say(console, "!", f"{entry.label}: cannot be scored again: {error}")
         return True

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.integrity import MANIFEST, Depth, look
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.storekeeping.inventory import Entry, inventory, read_stage
@@ -46,3 +47,23 @@ def verify(store: Store) -> Iterator[Verified]:
             wrong.append(f"{folder} holds the settings of stage {stage.fingerprint}")
         unsealed = found.result is not None and MANIFEST not in found.result
         yield Verified(entry, tuple(wrong), unsealed)
+
+
+def recompute(stage: StageSpec, store: Store) -> str:
+    """Score a finished stage again, and compare the answers with its ``predictions.parquet``.
+
+    Args:
+        stage: The stage.
+        store: Where it is; nothing in it changes.
+
+    Returns:
+        In what the answers differ, in words; empty if they are equal to the bit.
+
+    Raises:
+        UserError: The stage, one that it stands on, its model or its data cannot be used.
+    """
+    from heft_pipeline.models.base_model import quieten  # imports torch, as the next one
+    from heft_pipeline.stage.scored_again import differing_answers
+
+    quieten()
+    return differing_answers(stage, store)
