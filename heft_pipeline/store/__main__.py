@@ -28,7 +28,7 @@ from heft_pipeline.storekeeping.differences import differences
 from heft_pipeline.storekeeping.inventory import Entry, find, inventory, named_stage
 from heft_pipeline.storekeeping.origins import origins
 from heft_pipeline.storekeeping.removing import Removable, named, remove, unneeded
-from heft_pipeline.storekeeping.verifying import recompute, verify
+from heft_pipeline.storekeeping.verifying import put_aside, recompute, verify
 
 _GROUPS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "model": lambda entry: [entry.model],
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--by", choices=["stage", *_GROUPS], default="stage")
     one.add_argument("--json", action="store_true", help="all that is known, for programs")
     one = command("verify", _verify, "compare all files with what they were when they were written")
+    text = "move damaged files away, so that a sweep's command makes them anew"
+    one.add_argument("--set-aside", action="store_true", help=text)
     one.add_argument("--recompute", type=int, default=0, metavar="N",
                      help="score N stages, drawn at random, again")  # fmt: skip
     one.add_argument("--seed", type=int, default=0, help="of what is drawn")
@@ -144,6 +146,8 @@ def _verify(given: argparse.Namespace, store: Store, console: Console) -> int:
         damaged += 1
         for wrong in found.wrong:
             _say(console, "✗", f"{found.entry.label}: {wrong}")
+        if given.set_aside and (aside := put_aside(store, found.entry.fingerprint)):
+            _say(console, " ", f"{aside} has what was there")
     differing = 0
     drawn = [entry for entry in whole if entry.stage is not None]
     for entry in random.Random(given.seed).sample(drawn, min(given.recompute, len(drawn))):
@@ -152,7 +156,8 @@ def _verify(given: argparse.Namespace, store: Store, console: Console) -> int:
          + (f"; {unsealed} have no checksums, as versions before them wrote none" if unsealed
             else ""))  # fmt: skip
     if damaged:
-        _say(console, " ", "The command of a sweep that needs a damaged stage makes it anew.")
+        first = "" if given.set_aside else ", after --set-aside has moved what is damaged away"
+        _say(console, " ", f"The command of a sweep that needs a stage makes it anew{first}.")
     return 1 if damaged or differing else 0
 
 

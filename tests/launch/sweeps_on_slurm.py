@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.slurm_cluster import Cluster, missing_program
 from heft_pipeline.store.stage_folders import Store
-from tests.launch.slurm_cluster import Cluster, missing_program
 
 SECONDS = 240
 

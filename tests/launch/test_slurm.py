@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.slurm_cluster import Cluster
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
@@ -18,7 +19,6 @@ from launch.slurm.job_notes import read_note
 from launch.slurm.job_states import cancel_jobs, job_states
 from launch.slurm.settings import SlurmSettings
 from launch.slurm.submit import Terms, submit, submit_lock
-from tests.launch.slurm_cluster import Cluster
 from tests.launch.sweeps_on_slurm import (
     SECONDS,
     adapter,

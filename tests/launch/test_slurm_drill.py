@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.slurm_cluster import Cluster
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.slurm.job_notes import JobNote, read_note
-from tests.launch.slurm_cluster import Cluster
 from tests.launch.sweeps_on_slurm import (
     SECONDS,
     adapter,

@@ -101,6 +101,20 @@ def test_verify_finds_every_changed_byte_and_writes_nothing(keep: Keep, outputs:
     assert contents(outputs) == before
 
 
+def test_what_verify_sets_aside_is_made_anew(
+    keep: Keep, outputs: Path, finished: Path, cli: Callable[..., CliResult], small: list[str]
+) -> None:
+    fine = stage(outputs, "reft")
+    flip(fine / "adapter" / "reft.safetensors")
+    assert "after --set-aside" in keep("verify")[1]
+    status, said = keep("verify", "--set-aside")
+    assert status == 1
+    assert f"{fine / 'damaged'}" in said
+    assert keep("verify")[0] == 0
+    assert cli(ASKED[0], *small, *ASKED[1:], output_dir=outputs)[0] == 0
+    assert not list(differences(finished / "stages" / fine.name, fine))
+
+
 def test_verify_can_score_stages_again(keep: Keep, outputs: Path) -> None:
     status, said = keep("verify", "--recompute", 3)
     assert status == 0, said

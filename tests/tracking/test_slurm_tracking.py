@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.slurm_cluster import Cluster, missing_program
+from benchmarks.slurm_cluster import Cluster, missing_program
 from tests.tracking.wandb_server import WandbServer
 
 

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine for tests: one node or two, pretended GPUs, accounting or not.
+"""A real SLURM on this machine: one node or two, pretended GPUs, accounting or not.
 
 Everything is in a temporary folder and on free ports; nothing outside it is read or changed.
 """
