@@ -21,18 +21,6 @@ from launch.slurm.settings import SlurmSettings
 _MOST_SPLITS = 50
 
 
-def sources_for(store: Store) -> Sources:
-    """What locates models and data for the stages of a store.
-
-    Args:
-        store: The store, which remembers the digests of large files.
-
-    Returns:
-        The sources.
-    """
-    return Sources(store.output_dir / ".cache" / "digests.json")
-
-
 def refuse_unfit(plan: Plan, store: Store, console: Console) -> None:
     """Refuse stages that cannot work, as :func:`check_inputs` does, before the plan is recorded.
 
@@ -121,7 +109,7 @@ def refuse_changed_inputs(stage: StageSpec, store: Store) -> None:
         RuntimeError: A local folder that the stage is made from has changed or is gone.
     """
     try:
-        _compare_folders(stage, sources_for(store))
+        _compare_folders(stage, Sources(store.digests))
     except UserError as error:
         store.fail(stage.fingerprint, {"reason": str(error), "time": time.time()})
         raise RuntimeError(str(error)) from error

@@ -19,12 +19,13 @@ from heft_pipeline.declare_settings import check
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Plan, Run, make_run, untouched
 from heft_pipeline.plan.run_names import added, identity_of
+from heft_pipeline.plan.sources import Sources
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.report import report_note
 from heft_pipeline.settings.schema import STARTING, HeftConfig, run_name
 from heft_pipeline.store.example_clusters import record_clusters
 from heft_pipeline.store.sweep_folders import Sweep
-from launch.check_inputs import refuse_unfit, sources_for
+from launch.check_inputs import refuse_unfit
 from launch.compose import Composer, Job
 from launch.dry_run import show_plan
 from launch.execute_plan import LauncherSettings, execute_plan, launcher_note
@@ -168,7 +169,7 @@ def _rename_starting(folder: Path, sweep: Sweep, run: Run) -> None:
 
 def _plan(sweep: Sweep, asked: Sequence[tuple[Sequence[str], HeftConfig]]) -> Plan:
     """The plan for runs, each given as its overrides and its settings."""
-    sources = sources_for(sweep.store)
+    sources = Sources(sweep.store.digests)
     runs = tuple(make_run(one, sources, run_name(one), given) for given, one in asked)
     with_base = asked[0][1].report.base_model
     return Plan(runs, untouched(runs) if with_base else ())

@@ -139,11 +139,11 @@ def _costs(setting: Setting) -> dict[str, str]:
     costs = setting.costs
     asked = sum(len(run.stages) for run in setting.runs)
     return {
-        "trainable parameters": f"{costs['trainable_params']:,.0f}",
-        "train seconds": f"{costs['train_seconds']:,.1f}",
+        "trainable parameters": words.fixed(costs["trainable_params"]),
+        "train seconds": words.fixed(costs["train_seconds"], 1),
         "train TFLOP": words.number(costs["train_tflop"]),
         "examples/s": words.number(costs["examples_per_second"]),
-        "peak MiB": f"{costs['peak_memory_mb']:,.0f}",
+        "peak MiB": words.fixed(costs["peak_memory_mb"]),
         "stages shared": f"{sum(run.reused for run in setting.runs)} of {asked}",
     }
 

@@ -173,8 +173,8 @@ def _costs(setting: Setting) -> tuple[str, str, str]:
     """The trainable parameters, seconds and operations of a setting."""
     costs = setting.costs
     return (
-        f"{costs['trainable_params']:,.0f}",
-        f"{costs['train_seconds']:,.1f}",
+        words.fixed(costs["trainable_params"]),
+        words.fixed(costs["train_seconds"], 1),
         words.number(costs["train_tflop"]),
     )
 

@@ -78,8 +78,21 @@ def made_differently(section: Section) -> tuple[MadeDifferently, ...]:
     Returns:
         The ways in which they differ: dtype, device, number of threads, versions.
     """
-    found = ((_different(section, said, how, of), way_out) for said, how, of, way_out in _ASPECTS)
+    found = [(_different(section, said, how, of), way_out) for said, how, of, way_out in _ASPECTS]
+    found.append((_elsewhere(section), ""))
     return tuple(MadeDifferently(said, way_out) for said, way_out in found if said)
+
+
+def _elsewhere(section: Section) -> str:
+    names: dict[str, None] = {}
+    for one in section.settings:
+        for run in one.runs:
+            for stage, result in zip(run.stages, run.results, strict=True):
+                if "trained_elsewhere" in result:
+                    whole = "" if len(run.stages) == 1 else f" ({stage.name})"
+                    names[f"{one.short}{whole}"] = None
+    said = "trained elsewhere, with settings as they were stated, at a cost that is not known"
+    return f"{said}: {_listed(names)}" if names else ""
 
 
 def _different(section: Section, said: str, how: str, of: _Of) -> str:

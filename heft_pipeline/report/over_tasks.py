@@ -51,7 +51,7 @@ class SettingOverTasks(Setting):
         seconds = found["train_seconds"]
         return found | {
             "trainable_params": float(np.mean([costs["trainable_params"] for costs in each])),
-            "peak_memory_mb": max(costs["peak_memory_mb"] for costs in each),
+            "peak_memory_mb": float(np.max([costs["peak_memory_mb"] for costs in each])),
             "examples_per_second": found["train_examples"] / seconds if seconds else 0.0,
         }
 

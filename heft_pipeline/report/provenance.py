@@ -222,13 +222,15 @@ def _device(result: dict[str, Any]) -> str:
 
 def _time(results: Sequence[dict[str, Any]]) -> str:
     def total(key: str) -> str:
-        return words.seconds(sum(result.get(key, 0.0) for result in results))
+        return words.seconds(sum(result.get(key) or 0.0 for result in results))
 
     resumed = sum(result.get("resumes", 0) for result in results)
     finished = [text for result in results if (text := result.get("finished"))]
     span = f", finished {min(finished)[:16]} to {max(finished)[:16]}" if finished else ""
+    elsewhere = sum("trained_elsewhere" in result for result in results)
+    unknown = f" ({elsewhere} trained elsewhere)" if elsewhere else ""
     return (
-        f"{len(results)} stages: {total('train_seconds')} of training, "
+        f"{len(results)} stages{unknown}: {total('train_seconds')} of training, "
         f"{total('dev_seconds')} on dev, {total('eval_seconds')} on the reported split, "
         f"{total('wall_seconds')} in all{span}" + (f"; resumed {resumed} times" if resumed else "")
     )

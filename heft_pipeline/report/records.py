@@ -1,11 +1,13 @@
 """A sweep's runs as its files tell them, and ``results.csv``."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from heft_pipeline.evidence.calibration import plain_scores
@@ -126,13 +128,17 @@ class RunRecord:
     def costs(self) -> dict[str, float]:
         """The costs of all its stages, reused ones included; empty unless the run is complete.
 
-        Parameters, seconds, operations and examples are sums; memory is the largest.
+        Parameters, seconds, operations and examples are sums; memory is the largest. What is not
+        known of a stage, because it was trained elsewhere, is NaN.
         """
         if not self.complete:
             return {}
-        return {key: sum(result[key] for result in self.results) for key in _SUMMED} | {
-            "peak_memory_mb": max(result["peak_memory_mb"] for result in self.results)
+        return {key: sum(self._known(key)) for key in _SUMMED} | {
+            "peak_memory_mb": float(np.max(self._known("peak_memory_mb")))
         }
+
+    def _known(self, key: str) -> list[float]:
+        return [math.nan if (value := one[key]) is None else value for one in self.results]
 
 
 def read_runs(sweep: Sweep) -> list[RunRecord]:

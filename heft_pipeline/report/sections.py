@@ -102,13 +102,13 @@ class Setting:
     def costs(self) -> dict[str, float]:
         """The runs' costs: means over seeds, except for the largest ``peak_memory_mb``.
 
-        ``examples_per_second`` is the speed of training.
+        ``examples_per_second`` is the speed of training. What is not known of a run is NaN.
         """
         table = pd.DataFrame([run.costs for run in self.runs])
-        costs = {str(key): float(value) for key, value in table.mean().items()}
+        costs = {str(key): float(value) for key, value in table.mean(skipna=False).items()}
         seconds = costs["train_seconds"]
         return costs | {
-            "peak_memory_mb": float(table.peak_memory_mb.max()),
+            "peak_memory_mb": float(table.peak_memory_mb.max(skipna=False)),
             "examples_per_second": costs["train_examples"] / seconds if seconds else 0.0,
         }
 

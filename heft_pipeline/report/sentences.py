@@ -259,7 +259,7 @@ def _what_was_compared(verdict: Verdict, found: Comparison) -> str:
         f"On {found.examples:,} examples{tasks} and {seeds}, only the first is {right} on "
         f"{found.wins:.0f}{mean}, and only the second on {found.losses:.0f}."
     )
-    if all(verdict.budgets):
+    if all(budget > 0 for budget in verdict.budgets):  # NaN where it is not known
         one, two = map(words.number, verdict.budgets)
         said += f" Training took {one} against {two} TFLOP."
     return said

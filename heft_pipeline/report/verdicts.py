@@ -39,7 +39,8 @@ class Verdict:
         adjusted: The p-value over all claims of the report; below 0.05 where ``holds`` is not None.
         level: One minus the coverage of ``interval`` by itself.
         why: What is missing, and how to add it; empty where nothing is.
-        budgets: The training operations of both sides in TFLOP; 0 for what is not trained.
+        budgets: The training operations of both sides in TFLOP; 0 for what is not trained,
+            NaN where it is not known.
         pair: The compared settings; None for a constant answer or a missing setting.
     """
 

@@ -5,6 +5,9 @@ import math
 from heft_pipeline.evidence.claims import ACCURACY
 from heft_pipeline.report.sections import Section, Setting
 
+#: Stands for a cost that is not known.
+UNKNOWN = "unknown"
+
 
 def share(value: float) -> str:
     """A share in percent, e.g. ``61.1%``."""
@@ -47,7 +50,12 @@ def unit(metric: str) -> str:
 
 def number(value: float) -> str:
     """A number with three digits that count and no exponent, e.g. ``1,060`` or ``0.298``."""
-    return _with_digits(value, 3)
+    return UNKNOWN if math.isnan(value) else _with_digits(value, 3)
+
+
+def fixed(value: float, decimals: int = 0) -> str:
+    """A number with so many decimals, e.g. ``1,060.5``."""
+    return UNKNOWN if math.isnan(value) else f"{value:,.{decimals}f}"
 
 
 def rounded(value: int) -> str:

@@ -248,7 +248,7 @@ def _terminal_table(title: str, section: Section) -> Table:
             words.ranks(setting),
             _accuracy(setting),
             words.short(costs["trainable_params"]),
-            f"{costs['train_seconds']:,.1f}",
+            words.fixed(costs["train_seconds"], 1),
             words.number(costs["train_tflop"]),
             *([Text(words.variant(setting))] if section.variants else []),
         )

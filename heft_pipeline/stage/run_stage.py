@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ from heft_pipeline.training.loop import Control, Counters, Progress, Recipe, Tra
 
 log = logging.getLogger(__name__)
 
+#: What nobody knows of an adapter that was trained elsewhere.
+_UNKNOWN_ELSEWHERE = (
+    "best_epoch", "best_dev_accuracy", "epochs_trained", "steps", "train_seconds", "reuse_seconds",
+    "dev_seconds", "train_tflop", "train_examples", "micro_batch_tokens", "peak_memory_mb",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -52,6 +58,7 @@ def run_stage(
     *,
     upcoming: Sequence[StageSpec] = (),
     text: OtherText | None = None,
+    trained_in: Path | None = None,
     progress: Progress = lambda *_, **__: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[str], None] = lambda _: None,
@@ -64,6 +71,8 @@ def run_stage(
         upcoming: Stages that will be trained on this one. Whether their adapters work on the
             model is tried before this one is trained.
         text: A text that forgetting is measured on after the evaluation; None to measure nothing.
+        trained_in: The folder of an adapter that was trained elsewhere; the stage gets that one
+            instead of training one, and its costs are not known. None to train.
         progress: Called with the stage's progress.
         should_stop: Called before each step; if it returns true, training ends with a checkpoint.
         on_wait: Called with the lock's holder if another process is training this stage.
@@ -91,11 +100,25 @@ def run_stage(
             return should_stop()
 
         control = Control(progress, stop, ranks)
-        result = _train_and_evaluate(stage, upcoming, store, control, text, found.result)
+        made = _Made(found.result, trained_in)
+        result = _train_and_evaluate(stage, upcoming, store, control, text, made)
         if lock is not None:
             lock.check()
             store.complete(fingerprint, result)
         return Outcome(result, reused=False)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a stage has instead of training.
+
+    Attributes:
+        kept: Its result, where its adapters are trained and only its answers are lost.
+        elsewhere: The folder of an adapter that was trained elsewhere.
+    """
+
+    kept: Mapping[str, Any] | None
+    elsewhere: Path | None
 
 
 @dataclass(frozen=True)
@@ -121,9 +144,9 @@ def _train_and_evaluate(
     store: Store,
     control: Control,
     text: OtherText | None,
-    kept: Mapping[str, Any] | None,
+    made: _Made,
 ) -> dict[str, Any]:
-    """Train a stage, or load its adapters if there is a ``kept`` result, and evaluate it."""
+    """Train a stage, or load its adapters if they are ``made`` already, and evaluate it."""
     started, ranks = time.perf_counter(), control.ranks
     folder, device = store.folder(stage.fingerprint), ranks.device
     reset_peak(device)
@@ -137,9 +160,11 @@ def _train_and_evaluate(
         ExitStack() as until_evaluated,
     ):
         trained = Trained(Counters())
-        if kept is not None:
+        if made.kept is not None:
             model.load_trained(saved_adapters(stage, store))
             compute_as_trained(stage, model, until_evaluated)
+        elif made.elsewhere is not None:
+            trained = _adopt(stage, model, made.elsewhere, folder, until_evaluated)
         elif stage.training is not None:
             trained = _train(stage, model, task, flops, folder, control, until_evaluated)
         evaluated = time.perf_counter()
@@ -155,9 +180,9 @@ def _train_and_evaluate(
             # After the costs are taken, because this is not part of what the method costs.
             measure_forgetting(stage, store, model, text)
     answers = _answers(stage, task, scores)
-    if kept is not None:
+    if made.kept is not None:
         again = {"finished": _now(), "machine": machine(device), "seconds": eval_seconds}
-        return {**kept, **answers, "scored_again": again}
+        return {**made.kept, **answers, "scored_again": again}
     return {
         **answers,
         **_training(trained),
@@ -170,6 +195,7 @@ def _train_and_evaluate(
         "dtype": ", then ".join(trained.counters.dtypes) or base.dtype,
         "finished": _now(),
         "machine": machine(device),
+        **_unknown(made.elsewhere),
     }
 
 
@@ -197,6 +223,28 @@ def _train(
     if control.ranks.first:
         model.save(folder / "adapter")
     return Trained(counters, parameters, trainer.reuse, model.notes())
+
+
+def _adopt(
+    stage: StageSpec, model: AdaptedModel, saved: Path, folder: Path, until_evaluated: ExitStack
+) -> Trained:
+    """Put an adapter that was trained elsewhere on the model, and save it as the stage's own."""
+    model.add(started_from(stage, saved).adapters)
+    compute_as_trained(stage, model, until_evaluated)
+    model.finish()
+    model.save(folder / "adapter")
+    return Trained(Counters(), model.count(), notes=model.notes())
+
+
+def started_from(stage: StageSpec, saved: Path) -> StageSpec:
+    """A stage with one adapter, as it would be if its training started from a saved one.
+
+    Args:
+        stage: The stage.
+        saved: The folder of the saved adapter.
+    """
+    (adapter,) = stage.adapters
+    return replace(stage, adapters=(replace(adapter, init_from=str(saved)),))
 
 
 def compute_as_trained(stage: StageSpec, model: AdaptedModel, until_evaluated: ExitStack) -> None:
@@ -281,3 +329,10 @@ def _training(trained: Trained) -> dict[str, Any]:
         "resumes": counters.resumes,
         "micro_batch_tokens": counters.micro_batch_tokens,
     }
+
+
+def _unknown(elsewhere: Path | None) -> dict[str, Any]:
+    """What ``result.json`` says of training that was done elsewhere; nothing for any other."""
+    if elsewhere is None:
+        return {}
+    return dict.fromkeys(_UNKNOWN_ELSEWHERE) | {"trained_elsewhere": str(elsewhere)}

@@ -23,6 +23,7 @@ from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.byte_sizes import in_bytes
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.storekeeping.adopting import adopt, stated_stage
 from heft_pipeline.storekeeping.archive import read_archive, write_archive
 from heft_pipeline.storekeeping.differences import differences
 from heft_pipeline.storekeeping.inventory import Entry, find, inventory, named_stage
@@ -81,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--to", required=True, type=Path, metavar="FILE", help="a new .tar file")
     one = command("import", _import, "add the stages of a file that export wrote")
     one.add_argument("archive", type=Path, metavar="FILE")
+    one = command("adopt", _adopt, "make an adapter that was trained elsewhere a stage")
+    one.add_argument("folder", type=Path, metavar="FOLDER", help="what PEFT or pyreft saved")
+    one.add_argument("settings", nargs="+", metavar="KEY=VALUE",
+                     help="how it was trained, as a run's command line says it")  # fmt: skip
     one = command("why", _why, "say what makes two stages different")
     one.add_argument("first", metavar="A", help=_STAGE)
     one.add_argument("second", metavar="B", help=_STAGE)
@@ -222,6 +227,14 @@ def _import(given: argparse.Namespace, store: Store, console: Console) -> int:
         _say(console, "✓", f"{stage.fingerprint} {stage.label}")
     for stage in found.known:
         _say(console, "=", f"{stage.fingerprint} {stage.label}: is here already")
+    return 0
+
+
+def _adopt(given: argparse.Namespace, store: Store, console: Console) -> int:
+    stage = stated_stage(given.settings, store)
+    accuracy = adopt(stage, given.folder, store)
+    _say(console, "✓", f"{stage.fingerprint} {stage.label}: accuracy {100 * accuracy:.1f}%")
+    _say(console, " ", "A sweep with these settings uses it instead of training one.")
     return 0
 
 

@@ -48,6 +48,11 @@ class Store:
         """The folder of tokenised tasks, each named after its content."""
         return self.output_dir / ".cache" / "tokenized"
 
+    @property
+    def digests(self) -> Path:
+        """The file that remembers the digests of large files of models and data."""
+        return self.output_dir / ".cache" / "digests.json"
+
     def require_writable(self) -> None:
         """Create the store's folders.
 

@@ -271,8 +271,14 @@ def _summary(
 ) -> dict[str, Any]:
     last = results[-1]
     low, high = interval
-    seconds = sum(r["train_seconds"] for r in results)
-    examples = sum(r["train_examples"] for r in results)
+
+    def total(key: str) -> float | None:
+        """The sum over stages; None where it is not known of one that was trained elsewhere."""
+        known = [r[key] for r in results]
+        return None if None in known else sum(known)
+
+    seconds, examples = total("train_seconds"), total("train_examples")
+    peaks = [r["peak_memory_mb"] for r in results]
     return {
         "accuracy": last["accuracy"],
         "accuracy_low": low,
@@ -280,9 +286,9 @@ def _summary(
         "n_eval": last["n_eval"],
         "trainable_params": sum(r["trainable_params"] for r in results),
         "train_seconds": seconds,
-        "train_tflop": sum(r["train_tflop"] for r in results),
-        "peak_memory_mb": max(r["peak_memory_mb"] for r in results),
-        "examples_per_second": examples / seconds if seconds else 0.0,
+        "train_tflop": total("train_tflop"),
+        "peak_memory_mb": None if None in peaks else max(peaks),
+        "examples_per_second": examples / seconds if examples and seconds else 0.0,
         "total_epochs": entry["total_epochs"],
     }
 
