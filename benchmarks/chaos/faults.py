@@ -19,6 +19,7 @@ from heft_pipeline.store.stage_folders import Store
 #: libfaketime lets one process see another time of day; it is in Debian's package faketime.
 _FAKETIME = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "faketime/libfaketimeMT.so.1"
 _DAY_SECONDS = 86400
+DEAD_HOST = "a-host-that-is-gone"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def stale_lock(scene: Scene) -> str:
     store, key = Store(scene.outputs), scene.source.choice(scene.stages)
     folder = store.folder(key)
     lock = scene.source.choice([folder / ".lock", folder / ".lock", _sweep(scene) / ".plan.lock"])
-    note = {"pid": 4242, "host": "gone", "since": time.time() - _DAY_SECONDS, "token": "0"}
+    note = {"pid": 4242, "host": DEAD_HOST, "since": time.time() - _DAY_SECONDS, "token": "0"}
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with lease_of(lock).open("x") as file:

@@ -188,27 +188,43 @@ class Stage:
         return ended
 
     def _compare(self) -> None:
-        mine, others = self._outputs, self._undisturbed.outputs
+        mine = self._outputs
+        self._played.mismatches += mismatches(mine, self._undisturbed.outputs)
         for key in self._undisturbed.stages:
             self._played.stages += 1
-            try:
-                found = list(differences(others / "stages" / key, mine / "stages" / key))
-            except (OSError, ValueError) as error:
-                found = [f"{type(error).__name__}: {error}"]
-            self._played.mismatches += [f"{key}: {what}" for what in found]
-            for name in ("checkpoint", ".lock.held"):
-                if (mine / "stages" / key / name).exists():
-                    self._played.flaws.append(f"{key} still has {name}")
-        if _runs(mine) != _runs(others):
-            self._played.mismatches.append("the plan's runs")
-        try:
-            if not _table(mine).equals(_table(others)):
-                self._played.mismatches.append("results.csv")
-        except (OSError, ValueError) as error:
-            self._played.mismatches.append(f"results.csv: {error}")
+            if (mine / "stages" / key / "checkpoint").exists():
+                self._played.flaws.append(f"{key} still has its checkpoint")
+            lease = mine / "stages" / key / ".lock.held"
+            # That of a dead host stays beside a finished stage, which nobody needs to lock.
+            if lease.exists() and faults.DEAD_HOST not in lease.read_text():
+                self._played.flaws.append(f"{key} is still held")
         parts = sum(len(list(leftovers(path))) for path in mine.rglob("*") if path.is_dir())
         if parts and not re.search("kill", " ".join(self._played.faults), re.IGNORECASE):
             self._played.flaws.append(f"{parts} parts of files, although nothing was killed")
+
+
+def mismatches(mine: Path, others: Path) -> list[str]:
+    """In what the stages, plan and table of one output folder differ from another's.
+
+    Args:
+        mine: The one.
+        others: The other, whose sweep is whole.
+    """
+    found = []
+    for folder in sorted(others.glob("stages/*")):
+        try:
+            wrong = list(differences(folder, mine / "stages" / folder.name))
+        except (OSError, ValueError) as error:
+            wrong = [f"{type(error).__name__}: {error}"]
+        found += [f"{folder.name}: {what}" for what in wrong]
+    try:
+        if _runs(mine) != _runs(others):
+            found.append("plan.json: the runs")
+        if not _table(mine).equals(_table(others)):
+            found.append("results.csv")
+    except (OSError, ValueError) as error:
+        found.append(f"{type(error).__name__}: {error}")
+    return found
 
 
 def make_undisturbed(folder: Path) -> Undisturbed:

@@ -1,13 +1,21 @@
 """Whatever happens to a store, in any order: it never says what is not so, and can be mended."""
 
+import functools
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec
@@ -16,7 +24,7 @@ from heft_pipeline.store.integrity import Depth, set_aside
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.storekeeping.verifying import put_aside, verify
 from tests.conftest import composed_run
-from tests.launch.test_damaged_store import cut, empty, flip, remove
+from tests.launch.test_damaged_store import cut, empty, flip, praise, remove
 
 STAGES = composed_run("method=heft", "model.name=m", "data.name=d").stages
 COARSE, FINE = STAGES
@@ -28,9 +36,14 @@ TRAINED = {
     "metrics.jsonl": b'{"step": 1}\n',
 }
 SCORED = {"predictions.parquet": b"answers" * 9, "reft_edits.csv": b"layer,size\n"}
+#: Nothing has to reach a disk here, and waiting for that takes most of the time.
+IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 FILES = [*TRAINED, *SCORED, "stage.json", "result.json", ".copies/result.json",
          ".copies/metrics.jsonl", "failure.json", "progress.json", "checkpoint/last"]  # fmt: skip
-HOW = st.sampled_from([flip, cut, empty, remove])
+HOW = st.one_of(
+    st.sampled_from([cut, empty, remove, praise]),
+    st.floats(0, 1, exclude_max=True).map(lambda at: functools.partial(flip, at=at)),
+)
 #: When the making of a stage can end: from nothing but its folder to all but the seal.
 MOMENTS = range(len(TRAINED) + len(SCORED) + 1)
 
@@ -49,11 +62,16 @@ class StoreStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = Path(tempfile.mkdtemp())
+        self.place = Path(tempfile.mkdtemp(dir=IN_MEMORY))
         self.store = Store(self.place)
 
     def teardown(self) -> None:
         shutil.rmtree(self.place)
+
+    @initialize()
+    def a_finished_sweep(self) -> None:
+        for stage in STAGES:
+            self.make(stage, None)
 
     @rule()
     def another_process(self) -> None:
@@ -85,13 +103,15 @@ class StoreStates(RuleBasedStateMachine):
             self.store.folder(stage.fingerprint).mkdir(parents=True, exist_ok=True)
             self.store.fail(stage.fingerprint, {"reason": "no", "error": "no"})
 
-    @rule(
-        stage=stages, name=st.sampled_from(FILES), how=st.sampled_from([flip, cut, empty, remove])
-    )
-    def damage(self, stage: StageSpec, name: str, how: Any) -> None:
-        path = self.store.folder(stage.fingerprint) / name
-        if path.is_file() and (how is remove or path.stat().st_size):
-            how(path)
+    @rule(stage=stages, names=st.lists(st.sampled_from(FILES), min_size=1, max_size=4), how=HOW)
+    def damage(self, stage: StageSpec, names: list[str], how: Any) -> None:
+        for name in names:
+            path = self.store.folder(stage.fingerprint) / name
+            if how is praise and not path.name.endswith("result.json"):
+                continue
+            if path.is_file() and (how is remove or path.stat().st_size):
+                with suppress(ValueError):  # there is no accuracy to raise in what is broken
+                    how(path)
 
     @rule(stage=stages)
     @precondition(lambda self: self.place.joinpath("stages").exists())
@@ -143,7 +163,7 @@ class StoreStates(RuleBasedStateMachine):
 
 
 StoreStates.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, derandomize=True,
+    max_examples=60, stateful_step_count=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 TestStoreStates = StoreStates.TestCase
