@@ -49,6 +49,8 @@ def execute_plan(
     """
     if launcher.train == NEVER:
         return {}
+    sweep.store.require_writable()
+    look_over(plan, sweep.store, console)  # before unfinished stages are counted
     if isinstance(launcher, LocalSettings):
         _begin(plan, sweep, launcher, console)
         failures = execute_here(plan, sweep, launcher, console)
@@ -69,9 +71,7 @@ def execute_plan(
 
 def _begin(plan: Plan, sweep: Sweep, launcher: LauncherSettings, console: Console) -> None:
     """Say what will be done, and refuse what cannot be done."""
-    sweep.store.require_writable()
     no_longer_cancelled(sweep)
-    look_over(plan, sweep.store, console)
     say_near_twin(plan, sweep.store, console)
     announce(console, plan, sweep.store)
     check_inputs(plan, sweep.store, console, launcher)

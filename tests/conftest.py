@@ -21,8 +21,19 @@ from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import config_dir, register
 from heft_pipeline.store.stage_folders import Store
 
+_LONGEST_FIRST = ("slurm_drill", "damaged_store", "bad_inputs", "test_slurm", "export", "cli")
 WORDS = [f"w{i}" for i in range(60)]
 CliResult = tuple[int, str, str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no process is left alone with one at the end."""
+
+    def rank(item: pytest.Item) -> int:
+        ranks = (at for at, name in enumerate(_LONGEST_FIRST) if name in item.path.stem)
+        return next(ranks, len(_LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

@@ -188,11 +188,14 @@ def test_a_worker_that_dies_while_it_is_idle_is_replaced(
     # ReFT is trained on LoRA, so that the second worker has nothing to do at the end of its own.
     process = start(2, "method=heft,reft", "lora.epochs=60", "reft.epochs=1")
     wait_until(lambda: list(out.glob("stages/*/result.json")))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    busy = {(Store(out).owner(path.name) or {}).get("pid") for path in out.glob("stages/*")}
-    idle = [pid for pid in map(int, children) if pid not in busy]
-    assert len(idle) == 1
-    os.kill(idle[0], signal.SIGKILL)
+
+    def idle() -> list[int]:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        busy = {(Store(out).owner(path.name) or {}).get("pid") for path in out.glob("stages/*")}
+        return [pid for pid in map(int, children) if pid not in busy]
+
+    wait_until(lambda: len(idle()) == 1)  # a finished stage is held for a moment more
+    os.kill(idle()[0], signal.SIGKILL)
     said, err = process.communicate(timeout=200)
     assert process.returncode == 0, said + err
 
