@@ -73,8 +73,12 @@ def adopt(stage: StageSpec, folder: Path, store: Store) -> float:
 
     saved = folder.expanduser().resolve()
     started = started_from(stage, saved)
-    Sources(store.digests).adapter(started.adapters[0])
     store.require_writable()
-    preflight([started], store.tokenized)
+    try:
+        Sources(store.digests).adapter(started.adapters[0])
+        preflight([started], store.tokenized)
+    except UserError as error:  # in the words of what was typed here
+        said = str(error).replace(f"{stage.kind}.init_from={saved}", str(saved))
+        raise UserError(said) from error
     outcome = run_stage(stage, store, trained_in=saved)
     return float(outcome.result["accuracy"])

@@ -39,6 +39,11 @@ def origins(store: Store, fingerprint: str) -> Iterator[tuple[str, str]]:
         yield "trained on", f"{part.fingerprint} {part.label} ({store.state(part.fingerprint)})"
     result = store.result(fingerprint)
     if result is not None:
+        if elsewhere := result.get("trained_elsewhere"):
+            yield (
+                "trained",
+                f"elsewhere; adopted from {elsewhere}, with settings as they were stated",
+            )
         yield from _made(result, "made")
         if again := result.get("scored_again"):
             yield from _made(again, "scored again")

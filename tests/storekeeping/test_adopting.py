@@ -82,6 +82,9 @@ def test_adopted_adapters_are_the_stages_of_a_sweep_that_trains_nothing(
     assert table[["train_seconds", "train_tflop", "peak_memory_mb"]].isna().all(axis=None)
     assert table.trainable_params.notna().all()
     assert main(["verify", str(ours), "--recompute", "2"]) == 0
+    capfd.readouterr()
+    assert main(["show", str(ours), "s/heft-1-r8-s0"]) == 0
+    assert "adopted from" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert adopt(tmp_path / "ours", saved["lora"], *small, *settings) == 1
     said = capfd.readouterr().err
     assert message in said
+    assert "init_from" not in said
     assert len(said.splitlines()) == 1
     assert not list((tmp_path / "ours").glob("stages/*/result.json"))
 
