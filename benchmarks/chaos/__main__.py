@@ -97,14 +97,14 @@ def _cluster() -> Iterator[Cluster]:
 
 def figures(rounds: Sequence[Round]) -> str:
     """A Markdown table of what happened in rounds."""
-    happened = Counter(fault for one in rounds for fault in one.faults)
+    happened = Counter(_kind(fault) for one in rounds for fault in one.faults)
     rows = {
         "rounds": f"{len(rounds)} ({sum(one.launcher == 'slurm' for one in rounds)} on SLURM)",
         "commands": sum(one.commands for one in rounds),
         "of them that succeeded": _ended(rounds, 0),
         "of them that failed with a message": _ended(rounds, 1),
         "faults": sum(happened.values()),
-        **{f"  {what}": count for what, count in sorted(happened.items())},
+        **{f"... {what}": count for what, count in sorted(happened.items())},
         "damaged files set aside": sum(one.set_aside for one in rounds),
         "stages compared": sum(one.stages for one in rounds),
         "mismatches": sum(len(one.mismatches) for one in rounds),
@@ -112,6 +112,12 @@ def figures(rounds: Sequence[Round]) -> str:
         "hours": f"{sum(one.seconds for one in rounds) / 3600:.1f}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _kind(fault: str) -> str:
+    """A fault without the file that it met, but for the folder that the file is in."""
+    what, _, place = fault.partition(" in ")
+    return f"{what} in {place.split('/')[0]}/" if place else what
 
 
 def _ended(rounds: Sequence[Round], status: int) -> int:
