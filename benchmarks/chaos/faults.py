@@ -51,10 +51,12 @@ Fault = Callable[[Scene], str]
 def kill(scene: Scene) -> str:
     """A signal to the command, to one of the processes that work for it, or to all."""
     number = scene.source.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-    whom = scene.source.choice(["command", "worker", "all"])
+    whom = scene.source.choice(["command", "worker", "worker", "all"])
     pid = scene.command.process.pid
     if whom == "all":
         scene.command.signal_all(number)
+        for worker in _workers(scene):
+            _signal(worker, number)
     else:
         workers = _workers(scene)
         if whom == "worker" and workers:
@@ -225,12 +227,11 @@ def _workers(scene: Scene) -> list[int]:
         if not entry.name.isdigit() or int(entry.name) in (os.getpid(), scene.command.process.pid):
             continue
         try:
-            group = os.getpgid(int(entry.name))
-            said = (entry / "cmdline").read_bytes().decode(errors="replace")
+            said = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        ours = group == scene.command.process.pid
-        if ours or ("submitit" in said and str(scene.outputs) in said and "srun" not in said):
+        # Workers and jobs are told the folder that they work in; srun is not one that does.
+        if "python" in said[0] and any(str(scene.outputs) in word for word in said):
             found.append(int(entry.name))
     return sorted(found)
 
