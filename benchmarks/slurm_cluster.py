@@ -9,7 +9,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
@@ -251,3 +252,21 @@ PidFile={folder}/slurmdbd.pid
 """
         )
         dbd.chmod(0o600)
+
+
+@contextmanager
+def started(cluster: Cluster) -> Iterator[Cluster]:
+    """Start a cluster in its folder, point this process's environment to it, and end it.
+
+    Jobs compute with one thread each, because several run side by side on few cores.
+    """
+    cluster.folder.mkdir(exist_ok=True)
+    before = dict(os.environ)
+    os.environ.update(cluster.environment | {"OMP_NUM_THREADS": "1"})
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        os.environ.clear()
+        os.environ.update(before)

@@ -20,11 +20,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.chaos.rounds import Round, Stage, Undisturbed, make_undisturbed
-from benchmarks.slurm_cluster import Cluster
+from benchmarks.slurm_cluster import Cluster, started
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,11 @@ def _play(given: argparse.Namespace, to: Path) -> Iterator[Round]:
     undisturbed = Undisturbed(to / "undisturbed" / "outputs", **json.loads(kept.read_text()))
     numbers = range(given.first, given.first + given.rounds)
     with ExitStack() as stack:
-        cluster = stack.enter_context(_cluster()) if given.launcher == "slurm" else None
+        cluster = None
+        if given.launcher == "slurm":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            nodes = Cluster(folder, accounting=True, nodes=("n1", "n2"))
+            cluster = stack.enter_context(started(nodes))
         pool = stack.enter_context(ThreadPoolExecutor(1 if cluster else given.parallel))
 
         def play(number: int) -> tuple[Round, Path]:
@@ -78,21 +82,6 @@ def _play(given: argparse.Namespace, to: Path) -> Iterator[Round]:
             if not (played.mismatches or played.flaws):
                 shutil.rmtree(folder)
             yield played
-
-
-@contextmanager
-def _cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory() as folder:
-        cluster = Cluster(Path(folder), accounting=True, nodes=("n1", "n2"))
-        before = dict(os.environ)
-        os.environ.update(cluster.environment)
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def figures(rounds: Sequence[Round]) -> str:

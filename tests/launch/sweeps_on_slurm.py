@@ -1,7 +1,6 @@
 """Asking for sweeps on a real SLURM as a user does, and looking at what they leave."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.slurm_cluster import Cluster, missing_program
+from benchmarks.slurm_cluster import Cluster, missing_program, started
 from heft_pipeline.store.stage_folders import Store
 
 SECONDS = 240
@@ -25,18 +24,9 @@ def cluster_or_skip(folder: Path, accounting: bool, **given: Any) -> Cluster:
 
 
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    """Start a cluster, point this process's environment to it, and end it."""
-    cluster.folder.mkdir(exist_ok=True)
-    before = dict(os.environ)
-    # One thread a job: several run side by side on few cores.
-    os.environ.update(cluster.environment | {"OMP_NUM_THREADS": "1"})
-    try:
-        cluster.start()
+    """Start a cluster and end it, for fixtures."""
+    with started(cluster):
         yield cluster
-    finally:
-        cluster.stop()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def command(*overrides: str) -> list[str]:

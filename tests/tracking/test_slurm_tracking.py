@@ -8,26 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slurm_cluster import Cluster, missing_program
+from benchmarks.slurm_cluster import Cluster
+from tests.launch.sweeps_on_slurm import cluster_or_skip, running
 from tests.tracking.wandb_server import WandbServer
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, server: WandbServer) -> Iterator[Cluster]:
     """A cluster whose jobs get the W&B account of the submitting process."""
-    missing = missing_program(accounting=False)
-    if missing:
-        pytest.skip(f"no {missing} here; Debian: slurm-wlm munge")
-    (tmp_path / "slurm").mkdir()
-    running = Cluster(tmp_path / "slurm", accounting=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**running.environment, "OMP_NUM_THREADS": "1"}.items():
-            patch.setenv(name, value)
-        try:
-            running.start()
-            yield running
-        finally:
-            running.stop()
+    yield from running(cluster_or_skip(tmp_path / "slurm", accounting=False))
 
 
 def test_each_run_arrives_once_from_the_jobs(
