@@ -26,10 +26,12 @@ class MadeDifferently:
         said: For instance ``computed in different dtypes: lora@3 in float32; heft@3 in bfloat16
             (lora) and float32 (reft)``.
         way_out: What makes all of them in the same way; empty where that is another machine.
+        so: What follows for a comparison.
     """
 
     said: str
     way_out: str = ""
+    so: str = "Some of what sets them apart may be rounding"
 
 
 def _dtype(result: Mapping[str, Any]) -> str:
@@ -78,9 +80,13 @@ def made_differently(section: Section) -> tuple[MadeDifferently, ...]:
     Returns:
         The ways in which they differ: dtype, device, number of threads, versions.
     """
-    found = [(_different(section, said, how, of), way_out) for said, how, of, way_out in _ASPECTS]
-    found.append((_elsewhere(section), ""))
-    return tuple(MadeDifferently(said, way_out) for said, way_out in found if said)
+    found = [
+        MadeDifferently(_different(section, said, how, of), way_out)
+        for said, how, of, way_out in _ASPECTS
+    ]
+    believed = "What their folders do not show, such as epochs and learning rate, is believed"
+    found.append(MadeDifferently(_elsewhere(section), so=believed))
+    return tuple(one for one in found if one.said)
 
 
 def _elsewhere(section: Section) -> str:
