@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.chaos.rounds import Round, Stage, Undisturbed, make_undisturbed
+from benchmarks.chaos.rounds import Round, Undisturbed, make_undisturbed
 from benchmarks.slurm_cluster import Cluster, started
 
 

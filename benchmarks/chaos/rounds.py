@@ -79,7 +79,7 @@ class Round:
         return asdict(self)
 
 
-class Stage:
+class Arena:
     """A place for one round: a disk of its own, logs beside it, and the faults that it can take.
 
     Args:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.chaos import faults
 from benchmarks.chaos.__main__ import figures
 from benchmarks.chaos.commands import Command
-from benchmarks.chaos.rounds import Stage, Undisturbed, make_undisturbed, mismatches
+from benchmarks.chaos.rounds import Arena, Undisturbed, make_undisturbed, mismatches
 
 SEED, ROUND = 28, 1
 
@@ -27,7 +27,7 @@ def test_whatever_happens_to_a_sweep_it_ends_with_the_same(
 ) -> None:
     """Without the lock of a dead host, after which a minute is waited."""
     kinds = ["kill", "full_disk", "read_only", "flip", "clock"]
-    played = Stage(tmp_path / "round", undisturbed, None, kinds).play(ROUND, SEED)
+    played = Arena(tmp_path / "round", undisturbed, None, kinds).play(ROUND, SEED)
     assert played.faults
     assert not [*played.mismatches, *played.flaws], played
     assert "| mismatches | 0 |" in figures([played])
