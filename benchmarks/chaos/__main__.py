@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.chaos.faults import ON
 from benchmarks.chaos.rounds import Round, Undisturbed, make_undisturbed
 from benchmarks.slurm_cluster import Cluster, started
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1, help="the number of the first round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    parser.add_argument("--faults", nargs="+", default=[], help="only these; default: all")
+    kinds = sorted({fault.__name__ for each in ON.values() for fault in each})
+    text = "only these; default: all"
+    parser.add_argument("--faults", nargs="+", default=[], choices=kinds, help=text)
     parser.add_argument("--parallel", type=int, default=1, help="local rounds side by side")
     parser.add_argument("--to", type=Path, help="keep the files in this folder")
     parser.add_argument("--show", type=Path, nargs="+", help="rounds that were played")
@@ -69,7 +72,7 @@ def _play(given: argparse.Namespace, to: Path) -> Iterator[Round]:
         def play(number: int) -> tuple[Round, Path]:
             folder = to / f"{given.launcher}-{number}"
             shutil.rmtree(folder, ignore_errors=True)
-            return Stage(folder, undisturbed, cluster, given.faults).play(
+            return Arena(folder, undisturbed, cluster, given.faults).play(
                 number, given.seed
             ), folder
 
