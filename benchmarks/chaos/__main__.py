@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.chaos.faults import ON
-from benchmarks.chaos.rounds import Round, Undisturbed, make_undisturbed
+from benchmarks.chaos.rounds import Arena, Round, Undisturbed, make_undisturbed
 from benchmarks.slurm_cluster import Cluster, started
 
 
