@@ -167,3 +167,15 @@ StoreStates.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 TestStoreStates = StoreStates.TestCase
+
+
+def test_metrics_that_are_broken_as_their_copy_is_are_made_again() -> None:
+    """The states seldom come by this: a broken copy is no copy."""
+    states = StoreStates()
+    try:
+        states.make(COARSE, None)
+        states.damage(COARSE, ["metrics.jsonl", ".copies/metrics.jsonl"], flip)
+        states.make(COARSE, None)
+        states.assert_as_made(COARSE)
+    finally:
+        states.teardown()
