@@ -57,11 +57,12 @@ def adopt(stage: StageSpec, folder: Path, store: Store) -> float:
     if len(stage.adapters) != 1:
         what = "trains nothing" if not stage.adapters else f"trains {stage.name} at once"
         raise UserError(f"{stage.label} {what}; adopt takes a stage with one adapter")
+    there = UserError(
+        f"stage {stage.fingerprint} ({stage.label}) is in {store.output_dir} already; remove it "
+        "first, or state the settings that this adapter was trained with"
+    )
     if store.is_complete(stage.fingerprint):
-        raise UserError(
-            f"stage {stage.fingerprint} ({stage.label}) is in {store.output_dir} already; remove "
-            "it first, or state the settings that this adapter was trained with"
-        )
+        raise there
     if stage.parent is not None:
         try:
             store.require_whole(stage.parent)
@@ -80,5 +81,7 @@ def adopt(stage: StageSpec, folder: Path, store: Store) -> float:
     except UserError as error:  # in the words of what was typed here
         said = str(error).replace(f"{stage.kind}.init_from={saved}", str(saved))
         raise UserError(said) from error
-    outcome = run_stage(stage, store, trained_in=saved)
-    return float(outcome.result["accuracy"])
+    result = run_stage(stage, store, trained_in=saved).result
+    if result.get("trained_elsewhere") != str(saved):  # damaged and mended, or made meanwhile
+        raise there
+    return float(result["accuracy"])

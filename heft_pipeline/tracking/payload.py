@@ -288,9 +288,16 @@ def _summary(
         "train_seconds": seconds,
         "train_tflop": total("train_tflop"),
         "peak_memory_mb": None if None in peaks else max(peaks),
-        "examples_per_second": examples / seconds if examples and seconds else 0.0,
+        "examples_per_second": _speed(examples, seconds),
         "total_epochs": entry["total_epochs"],
     }
+
+
+def _speed(examples: float | None, seconds: float | None) -> float | None:
+    """Examples per second of training; 0 where there was none, None where it is not known."""
+    if examples is None or seconds is None:
+        return None
+    return examples / seconds if seconds else 0.0
 
 
 def _beside_accuracy(
