@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from heft_pipeline.plan.graph import Plan, labelled
-from heft_pipeline.store.integrity import RESTORE, Depth, remedy, set_aside
+from heft_pipeline.store.integrity import RESTORE, Depth, remedy
 from heft_pipeline.store.stage_folders import Store
 from launch.progress import say_qualification
 
@@ -25,10 +25,7 @@ def look_over(plan: Plan, store: Store, console: Console) -> None:
         depth = Depth.ALL if key in to_train_on else Depth.RECORDS
         damage = store.damage(key, depth)
         if damage:
-            with store.free(key) as free:
-                # Another process may be mending it, or may have mended it meanwhile.
-                damage = store.damage(key, depth) if free else {}
-                aside = set_aside(store.folder(key), damage) if damage else None
+            damage, aside = store.put_aside(key, depth)
             done = remedy(store.folder(key), damage)
             what = "it is" if done == RESTORE else "the stage is"
             for name, why in damage.items():

@@ -52,18 +52,16 @@ def kill(scene: Scene) -> str:
     """A signal to the command, to one of the processes that work for it, or to all."""
     number = scene.source.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     whom = scene.source.choice(["command", "worker", "worker", "all"])
-    pid = scene.command.process.pid
     if whom == "all":
         scene.command.signal_all(number)
         for worker in _workers(scene):
             _signal(worker, number)
+    elif whom == "worker" and (workers := _workers(scene)):
+        number = signal.SIGKILL
+        _signal(scene.source.choice(workers), number)
     else:
-        workers = _workers(scene)
-        if whom == "worker" and workers:
-            pid, number = scene.source.choice(workers), signal.SIGKILL
-        else:
-            whom = "command"
-        _signal(pid, number)
+        whom = "command"
+        _signal(scene.command.process.pid, number)
     return f"{signal.Signals(number).name} to {whom}"
 
 
@@ -191,14 +189,9 @@ ON: dict[str, dict[Fault, int]] = {
 }
 
 
-def missing(disk: bool) -> dict[Fault, str]:
-    """The faults that cannot be made here, and why."""
-    found: dict[Fault, str] = {}
-    if not disk:
-        found[full_disk] = "only root can mount a small disk"
-    if not _FAKETIME.is_file():
-        found[clock] = "there is no libfaketime (Debian: faketime)"
-    return found
+def missing(disk: bool) -> set[Fault]:
+    """The faults that cannot be made here: without a disk of one's own, or libfaketime."""
+    return {*(() if disk else (full_disk,)), *(() if _FAKETIME.is_file() else (clock,))}
 
 
 def _sweep(scene: Scene) -> Path:

@@ -114,14 +114,18 @@ class Arena:
                 self._disturb_report(source)
             self._go_on()
             self._compare()
+            if small and (self._played.mismatches or self._played.flaws):
+                shutil.copytree(self._folder / "disk", self._folder / "kept", symlinks=True)
         self._played.seconds = round(time.monotonic() - began, 1)
         return self._played
 
     def _drawn(self, source: random.Random, small: bool) -> list[faults.Fault]:
-        weights = dict(faults.ON[self._played.launcher])
-        for fault in faults.missing(small):
-            weights.pop(fault, None)
-        weights = {f: w for f, w in weights.items() if not self._kinds or f.__name__ in self._kinds}
+        left_out = faults.missing(small)
+        weights = {
+            fault: weight
+            for fault, weight in faults.ON[self._played.launcher].items()
+            if fault not in left_out and (not self._kinds or fault.__name__ in self._kinds)
+        }
         return source.choices(list(weights), list(weights.values()), k=source.choice([1, 1, 2]))
 
     def _disturb(self, source: random.Random, drawn: Sequence[faults.Fault]) -> None:
@@ -256,8 +260,6 @@ def _disk(folder: Path) -> Iterator[bool]:
         if small:
             stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
         yield small
-        if small:
-            shutil.copytree(folder, folder.with_name("kept"), symlinks=True)
 
 
 def _runs(outputs: Path) -> list[tuple[str, list[str]]]:

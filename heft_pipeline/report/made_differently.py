@@ -93,10 +93,8 @@ def _elsewhere(section: Section) -> str:
     names: dict[str, None] = {}
     for one in section.settings:
         for run in one.runs:
-            for stage, result in zip(run.stages, run.results, strict=True):
-                if "trained_elsewhere" in result:
-                    whole = "" if len(run.stages) == 1 else f" ({stage.name})"
-                    names[f"{one.short}{whole}"] = None
+            for stage, _ in _stages(run, lambda result: str(result.get("trained_elsewhere", ""))):
+                names[one.short if len(run.stages) == 1 else f"{one.short} ({stage})"] = None
     said = "trained elsewhere, with settings as they were stated, at a cost that is not known"
     return f"{said}: {_listed(names)}" if names else ""
 

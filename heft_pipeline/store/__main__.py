@@ -22,6 +22,7 @@ from heft_pipeline.command_line.console import TextConsole, marked
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.byte_sizes import in_bytes
+from heft_pipeline.store.integrity import Depth
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.storekeeping.adopting import adopt, stated_stage
 from heft_pipeline.storekeeping.archive import read_archive, write_archive
@@ -29,7 +30,7 @@ from heft_pipeline.storekeeping.differences import differences
 from heft_pipeline.storekeeping.inventory import Entry, find, inventory, named_stage
 from heft_pipeline.storekeeping.origins import origins
 from heft_pipeline.storekeeping.removing import Removable, named, remove, unneeded
-from heft_pipeline.storekeeping.verifying import put_aside, recompute, verify
+from heft_pipeline.storekeeping.verifying import recompute, verify
 
 _GROUPS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "model": lambda entry: [entry.model],
@@ -151,7 +152,8 @@ def _verify(given: argparse.Namespace, store: Store, console: Console) -> int:
         damaged += 1
         for wrong in found.wrong:
             _say(console, "✗", f"{found.entry.label}: {wrong}")
-        if given.set_aside and (aside := put_aside(store, found.entry.fingerprint)):
+        aside = store.put_aside(found.entry.fingerprint, Depth.ALL)[1] if given.set_aside else None
+        if aside is not None:
             _say(console, " ", f"{aside} has what was there")
     differing = 0
     drawn = [entry for entry in whole if entry.stage is not None]

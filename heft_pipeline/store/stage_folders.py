@@ -25,6 +25,7 @@ from heft_pipeline.store.integrity import (
     forget_result,
     look,
     seal_result,
+    set_aside,
 )
 
 FAILURE, LOCK = "failure.json", ".lock"
@@ -120,6 +121,21 @@ class Store:
             What is wrong with which file; empty if nothing is, or if the stage is unfinished.
         """
         return look(self.folder(fingerprint), depth).damage
+
+    def put_aside(self, fingerprint: str, depth: Depth) -> tuple[Mapping[str, str], Path | None]:
+        """Move the damaged files of a finished stage away, so that it counts as unfinished.
+
+        Args:
+            fingerprint: The stage's fingerprint; its folder is there.
+            depth: How closely to look.
+
+        Returns:
+            What was wrong with which file, and the folder that they are in now; nothing and None
+            if a process holds the stage, or has mended it.
+        """
+        with self.free(fingerprint) as free:
+            damage = self.damage(fingerprint, depth) if free else {}
+            return damage, set_aside(self.folder(fingerprint), damage) if damage else None
 
     def require_whole(self, stage: StageSpec) -> None:
         """Refuse a finished stage whose files are not, to the last bit, what it wrote.

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.store.integrity import MANIFEST, Depth, look, set_aside
+from heft_pipeline.store.integrity import MANIFEST, Depth, look
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.storekeeping.inventory import Entry, inventory, read_stage
 
@@ -48,21 +47,6 @@ def verify(store: Store) -> Iterator[Verified]:
             wrong.append(f"{folder} holds the settings of stage {stage.fingerprint}")
         unsealed = found.result is not None and MANIFEST not in found.result
         yield Verified(entry, tuple(wrong), unsealed)
-
-
-def put_aside(store: Store, fingerprint: str) -> Path | None:
-    """Move the damaged files of a finished stage away, so that a sweep makes them anew.
-
-    Args:
-        store: The store.
-        fingerprint: The stage's.
-
-    Returns:
-        The folder that they are in now; None if a process is making the stage, or has mended it.
-    """
-    with store.free(fingerprint) as free:
-        damage = store.damage(fingerprint, Depth.ALL) if free else {}
-        return set_aside(store.folder(fingerprint), damage) if damage else None
 
 
 def recompute(stage: StageSpec, store: Store) -> str:

@@ -1,6 +1,5 @@
 """Several processes, and several people, use one store at once."""
 
-import ctypes
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ from shutil import rmtree
 
 import pytest
 
+from benchmarks.chaos.commands import obey_permissions
 from benchmarks.same_results import differences
 from heft_pipeline.store.stage_folders import Store
 
@@ -87,17 +87,11 @@ def read_all_the_time(outputs: Path, writing: Sequence["subprocess.Popen[str]"])
 GROUP, COLLEAGUE = 40010, 40001
 
 
-def as_a_member() -> None:
-    """Make the process that is started next obey permissions, although root starts it."""
-    for capability in range(4):  # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-
 def run(*arguments: str) -> str:
     """Run the command line as a member of the group, whose umask lets the group write."""
     done = subprocess.run(
         [sys.executable, "-m", "heft_pipeline", *arguments], cwd=ROOT, extra_groups=[GROUP],
-        preexec_fn=as_a_member, umask=0o002, capture_output=True, text=True, check=False,
+        preexec_fn=obey_permissions, umask=0o002, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -22,7 +22,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.mending import find_result
 from heft_pipeline.store.integrity import Depth, set_aside
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.storekeeping.verifying import put_aside, verify
+from heft_pipeline.storekeeping.verifying import verify
 from tests.conftest import composed_run
 from tests.launch.test_damaged_store import cut, empty, flip, praise, remove
 
@@ -136,7 +136,7 @@ class StoreStates(RuleBasedStateMachine):
             key = found.entry.fingerprint
             if self.store.damage(key, Depth.ALL):
                 assert found.wrong
-                assert put_aside(self.store, key) is not None
+                assert self.store.put_aside(key, Depth.ALL)[1] is not None
         assert not [found for found in verify(self.store) if found.wrong]
 
     @invariant()
