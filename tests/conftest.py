@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: a compressed file has the time in it, and each of xdist's
+    processes has to find the tests under the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def no_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests compute in float32 whatever this machine's hardware, unless they ask for another."""
