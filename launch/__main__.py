@@ -102,7 +102,7 @@ def _status(given: argparse.Namespace, console: Console) -> int:
 
 
 def _logs(given: argparse.Namespace, console: Console) -> int:
-    from heft_pipeline.export import find_stage
+    from heft_pipeline.use.saved import find_stage
 
     stage, store = find_stage(given.stage, given.output_dir)
     files = _log_files(store, stage.fingerprint)

@@ -30,7 +30,7 @@ FLOORS = [
     "store",
     "stage",
     "storekeeping",
-    "export",
+    "use",
     "tracking",
     "report",
     "dashboard",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from heft_pipeline.adapters.adapter import Adapter, adapter_class
-from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.adapters.kind import AdapterSettings, adapter_folder
 from heft_pipeline.data.batches import AnsweredPrompt, Batch, collate
 from heft_pipeline.models.base_model import Base
 from heft_pipeline.models.equal_lengths import EqualLengths
@@ -235,19 +235,3 @@ def merged_parents(model: AdaptedModel, probe: Sequence[AnsweredPrompt]) -> Iter
                 stack.enter_context(kind.merged(model.base.model))
             change = (model.logits(batch).float() - before).abs().amax()
         yield float(change / before.abs().amax())
-
-
-def adapter_folder(
-    folder: Path, settings: AdapterSettings, stage: Sequence[AdapterSettings]
-) -> Path:
-    """The folder of one of a stage's adapters.
-
-    Args:
-        folder: The stage's adapter folder.
-        settings: The adapter's settings.
-        stage: The settings of all the stage's adapters.
-
-    Returns:
-        ``folder`` itself for a stage with one adapter, else a subfolder named after the kind.
-    """
-    return folder / settings.kind if len(stage) > 1 else folder

@@ -288,3 +288,19 @@ def kinds_of(stage: str) -> tuple[str, ...]:
 def joined(stages: Iterable[str]) -> tuple[str, ...]:
     """Entries of ``method.stages`` with their kinds in the order of :func:`kinds`."""
     return tuple("+".join(kinds_of(stage)) for stage in stages)
+
+
+def adapter_folder(
+    folder: Path, settings: AdapterSettings, stage: Sequence[AdapterSettings]
+) -> Path:
+    """The folder of one of a stage's adapters.
+
+    Args:
+        folder: The stage's adapter folder.
+        settings: The adapter's settings.
+        stage: The settings of all the stage's adapters.
+
+    Returns:
+        ``folder`` itself for a stage with one adapter, else a subfolder named after the kind.
+    """
+    return folder / settings.kind if len(stage) > 1 else folder

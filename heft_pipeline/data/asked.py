@@ -90,6 +90,26 @@ def read_answers(data: DataSettings, split: str, rows: Sequence[tuple[str, Row]]
     return found
 
 
+def read_questions(data: DataSettings, rows: Sequence[tuple[str, Row]]) -> list[Asked]:
+    """Read rows whose right answers nobody knows; the first choice stands for it.
+
+    Args:
+        data: The task.
+        rows: Pairs of id and row; ``data.answer_column`` is not looked at.
+
+    Raises:
+        UserError: A row has no choices where it has to have its own.
+    """
+    if data.own_choices:
+        return [
+            Asked(
+                id, row, 0, tuple("".join(part for part, _ in own) for own in _own(data, id, row))
+            )
+            for id, row in rows
+        ]
+    return [Asked(id, row, 0, tuple(data.choices.values())) for id, row in rows]
+
+
 def _with_own(data: DataSettings, id: str, row: Row) -> Asked:
     if data.written:
         return Asked(id, row, 0, tuple(references(data, id, row)))

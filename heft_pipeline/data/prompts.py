@@ -13,7 +13,7 @@ from heft_pipeline.data.answers import (
     refuse_beginnings,
     row_answer_tokens,
 )
-from heft_pipeline.data.asked import Asked, read_answers
+from heft_pipeline.data.asked import Asked, read_answers, read_questions
 from heft_pipeline.data.chat import Chat
 from heft_pipeline.data.dev_split import Row
 from heft_pipeline.data.encode import Encoder, render
@@ -181,6 +181,44 @@ def load_task(
         doubled=encoder.doubled,
         begun=0 if data.choices or data.written else sum(map(_has_beginning, splits["eval"])),
     )
+
+
+def read_unanswered(
+    data: DataSettings,
+    tokenizer: Any,
+    rows: Sequence[tuple[str, Row]],
+    scored: AnswerText = PLAIN,
+) -> list[Example]:
+    """Render and tokenise rows whose right answers nobody knows.
+
+    Args:
+        data: The task.
+        tokenizer: A transformers tokenizer.
+        rows: Pairs of id and row; one or more.
+        scored: How the answers are written that are scored.
+
+    Returns:
+        An example for each row, whose right answer means nothing; without choices where answers
+        are written.
+
+    Raises:
+        UserError: A column is missing, or a prompt is too long and cannot be cut enough.
+    """
+    encoder = Encoder(tokenizer, data.special_tokens)
+    chat = Chat(tokenizer, data.system) if data.chat else None
+    asked = read_questions(data, rows)
+    pieces = [_pieces(data, chat, one.id, one.row) for one in asked]
+    tokenized, _ = _tokenize(data, encoder, chat, asked, pieces)
+    found: list[tuple[tuple[Ids, ...], tuple[int, ...]]] = [((), ())] * len(asked)
+    if data.choices:
+        found = [(answer_tokens(data, encoder, pieces[0], scored), ())] * len(asked)
+    elif not data.written:
+        own = _own_tokens(data, encoder, asked, tokenized, scored, scored)
+        found = [(choices, given) for _, choices, given in own]
+    return [
+        Example(one.id, prompt, 0, choices=choices, texts=one.texts, given=given)
+        for one, (_, prompt), (choices, given) in zip(asked, tokenized, found, strict=True)
+    ]
 
 
 def _repeats(

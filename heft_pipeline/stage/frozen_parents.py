@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from heft_pipeline.adapters.adapted import AdaptedModel, adapter_folder, merged_parents
-from heft_pipeline.adapters.kind import AdapterSettings
+from heft_pipeline.adapters.adapted import AdaptedModel, merged_parents
+from heft_pipeline.adapters.kind import AdapterSettings, adapter_folder
 from heft_pipeline.data.batches import AnsweredPrompt
 from heft_pipeline.data.prompts import Task
 from heft_pipeline.plan.stage_spec import StageSpec

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heft_pipeline.adapters.adapted import adapted, adapter_folder
-from heft_pipeline.adapters.kind import kinds, kinds_of
+from heft_pipeline.adapters.adapted import adapted
+from heft_pipeline.adapters.kind import adapter_folder, kinds, kinds_of
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import Interrupted, UserError
 from heft_pipeline.plan.graph import Run

@@ -11,13 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from heft_pipeline.adapters.adapted import adapted
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.errors import UserError
-from heft_pipeline.export import main as export_main
 from heft_pipeline.models.decoder import feed_forward_outputs
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.cached_inputs import cached_base, cached_task
 from heft_pipeline.stage.preflight import preflight
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.use.export import main as export_main
 
 ComposeRun = Callable[..., Run]
 CPU = torch.device("cpu")

@@ -77,7 +77,7 @@ def test_workers_end_in_one_line_too(small: list[str], tmp_path: Path, delay: fl
         ["heft_pipeline.report"],
         ["heft_pipeline.tracking", "nothing"],
         ["heft_pipeline.settings", "--markdown"],
-        ["heft_pipeline.export", "0", "--to", "x"],
+        ["heft_pipeline.use.export", "0", "--to", "x"],
         ["heft_pipeline.dashboard"],
     ],
     ids=lambda command: command[0],

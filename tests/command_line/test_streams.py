@@ -45,7 +45,7 @@ def test_every_command_line_goes_through_in_a_poor_encoding(
         ["launch", "status", "s", "--output-dir", str(out)],
         ["launch", "logs", stage, "--output-dir", str(out)],
         ["heft_pipeline.tracking", str(out / "sweeps/s"), "--to", "tensorboard", "--again"],
-        ["heft_pipeline.export", stage, "--to", str(tmp_path / "to"), "--output-dir", str(out)],
+        ["heft_pipeline.use.export", stage, "--to", str(tmp_path / "to"), "--output-dir", str(out)],
         ["heft_pipeline.settings", "--markdown"],
     ):
         done = ran(environment, *command)
@@ -62,7 +62,7 @@ def test_a_message_with_the_words_of_the_user_is_shown(
         ["heft_pipeline", "method=größe-✓"],
         ["heft_pipeline.report", "größe-✓", "--output-dir", str(tmp_path)],
         ["launch", "status", "größe-✓", "--output-dir", str(tmp_path)],
-        ["heft_pipeline.export", "größe-✓", "--to", "x", "--output-dir", str(tmp_path)],
+        ["heft_pipeline.use.export", "größe-✓", "--to", "x", "--output-dir", str(tmp_path)],
     ):
         done = ran(environment, *command)
         assert done.returncode == 1

@@ -14,10 +14,10 @@ import pytest
 from benchmarks.same_results import differences
 from heft_pipeline.__main__ import main as heft_pipeline
 from heft_pipeline.command_line import warnings
-from heft_pipeline.export import main as export
 from heft_pipeline.files.sealed import copy_of
 from heft_pipeline.report.__main__ import main as report
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.use.export import main as export
 from launch.__main__ import main as launch
 from tests.conftest import CliResult
 

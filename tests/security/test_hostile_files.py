@@ -28,13 +28,13 @@ import torch
 from heft_pipeline.data.split_files import split_files
 from heft_pipeline.data.text_rows import read_json
 from heft_pipeline.errors import UserError
-from heft_pipeline.export import export
 from heft_pipeline.files.tensor_files import copy_files, read_tensors
 from heft_pipeline.models.base_model import check_model, load_base, load_tokenizer
 from heft_pipeline.models.checkpoint_files import only_read_files
 from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.sources import Sources
+from heft_pipeline.use.export import export
 from tests.conftest import composed_run
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -382,7 +382,7 @@ def test_an_export_takes_nothing_from_outside(cli: Cli, small: list[str], tmp_pa
     asked = [*small, "method=lora", "epochs=1", "report.base_model=false", "report.forgetting=off"]
     status, _, err = cli(*asked, "sweep=s")
     assert status == 0, err
-    from heft_pipeline.export import find_stage
+    from heft_pipeline.use.saved import find_stage
 
     (folder,) = (tmp_path / "outputs/stages").glob("*/adapter")
     stage, store = find_stage(str(folder.parent), tmp_path)
@@ -404,7 +404,7 @@ def export_text(stage: Any, store: Any, to: Path) -> str:
     from unittest.mock import patch
 
     with (
-        patch("heft_pipeline.export._export_one", return_value=[]),
+        patch("heft_pipeline.use.export._export_one", return_value=[]),
         patch.object(type(store), "is_complete", return_value=True),
         patch("shutil.copy"),
     ):

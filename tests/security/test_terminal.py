@@ -130,7 +130,7 @@ def test_a_failing_stage_and_its_log_show_text(asked: list[str]) -> None:
         ["heft_pipeline.report", ORDERS],
         ["launch", "status", ORDERS],
         ["launch", "logs", ORDERS],
-        ["heft_pipeline.export", ORDERS, "--to", "x"],
+        ["heft_pipeline.use.export", ORDERS, "--to", "x"],
     ],
     ids=lambda command: command[0] + command[1][:8],
 )

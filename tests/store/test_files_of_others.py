@@ -132,7 +132,7 @@ def test_who_may_only_read_sees_a_sweep_and_writes_nothing(shown: Path, tmp_path
     stage = next((shown / "stages").glob("*/adapter/adapter_model.safetensors")).parents[1]
     for command in (
         ["heft_pipeline.report", sweep, "--to", tmp_path / "report"],
-        ["heft_pipeline.export", stage, "--to", tmp_path / "export"],
+        ["heft_pipeline.use.export", stage, "--to", tmp_path / "export"],
     ):
         status, said = visit("-m", *command)
         assert status == 0, said

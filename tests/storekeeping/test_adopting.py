@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from heft_pipeline.command_line import warnings
-from heft_pipeline.export import main as export
 from heft_pipeline.store.__main__ import main
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.use.export import main as export
 from tests.conftest import CliResult
 
 Cli = Callable[..., CliResult]

@@ -1,7 +1,6 @@
 """ReFT adapters on a model."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +19,7 @@ from heft_pipeline.adapters.reft.rotations import computed_once
 from heft_pipeline.adapters.reft.settings import ReftSettings, parse_positions
 from heft_pipeline.data.batches import Batch
 from heft_pipeline.errors import UserError
-from heft_pipeline.files.tensor_files import read_tensors, write_tensors
+from heft_pipeline.files.tensor_files import copy_files, read_tensors, write_tensors
 from heft_pipeline.models.base_model import Base, skeleton
 from heft_pipeline.models.decoder import decoder_layers
 from heft_pipeline.models.forward import Forward
@@ -123,7 +122,8 @@ class ReftAdapter(Adapter):
         interventions = Interventions(settings, hidden, layers)
         interventions.load_effective_state(read_tensors(source / WEIGHTS)[0])
         write_pyreft(interventions, bare, to)
-        shutil.copy(source / CONFIG, to / CONFIG)
+        # Beside pyreft's files, which are pickles, is what this project reads.
+        copy_files(source, to)
         return _EXPORTED
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

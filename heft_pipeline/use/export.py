@@ -1,6 +1,6 @@
 """Write a trained stage in the formats of PEFT and pyreft.
 
-    python -m heft_pipeline.export STAGE --to DIR
+    python -m heft_pipeline.use.export STAGE --to DIR
 
 STAGE is a stage's folder or its fingerprint. A LoRA stage becomes a PEFT folder, and a ReFT stage
 becomes a folder that ``pyreft.ReftModel.load`` reads; the LoRA stages below it are written to
@@ -20,7 +20,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.integrity import STAGE
 from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.storekeeping.inventory import named_stage
+from heft_pipeline.use.saved import exported_folder, find_stage
 
 
 def export(stage: StageSpec, store: Store, to: Path) -> None:
@@ -52,9 +52,8 @@ def export(stage: StageSpec, store: Store, to: Path) -> None:
         f"model = AutoModelForCausalLM.from_pretrained({_quoted(stage.model.id)}"
         + (f", revision={_quoted(stage.model.revision)})" if stage.model.revision else ")"),
     ]
-    for number, part in enumerate(stage.chain):
-        folder = to if part is stage else to / "parents" / f"{number}-{part.kind}"
-        lines += _export_one(part, store, folder, to)
+    for part in stage.chain:
+        lines += _export_one(part, store, exported_folder(to, stage, part), to)
     (to / "LOAD.md").write_text(
         f"# {_one_line(f'{stage.label} on {stage.model.name}')}\n\nFrom this folder:\n\n```python\n"
         + "\n".join(lines).rstrip()
@@ -77,8 +76,8 @@ def _one_line(text: str) -> str:
 
 def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
     """Write one stage, and return the lines that put its adapters on ``model``."""
-    from heft_pipeline.adapters.adapted import adapter_folder
     from heft_pipeline.adapters.adapter import adapter_class
+    from heft_pipeline.adapters.kind import adapter_folder
     from heft_pipeline.models.base_model import quieten
 
     quieten()
@@ -91,25 +90,6 @@ def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> lis
     return lines
 
 
-def find_stage(name: str, output_dir: Path) -> tuple[StageSpec, Store]:
-    """Find a stage by its folder or fingerprint.
-
-    Args:
-        name: A stage's folder, the first digits of its fingerprint, or ``SWEEP/RUN``.
-        output_dir: Where to look for a fingerprint.
-
-    Returns:
-        The stage and the store that holds it.
-
-    Raises:
-        UserError: No stage matches, or several do.
-    """
-    folder = Path(name)
-    there = (folder / STAGE).is_file()
-    store = Store(folder.resolve().parent.parent if there else output_dir)
-    return named_stage(store, name), store
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
     return run_command(_export, arguments, elsewhere="choose another place with --to DIR")
@@ -117,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _export(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m heft_pipeline.export",
+        prog="python -m heft_pipeline.use.export",
         description="Write a trained stage in the formats of PEFT and pyreft.",
     )
     parser.add_argument("stage", help="a stage's folder, or its fingerprint")

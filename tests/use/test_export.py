@@ -14,12 +14,12 @@ from heft_pipeline.adapters.reft.positions import prompt_positions
 from heft_pipeline.data.batches import AnsweredPrompt, collate
 from heft_pipeline.data.prompts import Task, load_task
 from heft_pipeline.errors import UserError
-from heft_pipeline.export import main as export_main
 from heft_pipeline.models.base_model import load_tokenizer
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
+from heft_pipeline.use.export import main as export_main
 
 ComposeRun = Callable[..., Run]
 

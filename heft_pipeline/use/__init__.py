@@ -1,0 +1,1 @@
+"""Using what was trained: loading, predicting, evaluating, exporting and sharing it."""
