@@ -13,8 +13,9 @@ from heft_pipeline.command_line.interrupts import STATUS, leave
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.command_line.secrets_kept import refuse_secrets_typed
 from heft_pipeline.errors import ELSEWHERE, UserError
+from heft_pipeline.subcommands import refuse_unknown, subcommand
 
-if TYPE_CHECKING:  # imported by _compose_and_run, where Ctrl-C is one line
+if TYPE_CHECKING:  # imported by compose_and_run, where Ctrl-C is one line
     from omegaconf import DictConfig
 
 _KEPT = (
@@ -53,13 +54,28 @@ class _PastHydra(BaseException):
 
 
 def main() -> None:
-    """Run Hydra. An error becomes one message and exit status 1, and Ctrl-C one and 130."""
-    status = run_command(_compose_and_run, elsewhere=ELSEWHERE, kept=_KEPT)
+    """Run a subcommand, or Hydra for runs and sweeps; see :mod:`heft_pipeline.subcommands`.
+
+    An error becomes one message and exit status 1, and Ctrl-C one and 130.
+    """
+    if (status := subcommand(sys.argv)) is None:
+        status = run_command(compose_and_run, elsewhere=ELSEWHERE, kept=_KEPT)
     if status:
         sys.exit(status)
 
 
-def _compose_and_run(arguments: Sequence[str]) -> int:
+def compose_and_run(arguments: Sequence[str]) -> int:
+    """Compose the settings of a run or a sweep, and run it.
+
+    Args:
+        arguments: The process's own, which Hydra reads from ``sys.argv``.
+
+    Returns:
+        The exit status, which is 0.
+
+    Raises:
+        UserError: A setting cannot be used, or a stage failed.
+    """
     refuse_secrets_typed(arguments)
     import hydra
 
@@ -95,6 +111,7 @@ def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
             f"{message}; write flags first (--hydra-help shows them), then settings as KEY=VALUE"
         )
 
+    refuse_unknown(arguments)
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parser.parse_args(list(arguments))

@@ -30,13 +30,15 @@ FLOORS = [
     "store",
     "stage",
     "storekeeping",
-    "use",
     "tracking",
     "report",
+    "use",
     "dashboard",
     "launch",
     "heft_launchers",
+    "subcommands",
     "__main__",
+    "notebook",
 ]
 #: Files of one name that stand for the same thing in each folder.
 SHARED_NAMES = {"__init__", "__main__", "settings", "adapter"}

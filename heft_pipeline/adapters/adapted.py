@@ -173,6 +173,15 @@ class AdaptedModel:
         for adapter in self.trained:
             adapter.save(adapter_folder(folder, adapter.settings, stage))
 
+    def write_into_weights(self) -> None:
+        """Add all weight-space adapters to the base's weights, and take them off, for good.
+
+        Raises:
+            UserError: A kind cannot be added to weights.
+        """
+        for kind in dict.fromkeys(type(a) for a in self.adapters if not a.settings.edits):
+            kind.write_into_weights([a for a in self.adapters if type(a) is kind])
+
     def finish(self) -> None:
         """End training: freeze the adapters, and stop reusing activations."""
         if not any(adapter.forward() for adapter in self.trained):

@@ -251,3 +251,15 @@ class Adapter(ABC):
             UserError: The kind cannot be merged, or not into these weights.
         """
         raise UserError(f"merge_parent=true: {cls.__name__} cannot be added to weights")
+
+    @classmethod
+    def write_into_weights(cls, adapters: Sequence[Self]) -> None:
+        """Add all adapters of this kind to their model's weights, and take them off it, for good.
+
+        Args:
+            adapters: All of this kind that are on the model, first to last.
+
+        Raises:
+            UserError: The kind cannot be added to weights.
+        """
+        raise UserError(f"{cls.__name__} cannot be added to weights")

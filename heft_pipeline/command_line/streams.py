@@ -112,6 +112,12 @@ def prepare_streams() -> None:
             setattr(sys, name, _unfailing(stream))
 
 
+def nobody_reads() -> bool:
+    """Whether the reader of standard output has gone, so that more need not be computed for it."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Unfailing) and raw.lost is not None and raw.lost.errno in _NOBODY_READS
+
+
 def lost_output() -> OSError | None:
     """Why standard output is incomplete, unless its reader has gone.
 

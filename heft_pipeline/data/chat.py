@@ -1,5 +1,6 @@
 """Prompts as a user's turn in a conversation, in the format that a chat model was trained on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from heft_pipeline.data.row_choices import Piece
@@ -10,6 +11,38 @@ _MARK = "\u2063turn\u2063"
 #: What templates print as today's date, so that prompts do not depend on when they are made. It is
 #: the date that Llama 3's template has for where there is no clock.
 _TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+
+def conversation(
+    tokenizer: Any, turns: Sequence[dict[str, str]], system: str | None, asked: str = ""
+) -> str:
+    """A conversation in a tokenizer's chat template, up to where the model's answer begins.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        turns: transformers' messages, each with ``role`` and ``content``.
+        system: The system message; None for none.
+        asked: What asked for it, to begin the message with, e.g. ``data.chat=true: ``.
+
+    Raises:
+        UserError: The template refuses the conversation.
+    """
+    first = [] if system is None else [{"role": "system", "content": system}]
+    template = tokenizer.get_chat_template()
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [*first, *turns],
+                tokenize=False,
+                add_generation_prompt=True,
+                chat_template=_TODAY + template if "strftime_now" in template else template,
+            )
+        )
+    except Exception as error:  # a template can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{asked}the model's chat template refuses this conversation: {reason}"
+        ) from error
 
 
 class Chat:
@@ -30,9 +63,7 @@ class Chat:
                 "use a chat model, or data.chat=false with the format in data.prompt"
             )
         self._tokenizer = tokenizer
-        template = tokenizer.get_chat_template()
-        self._template = _TODAY + template if "strftime_now" in template else template
-        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._system = system
         self._before, mark, self._after = self._rendered(_MARK).partition(_MARK)
         if not mark:
             raise UserError("data.chat=true: the model's chat template leaves the user's turn out")
@@ -62,20 +93,7 @@ class Chat:
         return [(self._before, False), *inner, (self._after, False)]
 
     def _rendered(self, turn: str) -> str:
-        messages = [*self._system, {"role": "user", "content": turn}]
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    chat_template=self._template,
-                )
-            )
-        except Exception as error:  # a template can raise anything
-            with_system = " with data.system" if self._system else ""
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"data.chat=true{with_system}: the model's chat template refuses this "
-                f"conversation: {reason}"
-            ) from error
+        with_system = " with data.system" if self._system is not None else ""
+        turns = [{"role": "user", "content": turn}]
+        asked = f"data.chat=true{with_system}: "
+        return conversation(self._tokenizer, turns, self._system, asked)

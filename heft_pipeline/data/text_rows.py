@@ -16,7 +16,7 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,21 @@ def read_csv(file: Path, delimiter: str) -> list[Row]:
 
 def _table(file: Path, delimiter: str) -> list[Row]:
     # newline="": a line break within quotes stays what it is.
-    lines = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, strict=True)
-    rows: list[Row] = []
+    return list(csv_rows(io.StringIO(read_text(file), newline=""), file, delimiter))
+
+
+def csv_rows(text: Iterable[str], file: Path, delimiter: str) -> Iterator[Row]:
+    """The rows of a table as its lines come, as :func:`read_csv` reads them.
+
+    Args:
+        text: The lines with their ends.
+        file: What to call the table in messages.
+        delimiter: What is between two cells.
+
+    Raises:
+        UserError: A line is not one of such a table.
+    """
+    lines = csv.reader(text, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     begins = 1
     try:
@@ -102,14 +115,30 @@ def _table(file: Path, delimiter: str) -> list[Row]:
                 columns = _header(cells, file, delimiter) if cells else None
             elif cells:
                 _refuse_cells(cells, columns, f"{file}, line {begins}", delimiter)
-                rows.append({c: cell or None for c, cell in zip(columns, cells, strict=True)})
+                yield {c: cell or None for c, cell in zip(columns, cells, strict=True)}
             begins = lines.line_num + 1
     except csv.Error as error:
         raise UserError(
             f"{file}, line {begins}: {error}; a cell with quotes must be quoted, with each quote "
             'in it written twice ("")'
         ) from error
-    return rows
+
+
+def json_rows(lines: Iterable[str], file: Path) -> Iterator[Row]:
+    """The rows of JSON lines as they come, each as :func:`read_json` reads it.
+
+    Args:
+        lines: The lines.
+        file: What to call them in messages.
+
+    Raises:
+        UserError: A line is not a JSON object.
+    """
+    for number, line in enumerate(lines, start=1):
+        if line and not line.isspace():
+            row = _decoded(line, file, number)
+            _refuse_other(row, f"{file}, line {number}")
+            yield row
 
 
 def _header(columns: list[str], file: Path, delimiter: str) -> list[str]:

@@ -1,15 +1,15 @@
-"""Write a trained stage in the formats of PEFT and pyreft.
+"""Write a trained adapter for other programs: PEFT, pyreft, transformers, vLLM.
 
-    python -m heft_pipeline.use.export STAGE --to DIR
+    heft export ADAPTER --to DIR [--merge]
 
-STAGE is a stage's folder or its fingerprint. A LoRA stage becomes a PEFT folder, and a ReFT stage
-becomes a folder that ``pyreft.ReftModel.load`` reads; the LoRA stages below it are written to
-``parents/``. ``LOAD.md`` in DIR shows the code that loads them.
+A LoRA stage becomes a PEFT folder, and a ReFT stage a folder that ``pyreft.ReftModel.load`` reads;
+the stages below it are written to ``parents/``. :func:`heft_pipeline.load` reads the folder, too.
+``LOAD.md`` in DIR shows the code. With ``--merge``, adapters of weights are added to the base's
+weights, and the edits of hidden states, which no weights can make, are written beside them.
 """
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,52 +17,116 @@ from pathlib import Path
 from heft_pipeline.command_line.printable import printable
 from heft_pipeline.command_line.run import run_command
 from heft_pipeline.errors import UserError
-from heft_pipeline.plan.stage_spec import StageSpec
+from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.integrity import STAGE
-from heft_pipeline.store.stage_folders import Store
-from heft_pipeline.use.saved import exported_folder, find_stage
+from heft_pipeline.use import arguments
+from heft_pipeline.use.merging import Merged, write_merged
+from heft_pipeline.use.saved import SavedAdapter, adapter_folders, exported_folder
+
+#: Where edits of hidden states are, beside a merged model.
+EDITS = "edits"
+_WHY_BESIDE = (
+    "The edits of hidden states are made at positions of the prompt, which no weights can do. Any "
+    "program that knows transformers, such as vLLM, reads this folder as the model with only "
+    "{kinds}; with the edits, load it as below."
+)
 
 
-def export(stage: StageSpec, store: Store, to: Path) -> None:
-    """Write a complete stage, and the stages it is trained on, in the formats of PEFT and pyreft.
+def export(found: SavedAdapter, to: Path) -> None:
+    """Write an adapter, and those that it stands on, in the formats of PEFT and pyreft.
 
     Args:
-        stage: The stage.
-        store: The store that holds it.
+        found: The adapter.
         to: The folder to write; created if it is missing.
 
     Raises:
-        UserError: A stage is incomplete or has no adapter, ``to`` is not empty, or the library that
-            defines an adapter's kind cannot load this adapter.
+        UserError: ``to`` is not empty, or the library that defines an adapter's kind cannot load
+            this adapter.
     """
-    if stage.training is None:
-        raise UserError("the untouched model has no adapter to export")
-    if to.is_dir() and any(to.iterdir()):
-        raise UserError(f"--to {to} is not empty; give a new folder")
-    for part in stage.chain:
-        store.require_whole(part)
-    kinds = [adapter.kind for part in stage.chain for adapter in part.adapters]
+    _require_new(to)
+    kinds = [one.kind for one, _ in found.adapters]
     if len(set(kinds)) < len(kinds):
         raise UserError(
-            f"{stage.label} has several adapters of one kind, which PEFT and pyreft do not put on "
-            "one model by themselves; the stages' own adapter folders have the weights"
+            f"{found.stage.label} has several adapters of one kind, which PEFT and pyreft do not "
+            "put on one model by themselves; the stages' own adapter folders have the weights"
         )
-    lines = [
-        "from transformers import AutoModelForCausalLM",
-        f"model = AutoModelForCausalLM.from_pretrained({_quoted(stage.model.id)}"
-        + (f", revision={_quoted(stage.model.revision)})" if stage.model.revision else ")"),
+    lines = _write(found.stage, [folder for _, folder in found.adapters], to)
+    _load_md(to, found.stage, _own_code("."), lines)
+
+
+def export_merged(found: SavedAdapter, to: Path) -> Merged:
+    """Write the base model with the adapters of weights in it, and the edits beside it.
+
+    Args:
+        found: The adapter.
+        to: The folder to write; created if it is missing.
+
+    Returns:
+        What is in the weights, and what is not.
+
+    Raises:
+        UserError: See :func:`~heft_pipeline.use.merging.write_merged`.
+    """
+    _require_new(to)
+    merged = write_merged(found, to)
+    load = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
     ]
-    for part in stage.chain:
-        lines += _export_one(part, store, exported_folder(to, stage, part), to)
-    (to / "LOAD.md").write_text(
-        f"# {_one_line(f'{stage.label} on {stage.model.name}')}\n\nFrom this folder:\n\n```python\n"
-        + "\n".join(lines).rstrip()
-        + f"\n```\n\n`{STAGE}` has everything that the stage was made from, such as the prompt "
-        "positions that an adapter edits.\n",
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
-    shutil.copy(store.folder(stage.fingerprint) / STAGE, to / STAGE)
+    about = f"{' and '.join(merged.kinds)} is in the weights ({merged.dtype})."
+    if merged.beside is not None:
+        _write(merged.beside, [folder for one, folder in found.adapters if one.edits], to / EDITS)
+        load += ["", "# With the edits:", *_own_code(EDITS, model=".")]
+        about += " " + _WHY_BESIDE.format(kinds=" and ".join(merged.kinds))
+    _load_md(to, found.stage, load, [], about)
+    return merged
+
+
+def _require_new(to: Path) -> None:
+    if to.is_dir() and any(to.iterdir()):
+        raise UserError(f"--to {to} is not empty; give a new folder")
+
+
+def _write(stage: StageSpec, sources: Sequence[Path], to: Path) -> list[str]:
+    """Write a chain's adapters from folders of the same order; return the lines that load them."""
+    from heft_pipeline.adapters.adapter import adapter_class
+    from heft_pipeline.models.base_model import quieten
+
+    quieten()
+    folders = [exported_folder(to, stage, part) for part in stage.chain]
+    lines = []
+    for (settings, folder), source in zip(adapter_folders(stage, folders), sources, strict=True):
+        code = adapter_class(settings).export(settings, stage.model, source, folder)
+        lines.append(code.format(folder=folder.relative_to(to)))
+    to.mkdir(parents=True, exist_ok=True)
+    (to / STAGE).write_text(json.dumps(to_json(stage), indent=2) + "\n", encoding="utf-8")
+    return lines
+
+
+def _own_code(folder: str, model: str | None = None) -> list[str]:
+    given = f", model={_quoted(model)}" if model else ""
+    return ["import heft_pipeline", f"model = heft_pipeline.load({_quoted(folder)}{given})"]
+
+
+def _load_md(
+    to: Path, stage: StageSpec, own: Sequence[str], theirs: Sequence[str], about: str = ""
+) -> None:
+    title = " ".join(printable(f"{stage.label} on {stage.model.name}").split())
+    parts = [f"# {title}", about, "From this folder:", "\n".join(["```python", *own, "```"])]
+    if theirs:
+        base = f"model = AutoModelForCausalLM.from_pretrained({_quoted(stage.model.id)}" + (
+            f", revision={_quoted(stage.model.revision)})" if stage.model.revision else ")"
+        )
+        code = ["from transformers import AutoModelForCausalLM", base, *theirs]
+        parts += [
+            "Or with the libraries that define these adapters:",
+            "\n".join(["```python", "\n".join(code).rstrip(), "```"]),
+            f"`{STAGE}` has everything that the stage was made from, such as the prompt positions "
+            "that an adapter edits.",
+        ]
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    (to / "LOAD.md").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _quoted(text: str) -> str:
@@ -70,44 +134,37 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(printable(text).split())
-
-
-def _export_one(stage: StageSpec, store: Store, folder: Path, root: Path) -> list[str]:
-    """Write one stage, and return the lines that put its adapters on ``model``."""
-    from heft_pipeline.adapters.adapter import adapter_class
-    from heft_pipeline.adapters.kind import adapter_folder
-    from heft_pipeline.models.base_model import quieten
-
-    quieten()
-    lines = []
-    for settings in stage.adapters:
-        source = adapter_folder(store.adapter(stage), settings, stage.adapters)
-        to = adapter_folder(folder, settings, stage.adapters)
-        code = adapter_class(settings).export(settings, stage.model, source, to)
-        lines.append(code.format(folder=to.relative_to(root)))
-    return lines
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
-    return run_command(_export, arguments, elsewhere="choose another place with --to DIR")
+    return run_command(_export, words, elsewhere="choose another place with --to DIR")
 
 
-def _export(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m heft_pipeline.use.export",
-        description="Write a trained stage in the formats of PEFT and pyreft.",
-    )
-    parser.add_argument("stage", help="a stage's folder, or its fingerprint")
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new folder")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR")
-    given = parser.parse_args(arguments)
-    stage, store = find_stage(given.stage, given.output_dir)
-    export(stage, store, given.to)
-    print(f"{stage.label} written to {given.to}; {given.to / 'LOAD.md'} says how to load it")
+def _export(words: Sequence[str]) -> int:
+    given = _parser().parse_args(words)
+    found = arguments.found(given)
+    label = found.stage.label
+    if given.merge:
+        merged = export_merged(found, given.to)
+        print(
+            f"{label} merged into {given.to}: {', '.join(merged.kinds)} in {merged.dtype} weights; "
+            f"rounding changes logits by at most {merged.change:.1g} of the largest, and the "
+            f"adapters by {merged.effect:.1g}"
+        )
+        if merged.beside is not None:
+            print(f"{given.to / EDITS} has the edits, which no weights can make")
+    else:
+        export(found, given.to)
+        print(f"{label} written to {given.to}")
+    print(f"{given.to / 'LOAD.md'} says how to load it")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.parser("export", "Write a trained adapter for other programs.")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("--merge", action="store_true",
+                        help="add adapters of weights to the base's weights")  # fmt: skip
+    return parser
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # this module is imported without torch
     from numpy.typing import NDArray
 
     from heft_pipeline.adapters.adapted import AdaptedModel
+    from heft_pipeline.models.base_model import Base
     from heft_pipeline.use.predictions import Prediction
 
 #: Prompts per forward pass.
@@ -67,7 +68,11 @@ def put_on_base(
     found: SavedAdapter, *, device: str = "auto", dtype: str | None = None
 ) -> "HeftModel":
     """Load a base model, and put a saved adapter on it; see :func:`load`."""
-    from heft_pipeline.adapters.adapted import adapted
+    return put_on(found, base_of(found, device=device, dtype=dtype))
+
+
+def base_of(found: SavedAdapter, *, device: str = "auto", dtype: str | None = None) -> "Base":
+    """The base model of a saved adapter, tried and without the adapter; see :func:`load`."""
     from heft_pipeline.devices.resolve import resolve_device
     from heft_pipeline.models.base_model import load_base, quieten
     from heft_pipeline.stage.probe import probe_base
@@ -77,13 +82,15 @@ def put_on_base(
     if dtype is not None:
         settings = replace(settings, dtype=dtype)
     base = load_base(settings, resolve_device(device))
-    probe_base(base, f"the base model {settings.name}")
+    return probe_base(base, f"the base model {settings.name}")
+
+
+def put_on(found: SavedAdapter, base: "Base") -> "HeftModel":
+    """Put a saved adapter on its base model, which is changed in place."""
+    from heft_pipeline.adapters.adapted import adapted
+
     opened = ExitStack()
-    with ExitStack() as on_error:
-        on_error.callback(opened.close)
-        on_base = opened.enter_context(adapted(base, found.adapters))
-        on_error.pop_all()
-    return HeftModel(found.stage, on_base, opened)
+    return HeftModel(found.stage, opened.enter_context(adapted(base, found.adapters)), opened)
 
 
 class HeftModel:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,23 @@ class SavedAdapter:
     @property
     def adapters(self) -> list[tuple[AdapterSettings, Path]]:
         """All adapters with their folders, first to last."""
-        return [
-            (one, adapter_folder(folder, one, part.adapters))
-            for part, folder in zip(self.stage.chain, self.folders, strict=True)
-            for one in part.adapters
-        ]
+        return adapter_folders(self.stage, self.folders)
+
+
+def adapter_folders(
+    stage: StageSpec, folders: Sequence[Path]
+) -> list[tuple[AdapterSettings, Path]]:
+    """The adapters of a stage's chain with their folders, first to last.
+
+    Args:
+        stage: The stage.
+        folders: A folder for each stage of its chain, first to last.
+    """
+    return [
+        (one, adapter_folder(folder, one, part.adapters))
+        for part, folder in zip(stage.chain, folders, strict=True)
+        for one in part.adapters
+    ]
 
 
 def exported_folder(root: Path, stage: StageSpec, part: StageSpec) -> Path:

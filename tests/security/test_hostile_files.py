@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ from heft_pipeline.models.settings import ModelSettings
 from heft_pipeline.plan.graph import Plan
 from heft_pipeline.plan.sources import Sources
 from heft_pipeline.use.export import export
+from heft_pipeline.use.saved import find_adapter
 from tests.conftest import composed_run
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -382,35 +384,28 @@ def test_an_export_takes_nothing_from_outside(cli: Cli, small: list[str], tmp_pa
     asked = [*small, "method=lora", "epochs=1", "report.base_model=false", "report.forgetting=off"]
     status, _, err = cli(*asked, "sweep=s")
     assert status == 0, err
-    from heft_pipeline.use.saved import find_stage
-
     (folder,) = (tmp_path / "outputs/stages").glob("*/adapter")
-    stage, store = find_stage(str(folder.parent), tmp_path)
+    found = find_adapter(folder.parent)
     (tmp_path / "secret").write_text("secret")
     (folder / "README.md").symlink_to(tmp_path / "secret")
-    assert "outside its folder" in refused(lambda: export(stage, store, tmp_path / "to"))
+    assert "outside its folder" in refused(lambda: export(found, tmp_path / "to"))
     (folder / "README.md").unlink()
     # What says how to load it is code that a reader runs.
     id = 'x")\nimport os; os.mkdir("ran")\n("'
-    evil = dataclasses.replace(stage.model, id=id, name="m\n# title")
-    written = export_text(dataclasses.replace(stage, model=evil), store, tmp_path / "to2")
-    code = ast.parse(written.partition("```python\n")[2].partition("```")[0])
-    assert [type(statement) for statement in code.body] == [ast.ImportFrom, ast.Assign]
-    assert "\n# title" not in written
-
-
-def export_text(stage: Any, store: Any, to: Path) -> str:
-    """LOAD.md of a stage whose own settings were changed on disk."""
-    from unittest.mock import patch
-
-    with (
-        patch("heft_pipeline.use.export._export_one", return_value=[]),
-        patch.object(type(store), "is_complete", return_value=True),
-        patch("shutil.copy"),
+    evil = dataclasses.replace(found.stage.model, id=id, name="m\n# title")
+    stage = dataclasses.replace(found.stage, model=evil)
+    (tmp_path / "to2").mkdir()
+    with patch("heft_pipeline.use.export._write", return_value=["pass"]):
+        export(dataclasses.replace(found, stage=stage), tmp_path / "to2")
+    written = (tmp_path / "to2" / "LOAD.md").read_text()
+    _, own, _, theirs, _ = written.split("```")
+    for block, kinds in (
+        (own, [ast.Import, ast.Assign]),
+        (theirs, [ast.ImportFrom, ast.Assign, ast.Pass]),
     ):
-        to.mkdir()
-        export(stage, store, to)
-    return (to / "LOAD.md").read_text()
+        code = ast.parse(block.removeprefix("python\n"))
+        assert [type(statement) for statement in code.body] == kinds
+    assert "\n# title" not in written
 
 
 def test_the_temporary_links_of_a_model_are_removed(model: Path, tmp_path: Path) -> None:

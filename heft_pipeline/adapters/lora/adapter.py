@@ -14,7 +14,12 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
 from heft_pipeline.adapters.adapter import Adapter, Target
-from heft_pipeline.adapters.lora.lean_forward import MergedLora, set_magnitudes, use_lean_forward
+from heft_pipeline.adapters.lora.lean_forward import (
+    MergedLora,
+    can_merge,
+    set_magnitudes,
+    use_lean_forward,
+)
 from heft_pipeline.adapters.lora.refusals import (
     refuse_other_config,
     refuse_rank,
@@ -137,9 +142,12 @@ class LoraAdapter(Adapter):
         """Take all LoRA adapters off the model; PEFT can only remove them together."""
         if any(isinstance(module, LoraLayer) for module in self._base.model.modules()):
             self.peft.unload()
-            # unload leaves this attribute behind, and PEFT would warn about the next adapter.
-            if hasattr(self._base.model, "peft_config"):
-                del self._base.model.peft_config
+            self._leave_no_trace()
+
+    def _leave_no_trace(self) -> None:
+        """Remove what PEFT's unload leaves behind, and would warn about with the next adapter."""
+        if hasattr(self._base.model, "peft_config"):
+            del self._base.model.peft_config
 
     @classmethod
     @contextmanager
@@ -150,6 +158,20 @@ class LoraAdapter(Adapter):
             yield
         finally:
             merged.undo()
+
+    @classmethod
+    def write_into_weights(cls, adapters: Sequence[Self]) -> None:
+        """See :meth:`Adapter.write_into_weights`.
+
+        PEFT adds variants such as DoRA; its sums are rounded to the weights' dtype twice.
+        """
+        last = adapters[-1]
+        if can_merge(last._base.model):
+            MergedLora(last._base.model)
+            last.peft.unload()
+        else:
+            last.peft.merge_and_unload(safe_merge=True)
+        last._leave_no_trace()
 
 
 @functools.lru_cache(maxsize=256)

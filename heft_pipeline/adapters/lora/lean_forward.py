@@ -58,13 +58,13 @@ class MergedLora:
     """
 
     def __init__(self, model: Any) -> None:
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        layers = _layers(model)
         for layer in layers:
-            base = layer.get_base_layer()
-            if type(layer) not in (LeanLinear, ParamWrapper) or base._forward_hooks:
+            if not _can_merge(layer):
+                name = type(layer.get_base_layer()).__name__
                 raise UserError(
-                    f"merge_parent=true: a LoRA adapter of a {type(base).__name__} "
-                    "layer cannot be added to its weights; use merge_parent=false"
+                    f"merge_parent=true: a LoRA adapter of a {name} layer cannot be added to its "
+                    "weights; use merge_parent=false"
                 )
         self._before = [
             (layer, getattr(layer.get_base_layer(), _adapted(layer))) for layer in layers
@@ -84,6 +84,20 @@ class MergedLora:
         for layer, weight in self._before:
             setattr(layer.get_base_layer(), _adapted(layer), weight)
             del layer.forward
+
+
+def can_merge(model: Any) -> bool:
+    """Whether :class:`MergedLora` can add all LoRA adapters of a model to its weights."""
+    return all(map(_can_merge, _layers(model)))
+
+
+def _layers(model: Any) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _can_merge(layer: LoraLayer) -> bool:
+    known = type(layer) in (LeanLinear, ParamWrapper)
+    return known and not layer.get_base_layer()._forward_hooks
 
 
 def _adapted(layer: LoraLayer) -> str:
