@@ -20,11 +20,14 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec, to_json
 from heft_pipeline.store.integrity import STAGE
 from heft_pipeline.use import arguments
+from heft_pipeline.use.measured import write_measured
 from heft_pipeline.use.merging import Merged, write_merged
 from heft_pipeline.use.saved import SavedAdapter, adapter_folders, exported_folder
 
 #: Where edits of hidden states are, beside a merged model.
 EDITS = "edits"
+#: The file that says how to load what is in the folder.
+LOAD = "LOAD.md"
 _WHY_BESIDE = (
     "The edits of hidden states are made at positions of the prompt, which no weights can do. Any "
     "program that knows transformers, such as vLLM, reads this folder as the model with only "
@@ -51,6 +54,7 @@ def export(found: SavedAdapter, to: Path) -> None:
             "put on one model by themselves; the stages' own adapter folders have the weights"
         )
     lines = _write(found.stage, [folder for _, folder in found.adapters], to)
+    write_measured(found, to)
     _load_md(to, found.stage, _own_code("."), lines)
 
 
@@ -126,7 +130,7 @@ def _load_md(
             "that an adapter edits.",
         ]
     text = "\n\n".join(filter(None, parts)) + "\n"
-    (to / "LOAD.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    (to / LOAD).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _quoted(text: str) -> str:
@@ -155,7 +159,7 @@ def _export(words: Sequence[str]) -> int:
     else:
         export(found, given.to)
         print(f"{label} written to {given.to}")
-    print(f"{given.to / 'LOAD.md'} says how to load it")
+    print(f"{given.to / LOAD} says how to load it")
     return 0
 
 

@@ -181,12 +181,17 @@ def _fetched(id: str, revision: str | None) -> Path:
     """The files of a hub repository, in the hub's cache."""
     from huggingface_hub import snapshot_download
 
-    commit = hub_commit("model.id", id, revision or "main")
+    revision = revision or "main"
     try:
-        folder = Path(snapshot_download(id, revision=commit, allow_patterns=_FETCHED))
+        hub_commit("model.id", id, revision)  # says what is wrong better than a download does
+    except UserError as error:
+        raise UserError(str(error).replace("model.id=", "")) from error
+    try:
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=_FETCHED))
     except Exception as error:  # the network fails in many ways, and the advice is the same
+        said = (str(error) or "no details").splitlines()[0]
         raise UserError(
-            f"{id} could not be fetched ({type(error).__name__}: {error}); run the same command "
+            f"{id} could not be fetched ({type(error).__name__}: {said}); run the same command "
             "again, or give a local folder"
         ) from error
     if not (folder / STAGE).is_file():
