@@ -15,9 +15,10 @@ from heft_pipeline.errors import UserError
 SUBCOMMANDS = {
     "predict": ("heft_pipeline.use.predict", False, "answer rows from a file or a pipe"),
     "evaluate": ("heft_pipeline.use.evaluate", False, "evaluate an adapter on other tasks"),
-    "chat": ("heft_pipeline.use.chat", False, "talk to an adapter"),
+    "chat": ("heft_pipeline.use.chat_command", False, "talk to an adapter"),
     "export": ("heft_pipeline.use.export", False, "write it for PEFT, pyreft, transformers, vLLM"),
     "push": ("heft_pipeline.use.push", False, "share it on the hub, with a model card"),
+    "lm-eval": ("heft_pipeline.use.harness_command", False, "run lm-evaluation-harness with it"),
     "report": ("heft_pipeline.report.__main__", False, "write the report of sweeps"),
     "view": ("heft_pipeline.view.__main__", False, "look at sweeps in a browser"),
     "status": ("launch.__main__", True, "show what runs and stages are doing"),
