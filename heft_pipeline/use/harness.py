@@ -140,9 +140,11 @@ class HeftLM(HFLM):
         base, mask = self.heft.adapted.base, more["attention_mask"]
         if base.no_padding and not bool(mask.all()):
             raise UserError(f"{base.no_padding}; use --batch_size 1")
-        rows = int(more.get("num_beams") or 1)
+        for name in ("num_beams", "num_return_sequences"):
+            if int(more.get(name) or 1) > 1:  # its stop sequences are looked for in a row a prompt
+                raise UserError(f"{name}={more[name]}: the harness reads one text for each prompt")
         own = [tuple(ids[kept.bool()].tolist()) for ids, kept in zip(context, mask, strict=True)]
-        batch = self._batch([ids for ids in own for _ in range(rows)], context.shape[1])
+        batch = self._batch(own, context.shape[1])
         with self.heft.adapted.editing(batch):
             written: torch.Tensor = super()._model_generate(context, max_length, stop, **more)
         return written

@@ -7,6 +7,7 @@ heft lm-eval agree ADAPTER      whether the harness finds what the evaluation fo
 import argparse
 import importlib.util
 import json
+import logging
 import math
 import sys
 import tempfile
@@ -145,11 +146,14 @@ def _samples(
     rows: Sequence[dict[str, Any]], given: argparse.Namespace
 ) -> list[list[tuple[float, bool]]]:
     """The harness's log-probability of each choice, for each row."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    import datasets
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager, get_task_dict
 
     from heft_pipeline.use.harness import HeftLM
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     model = HeftLM(
         given.adapter,
         model=given.model,
@@ -175,13 +179,7 @@ def _samples(
             "target_delimiter": "",
             "metric_list": [{"metric": "acc"}],
         }
-        found = simple_evaluate(
-            model=model,
-            tasks=[config],
-            task_manager=TaskManager(include_defaults=False),
-            log_samples=True,
-            bootstrap_iters=0,
-            verbosity="ERROR",
-        )
+        tasks = get_task_dict([config], TaskManager(include_defaults=False))
+        found = evaluate(lm=model, task_dict=tasks, log_samples=True, bootstrap_iters=0)
     samples = sorted(found["samples"]["heft_agree"], key=lambda sample: int(sample["doc_id"]))
     return [[one[0] for one in sample["resps"]] for sample in samples]
