@@ -36,6 +36,7 @@ FLOORS = [
     "dashboard",
     "launch",
     "heft_launchers",
+    "view",
     "__main__",
 ]
 #: Files of one name that stand for the same thing in each folder.
@@ -127,6 +128,7 @@ def test_a_kind_of_adapter_is_a_small_folder() -> None:
         "heft_pipeline.store.sweep_folders",
         "heft_pipeline.report.write",
         "heft_pipeline.tracking.follow",
+        "heft_pipeline.view.web_server",
         "launch.run_sweep",
         "launch.status",
         "hydra_plugins.heft_launchers",
