@@ -43,7 +43,7 @@ def _view(arguments: Sequence[str]) -> int:
     require_store(Store(given.outputs))
 
     def ready(server: ViewServer) -> None:
-        threading.Thread(target=_warm_up, daemon=True).start()
+        threading.Thread(target=_warm_up, args=[server], daemon=True).start()
         print(f"{given.outputs} is shown at {server.address} until Ctrl-C.", flush=True)
         if "SSH_CONNECTION" in os.environ:
             port = server.server_port
@@ -62,9 +62,10 @@ def _view(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _warm_up() -> None:
-    """Import what takes a second or two, so that the first page need not."""
+def _warm_up(server: ViewServer) -> None:
+    """Import and read what takes a second or two, so that the first page need not."""
     importlib.import_module("heft_pipeline.evidence.intervals")
+    server.looks.sweeps()
 
 
 def _port(text: str) -> int:

@@ -69,9 +69,12 @@ def stage_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     for title, several in wanted:
         series = [one for one in several if one.points]
         if series:
-            names = tuple(one.name for one in series)
-            found.append(Curve(title, _draw(title, series), names))
-    return found
+            found.append((title, series))
+    last = max((x for _, several in found for one in several for x, _ in one.points), default=1)
+    return [
+        Curve(title, _draw(title, several, last), tuple(one.name for one in several))
+        for title, several in found
+    ]
 
 
 def _points(lines: Iterable[Mapping[str, Any]], key: str, times: float = 1) -> list[Point]:
@@ -87,18 +90,20 @@ def _plain(value: object) -> float | None:
     return float(value) if abs(value) < _LARGEST else None  # which is false of NaN
 
 
-def ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Round numbers within a range, about five.
 
     Args:
         low: The range's lower end.
         high: Its upper end, at least as high.
+        whole: Whether they count something, so that there is nothing between 1 and 2.
     """
     if not low < high:
         return [low]
     rough = (high - low) / _TICKS
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * n for n in (1, 2, 2.5, 5, 10) if size * n >= rough * (1 - 1e-9))
+    step = max(1.0, step) if whole else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [step * n for n in range(first, last + 1)]
@@ -129,19 +134,19 @@ def _short(text: str) -> str:
     return f"{number}e{int(power)}"
 
 
-def _draw(title: str, several: Sequence[Series]) -> Markup:
+def _draw(title: str, several: Sequence[Series], last: float) -> Markup:
     xs = [x for one in several for x, _ in one.points]
     ys = [y for one in several for _, y in one.points]
     low, high = min(ys), max(ys)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    left, right = min(0.0, *xs), max(max(xs), 1.0)
+    left, right = min(0.0, *xs), max(last, 1.0)
     low, high = (0.0 if 0 <= low < margin * 4 else low - margin), high + margin
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - left) / (right - left) * _COLUMNS
         return _LEFT + across, _TOP + (high - y) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_axes(ticks(left, right), ticks(low, high), place)]
+    parts = [_axes(ticks(left, right, whole=True), ticks(low, high), place)]
     for number, one in enumerate(several):
         drawn = [place(x, y) for x, y in _thinned(one.points)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)

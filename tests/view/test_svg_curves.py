@@ -29,6 +29,18 @@ def test_ticks_are_round_numbers_within_the_range(
     assert len(set(names)) == len(names)
 
 
+def test_nothing_is_between_two_steps() -> None:
+    assert ticks(0, 2, whole=True) == [0, 1, 2]
+    assert ticks(0, 2) == [0, 0.5, 1, 1.5, 2]
+
+
+def test_all_curves_of_a_stage_have_the_same_steps() -> None:
+    lines = [*steps(30), {"event": "epoch", "step": 15, "epoch": 1, "dev_accuracy": 0.5}]
+    _, accuracy, rate = stage_curves(lines)
+    (dot,) = re.findall(r'cx="([\d.]+)"', str(accuracy.drawing))
+    assert dot == re.findall(r'cx="([\d.]+)"', str(rate.drawing))[14]
+
+
 def steps(count: int) -> list[dict[str, object]]:
     return [
         {"event": "step", "step": n, "epoch": 1, "loss": 1 / n, "learning_rate": 1e-4}
@@ -55,7 +67,7 @@ def test_very_many_points_are_drawn_as_few_with_every_peak() -> None:
     lines[54_321]["loss"] = 9.0
     (loss, rate) = stage_curves(lines)
     assert len(str(loss.drawing)) < 20_000
-    points = re.findall(r"[\d.]+,([\d.]+)", str(loss.drawing))
+    points = re.findall(r"[\d.]+,([\d.]+)", str(loss.drawing).split('points="')[1].split('"')[0])
     highest, next_highest = sorted(map(float, points))[:2]
     assert highest < next_highest - 50, "the one peak is there"
     assert len(str(rate.drawing)) < 20_000

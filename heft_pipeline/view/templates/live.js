@@ -28,7 +28,8 @@
       return;
     }
     parts.forEach((part, place) => {
-      if (old[place].contains(document.activeElement)) return; // somebody is typing or reading there
+      const active = document.activeElement;
+      if (active.matches("input, select") && old[place].contains(active)) return; // somebody is typing
       if (old[place].innerHTML !== part.innerHTML) old[place].replaceChildren(...part.childNodes);
     });
     state = made.body.dataset.state;
