@@ -21,6 +21,7 @@ from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 
 NAME = "many"
+VIEW = "from benchmarks.many_runs import open_view; open_view()"
 SHAPES = ("methods", "single", "rates", "tasks")
 #: As many as BoolQ has; with several tasks, those of a small one each.
 _EXAMPLES, _EXAMPLES_OF_A_TASK = 3270, 300
@@ -60,6 +61,7 @@ def measure_many_runs(shape: str, runs: int, folder: Path) -> str:
         "dry run, all complete": (*heft, *dry),
         "report": ("-m", "heft_pipeline.report", NAME, "--output-dir", str(out)),
         "status": (*launch, "status", NAME, "--output-dir", str(out)),
+        "local web view: start it, and open the sweep": ("-c", VIEW, str(out)),
         "the same sweep again, with its report": (*heft, *asked),
     }
     found = [took(name, [sys.executable, *command], folder) for name, command in commands.items()]
@@ -151,6 +153,20 @@ def make() -> None:
     run_sweep.execute_plan = execute  # type: ignore[assignment]
     run_sweep.report = lambda *_: None
     __main__.main()
+
+
+def open_view() -> None:
+    """Start the local web view of this process's output_dir, and read the page of its sweep."""
+    import threading
+    from urllib.request import urlopen
+
+    from heft_pipeline.view.web_server import ViewServer
+
+    with ViewServer(Path(sys.argv[1]), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with urlopen(f"{server.address}sweeps/{NAME}") as answer:
+            assert answer.read().count(b'data-label="accuracy"') > 100
+        server.shutdown()
 
 
 def _complete(store: Store, stage: StageSpec) -> None:

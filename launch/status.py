@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from heft_pipeline.plan.graph import labelled
-from heft_pipeline.plan.stage_spec import from_json
+from heft_pipeline.plan.stage_spec import StageSpec, from_json
+from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import Sweep
 from heft_pipeline.training.metrics import read_metrics
 from launch.attempt import said_accuracy
 from launch.slurm.ask import Patience
 from launch.slurm.job_life import Job, Life
-from launch.slurm.job_notes import read_notes
+from launch.slurm.job_notes import JobNote, read_notes
 from launch.slurm.job_states import job_states
 
 _MOST_ROWS = 60
@@ -41,7 +44,9 @@ class StageStatus:
         node: Where it runs, or None.
         requeues: How often SLURM has restarted it.
         progress: ``PHASE DONE/TOTAL``, or empty.
+        done: How much of the phase is done, as a share; None where nothing is known.
         loss: The last logged training loss, or None.
+        dev_accuracy: The last epoch's accuracy on the dev split, or None.
         examples_per_second: The last logged speed, or None.
         eta_seconds: Until training ends at that speed, or None.
         text: The accuracy, or why it failed.
@@ -55,33 +60,60 @@ class StageStatus:
     node: str | None = None
     requeues: int = 0
     progress: str = ""
+    done: float | None = None
     loss: float | None = None
+    dev_accuracy: float | None = None
     examples_per_second: float | None = None
     eta_seconds: float | None = None
     text: str = ""
 
 
-def sweep_status(sweep: Sweep) -> list[StageStatus]:
+def ask_slurm(notes: Mapping[str, JobNote]) -> dict[str, Job]:
+    """What SLURM knows of the jobs that stages were submitted as; see :func:`job_states`."""
+    return job_states(notes, Patience(_PATIENCE_SECONDS))
+
+
+def sweep_status(
+    sweep: Sweep, ask: Callable[[Mapping[str, JobNote]], Mapping[str, Job]] = ask_slurm
+) -> list[StageStatus]:
     """Look at every stage of a sweep.
 
     Args:
         sweep: The sweep.
+        ask: Tells what SLURM knows of jobs.
 
     Returns:
         The status of each stage, in the plan's order.
     """
-    plan, store = sweep.plan(), sweep.store
-    notes = read_notes(store, plan["stages"])
+    stages = {key: from_json(data) for key, data in sweep.plan()["stages"].items()}
+    return stages_status(sweep.store, stages, ask)
+
+
+def stages_status(
+    store: Store,
+    stages: Mapping[str, StageSpec],
+    ask: Callable[[Mapping[str, JobNote]], Mapping[str, Job]] = ask_slurm,
+) -> list[StageStatus]:
+    """Look at some stages.
+
+    Args:
+        store: Where they are.
+        stages: The stages by fingerprint.
+        ask: Tells what SLURM knows of jobs.
+
+    Returns:
+        The status of each, in the given order.
+    """
+    notes = read_notes(store, stages)
     unfinished = {key: note for key, note in notes.items() if not store.is_complete(key)}
-    jobs = job_states(unfinished, Patience(_PATIENCE_SECONDS))
+    jobs = ask(unfinished)
     found = []
-    stages = {key: from_json(data) for key, data in plan["stages"].items()}
     label = labelled(stages.values())
     for key, stage in stages.items():
         job = jobs.get(key)
         if job is None and key in notes:
             job = Job(Life.ENDED, notes[key].job_id)
-        found.append(_status(sweep, key, label(stage), _state(store.state(key), job), job))
+        found.append(_status(store, key, label(stage), _state(store.state(key), job), job))
     return found
 
 
@@ -149,8 +181,8 @@ def status_table(sweep: Sweep) -> Table:
     return table
 
 
-def _status(sweep: Sweep, key: str, label: str, state: str, job: Job | None) -> StageStatus:
-    store, job_id = sweep.store, job.job_id if job else None
+def _status(store: Store, key: str, label: str, state: str, job: Job | None) -> StageStatus:
+    job_id = job.job_id if job else None
     said = job.reason if job else ""
     if job and job.state and not (job.alive and said):  # a job that waits says only why
         said = job.said()
@@ -165,9 +197,10 @@ def _status(sweep: Sweep, key: str, label: str, state: str, job: Job | None) -> 
         text = str((failure or {}).get("reason", "")) or said
         return StageStatus(key, label, state, job_id, said, text=text)
     owner: dict[str, Any] = store.owner(key) or {}
-    progress = store.progress(key) or {}
-    steps = [m for m in read_metrics(store.folder(key) / "metrics.jsonl") if m["event"] == "step"]
-    last = steps[-1] if steps else {}
+    progress = _whole(store.progress(key))
+    lines = read_metrics(store.folder(key) / "metrics.jsonl")
+    last: dict[str, Any] = next((line for line in reversed(lines) if line["event"] == "step"), {})
+    ended = [line for line in lines if line["event"] == "epoch"]
     shown = f"{progress['phase']} {progress['done']}/{progress['total']}" if progress else ""
     return StageStatus(
         key,
@@ -178,15 +211,32 @@ def _status(sweep: Sweep, key: str, label: str, state: str, job: Job | None) -> 
         node=owner.get("host"),
         requeues=owner.get("requeues", 0),
         progress=f"{shown} epoch {last['epoch']}" if last else shown,
-        loss=last.get("loss"),
-        examples_per_second=last.get("examples_per_second"),
+        done=progress["done"] / progress["total"] if progress.get("total") else None,
+        loss=_number(last.get("loss")),
+        dev_accuracy=_number(ended[-1].get("dev_accuracy")) if ended else None,
+        examples_per_second=_number(last.get("examples_per_second")),
         eta_seconds=_eta(progress, owner),
     )
 
 
+def _whole(note: dict[str, Any] | None) -> dict[str, Any]:
+    """A note of progress; empty where there is none, or something else in its place."""
+    numbers = {"done", "total", "time", "first", "first_time"} & set(note or {})
+    if note is None or not {"phase", "done", "total", "time"} <= set(note):
+        return {}
+    return {} if any(_number(note[key]) is None for key in numbers) else note
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None for anything else that a file may hold."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if plain and math.isfinite(value) else None  # type: ignore[arg-type, return-value]
+
+
 def _eta(progress: dict[str, Any], owner: dict[str, Any]) -> float | None:
     """Seconds to the end of training, at the mean speed since the process took the stage."""
-    if progress.get("phase") != "train" or not owner or "first" not in progress:
+    known = owner and {"first", "first_time"} <= set(progress)
+    if not known or progress["phase"] != "train":
         return None
     done = progress["done"] - progress["first"]
     if done <= 0:

@@ -41,7 +41,8 @@ COLUMNS = [
     "forgetting",
 ]
 _SUMMED = ("trainable_params", "train_seconds", "train_tflop", "train_examples")
-_NEEDED = {*_SUMMED, "accuracy", "n_eval", "peak_memory_mb", "machine"}
+_NUMBERS = (*_SUMMED, "accuracy", "n_eval", "peak_memory_mb")
+_NEEDED = {*_NUMBERS, "machine"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class RunRecord:
             or ``incomplete``.
         why: The reason why a run failed or is damaged.
         results: Each stage's ``result.json``; empty unless the run is complete.
-        predictions: The last stage's ``predictions.parquet``; None unless the run is complete.
+        predictions: The last stage's ``predictions.parquet``; None unless the run is complete and
+            was read closely.
         text: What the sweep's ``plan.json`` says about the text that forgetting is measured on.
     """
 
@@ -141,14 +143,31 @@ class RunRecord:
         return [math.nan if (value := one[key]) is None else value for one in self.results]
 
 
-def read_runs(sweep: Sweep) -> list[RunRecord]:
+def read_runs(sweep: Sweep, *, closely: bool = True) -> list[RunRecord]:
     """Read a sweep's runs, whatever state its files are in.
+
+    Args:
+        sweep: The sweep.
+        closely: Compare the content of all records with their checksums, and read predictions. A
+            glance does neither, so that files are damaged only where their sizes differ.
+
+    Returns:
+        The runs in the plan's order, then its baselines, each named ``base``.
+
+    Raises:
+        UserError: The folder has no plan, or one that another version wrote.
+    """
+    return [read_run(record, closely=closely) for record in planned_runs(sweep)]
+
+
+def planned_runs(sweep: Sweep) -> list[RunRecord]:
+    """A sweep's runs as they were planned, with nothing read of their stages.
 
     Args:
         sweep: The sweep.
 
     Returns:
-        The runs in the plan's order, then its baselines, each named ``base``.
+        See :func:`read_runs`.
 
     Raises:
         UserError: The folder has no plan, or one that another version wrote.
@@ -161,10 +180,10 @@ def read_runs(sweep: Sweep) -> list[RunRecord]:
         keys = [stage.fingerprint for stage in run.stages]
         reused = sum(key in claimed for key in keys)
         claimed.update(keys)
-        records.append(_read(RunRecord(sweep, run, reused, text=text)))
+        records.append(RunRecord(sweep, run, reused, "incomplete", text=text))
     asked = {record.last.fingerprint for record in records}
     return records + [
-        _read(RunRecord(sweep, Run("base", (), "base", 0, (base,)), 0, text=text))
+        RunRecord(sweep, Run("base", (), "base", 0, (base,)), 0, "incomplete", text=text)
         for base in plan.baselines
         if base.fingerprint not in asked
     ]
@@ -221,25 +240,39 @@ def damaged(record: RunRecord, why: str) -> RunRecord:
     return replace(record, status="damaged", why=why, results=(), predictions=None)
 
 
-def _read(record: RunRecord) -> RunRecord:
-    """Add what the files of a run's stages hold."""
+def read_run(record: RunRecord, *, closely: bool = True) -> RunRecord:
+    """Add what the files of a run's stages hold.
+
+    Args:
+        record: The run as it was planned.
+        closely: See :func:`read_runs`.
+    """
     store, keys = record.store, [stage.fingerprint for stage in record.stages]
     try:
         for key in keys:
-            for name, wrong in store.damage(key, Depth.RECORDS).items():
+            depth = Depth.RECORDS if closely else Depth.SIZES
+            for name, wrong in store.damage(key, depth).items():
                 file = store.folder(key) / name
                 return damaged(record, f"{file} {wrong}; the sweep's command makes it anew")
         results = [result for key in keys if (result := store.result(key)) is not None]
         for result in results:
             if lacking := _NEEDED - set(result):
                 raise ValueError(f"a result.json lacks {', '.join(sorted(lacking))}")
+            if others := [key for key in _NUMBERS if not _is_number(result[key])]:
+                raise ValueError(f"a result.json holds no number as {', '.join(others)}")
         if len(results) < len(keys):
             status, why = _unfinished(store, keys)
             return replace(record, status=status, why=why)
-        predictions = _predictions(store.folder(keys[-1]) / "predictions.parquet")
+        last = store.folder(keys[-1])
+        predictions = _predictions(last / "predictions.parquet") if closely else None
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
         return damaged(record, f"{type(error).__name__}: {error}".splitlines()[0])
-    return replace(record, results=tuple(results), predictions=predictions)
+    return replace(record, status="complete", results=tuple(results), predictions=predictions)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, or the None of what is not known."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _predictions(path: Path) -> pd.DataFrame:

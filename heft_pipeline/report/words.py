@@ -1,9 +1,14 @@
 """How the report writes numbers."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from heft_pipeline.evidence.claims import ACCURACY
-from heft_pipeline.report.sections import Section, Setting
+
+if TYPE_CHECKING:  # numbers are written by what answers at once, too
+    from heft_pipeline.report.sections import Section, Setting
 
 #: Stands for a cost that is not known.
 UNKNOWN = "unknown"

@@ -1,7 +1,5 @@
 """Write a report: the page, Markdown, results.csv, and the terminal's table."""
 
-import base64
-import hashlib
 import json
 import secrets
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from heft_pipeline.report.comparison_table import open_runs
 from heft_pipeline.report.content import MOST_ROWS, Report, make_report
 from heft_pipeline.report.latex import latex
 from heft_pipeline.report.options import ReportOptions
+from heft_pipeline.report.page_policy import SORT_SCRIPT, content_policy
 from heft_pipeline.report.pictures import Pictures
 from heft_pipeline.report.records import results_table
 from heft_pipeline.report.sections import Section, Setting
@@ -136,7 +135,7 @@ def terminal(report: Report) -> Group:
 
 def _page(report: Report, folder: Path) -> str:
     environment = _environment(autoescape=True, finalize=_printable)
-    script, _, _ = PackageLoader("heft_pipeline.report").get_source(environment, "sort.js")
+    script = SORT_SCRIPT.read_text(encoding="utf-8")
     pictures, policy = Pictures(folder), f"policy-{secrets.token_hex(16)}"
     page = environment.get_template("report.html.j2").render(
         report=report,
@@ -152,24 +151,6 @@ def _page(report: Report, folder: Path) -> str:
     )
     # Whether figures lie beside the page is known when it is written.
     return page.replace(policy, content_policy(script, pictures.linked))
-
-
-def content_policy(script: str, linked: bool = False) -> str:
-    """What a browser may do with the page: show it with its own figures, and run this one script.
-
-    Args:
-        script: The text of the page's script element.
-        linked: Whether there are figures beside the page.
-
-    Returns:
-        The content of a ``Content-Security-Policy``.
-    """
-    beside = " 'self' file:" if linked else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        f"img-src data:{beside}; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _markdown(report: Report, folder: Path) -> str:

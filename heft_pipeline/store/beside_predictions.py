@@ -14,9 +14,10 @@ from heft_pipeline.plan.graph import untouched_model
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 
-_PREFIX = "logprob_"
+#: What the columns of choices that all rows share begin with.
+LOGPROB_PREFIX = "logprob_"
 #: The lists of choices that rows have of their own, and a written answer's log-probability.
-_OWN, _WRITTEN = "logprobs", "logprob"
+OWN_LOGPROBS, WRITTEN_LOGPROB = "logprobs", "logprob"
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def choice_table(predictions: pd.DataFrame) -> ChoiceTable | None:
     Returns:
         The choices in the table's order; None if it has no choices' log-probabilities.
     """
-    if _OWN in predictions.columns:
+    if OWN_LOGPROBS in predictions.columns:
         return _own_choices(predictions)
-    columns = [name for name in predictions.columns if name.startswith(_PREFIX)]
-    labels = [name.removeprefix(_PREFIX) for name in columns]
+    columns = [name for name in predictions.columns if name.startswith(LOGPROB_PREFIX)]
+    labels = [name.removeprefix(LOGPROB_PREFIX) for name in columns]
     gold = _codes(predictions.gold, labels)
     if not columns or (gold < 0).any():
         return None
@@ -58,7 +59,7 @@ def choice_table(predictions: pd.DataFrame) -> ChoiceTable | None:
 
 
 def _own_choices(predictions: pd.DataFrame) -> ChoiceTable | None:
-    lists = [np.asarray(own, dtype=np.float64) for own in predictions[_OWN]]
+    lists = [np.asarray(own, dtype=np.float64) for own in predictions[OWN_LOGPROBS]]
     counts = np.array([len(own) for own in lists])
     table = np.full((len(lists), counts.max()), -np.inf)
     for row, own in zip(table, lists, strict=True):
@@ -84,8 +85,8 @@ def right_logprobs(predictions: pd.DataFrame) -> NDArray[np.float64] | None:
     table = choice_table(predictions)
     if table is not None:
         found = table.right
-    elif _WRITTEN in predictions.columns:
-        found = predictions[_WRITTEN].to_numpy(dtype=np.float64)
+    elif WRITTEN_LOGPROB in predictions.columns:
+        found = predictions[WRITTEN_LOGPROB].to_numpy(dtype=np.float64)
     else:
         return None
     return found if np.isfinite(found).all() else None
@@ -97,9 +98,9 @@ def chance_accuracy(predictions: pd.DataFrame) -> float | None:
     Args:
         predictions: A table of ``predictions.parquet``.
     """
-    if _OWN not in predictions.columns:
+    if OWN_LOGPROBS not in predictions.columns:
         return None
-    return float(np.mean([1 / len(own) for own in predictions[_OWN]]))
+    return float(np.mean([1 / len(own) for own in predictions[OWN_LOGPROBS]]))
 
 
 def given_answers(several: Sequence[pd.DataFrame]) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from heft_pipeline.data.rows import RowClusters, read_clusters
@@ -11,6 +11,7 @@ from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.json_files import require_json, write_json
 from heft_pipeline.files.locks import file_lock
+from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.sweep_folders import Sweep
 
 CLUSTERS = "clusters.json"
@@ -61,6 +62,31 @@ def clusters(sweep: Sweep, task: DataSettings) -> RowClusters | None:
     """
     entry = _read(sweep).get(_key(task))
     return None if entry is None else RowClusters(**entry)
+
+
+def interval_of(sweep: Sweep, last: StageSpec, result: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % interval of a run's accuracy, which counts clusters of examples where there are.
+
+    Args:
+        sweep: The sweep.
+        last: The run's last stage, which is complete.
+        result: The content of its ``result.json``.
+
+    Returns:
+        The ends (low, high) as shares.
+    """
+    from heft_pipeline.evidence.clusters import numbered
+    from heft_pipeline.evidence.intervals import accuracy_interval, wilson_interval
+
+    groups = clusters(sweep, last.data)
+    file = sweep.store.folder(last.fingerprint) / "predictions.parquet"
+    if groups is None or not file.is_file():
+        return wilson_interval(result["accuracy"] * result["n_eval"], result["n_eval"])
+    import pandas as pd
+
+    answers = pd.read_parquet(file, columns=["id", "credit"])
+    names = [groups.of.get(id, id) for id in answers.id]
+    return accuracy_interval(answers.credit.to_numpy(dtype=float)[None], numbered(names))
 
 
 def _key(task: DataSettings) -> str:

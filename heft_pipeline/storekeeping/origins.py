@@ -39,15 +39,24 @@ def origins(store: Store, fingerprint: str) -> Iterator[tuple[str, str]]:
         yield "trained on", f"{part.fingerprint} {part.label} ({store.state(part.fingerprint)})"
     result = store.result(fingerprint)
     if result is not None:
-        if elsewhere := result.get("trained_elsewhere"):
-            yield (
-                "trained",
-                f"elsewhere; adopted from {elsewhere}, with settings as they were stated",
-            )
-        yield from _made(result, "made")
-        if again := result.get("scored_again"):
-            yield from _made(again, "scored again")
+        yield from made_by(result)
     yield from _users(store, stage)
+
+
+def made_by(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """When, where and with what a stage was made.
+
+    Args:
+        result: The content of its ``result.json``.
+
+    Yields:
+        (what, its value) for people.
+    """
+    if elsewhere := result.get("trained_elsewhere"):
+        yield "trained", f"elsewhere; adopted from {elsewhere}, with settings as they were stated"
+    yield from _made(result, "made")
+    if again := result.get("scored_again"):
+        yield from _made(again, "scored again")
 
 
 def _made(result: dict[str, Any], when: str) -> Iterator[tuple[str, str]]:

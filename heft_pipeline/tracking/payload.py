@@ -21,7 +21,7 @@ from heft_pipeline.plan.stage_spec import StageSpec, from_json
 from heft_pipeline.settings.checks import typed
 from heft_pipeline.settings.schema import HeftConfig, register, schema
 from heft_pipeline.settings.tracking import TrackingSettings
-from heft_pipeline.store.example_clusters import clusters
+from heft_pipeline.store.example_clusters import interval_of
 from heft_pipeline.store.stage_folders import Store
 from heft_pipeline.store.sweep_folders import PLAN, Sweep
 from heft_pipeline.training.metrics import read_metrics
@@ -150,21 +150,6 @@ class PlannedRun:
         except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
-    def _interval(self, last: StageSpec, result: Mapping[str, Any]) -> tuple[float, float]:
-        """The 95 % interval of the accuracy, which counts clusters of examples where there are."""
-        from heft_pipeline.evidence.clusters import numbered
-        from heft_pipeline.evidence.intervals import accuracy_interval, wilson_interval
-
-        groups = clusters(self.sweep, last.data)
-        file = self.sweep.store.folder(last.fingerprint) / "predictions.parquet"
-        if groups is None or not file.is_file():
-            return wilson_interval(result["accuracy"] * result["n_eval"], result["n_eval"])
-        import pandas as pd
-
-        answers = pd.read_parquet(file, columns=["id", "credit"])
-        names = [groups.of.get(id, id) for id in answers.id]
-        return accuracy_interval(answers.credit.to_numpy(dtype=float)[None], numbered(names))
-
     def tracked(self, tracking: TrackingSettings) -> TrackedRun:
         """Read everything that there is to send of the run now.
 
@@ -190,7 +175,9 @@ class PlannedRun:
             if stage.adapters and store.is_complete(stage.fingerprint)
         ]
         summary = (
-            _summary(done, self.entry, self._interval(stages[-1], done[-1])) if complete else {}
+            _summary(done, self.entry, interval_of(self.sweep, stages[-1], done[-1]))
+            if complete
+            else {}
         )
         if complete and predictions.is_file():
             summary |= _beside_accuracy(store, stages, predictions, self.text)
