@@ -1,11 +1,12 @@
 """What the terminal shows while stages run."""
 
+import time
 from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.live import Live
 from rich.text import Text
 
 from heft_pipeline.command_line.console import marked
@@ -13,10 +14,17 @@ from heft_pipeline.plan.graph import Plan, labelled
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.store.stage_folders import Store
 from launch.attempt import ShowProgress
+from launch.live_display import Overview
+
+#: Where nothing can be drawn, how often a line says what runs.
+_TOLD_SECONDS = 60.0
 
 
 class StageProgress:
-    """A progress bar for each running stage, and a line for each finished one.
+    """A live display of a sweep on a terminal, with a line above it for each finished stage.
+
+    Elsewhere, and on a terminal that cannot be drawn on, there are only lines: one for each
+    finished stage, and now and then one for each that runs.
 
     Args:
         console: Where to show it.
@@ -30,19 +38,14 @@ class StageProgress:
         self.label = labelled(stages)
         self._console = console
         self._total, self._begun = len(stages), 0
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=10),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._numbers: dict[str, str] = {}
+        self._overview = Overview(stages)
+        self._drawn = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(self._overview, console=console, transient=True, refresh_per_second=4)
+        self._told = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._drawn:
+            self._live.start()
         return self
 
     def __exit__(
@@ -51,36 +54,40 @@ class StageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._drawn:
+            self._live.stop()
 
     def begin(self, stage: StageSpec) -> None:
-        """Show a bar for a stage."""
+        """Show that a stage runs."""
         self._begun += 1
-        self._numbers[stage.fingerprint] = f"{self._begun}/{self._total}"
-        self._tasks[stage.fingerprint] = self._progress.add_task("", total=1, note="")
-        self.of(stage)("load", 0, 1)
+        self._overview.begin(stage, self.label(stage), f"{self._begun}/{self._total}")
 
     def of(self, stage: StageSpec) -> ShowProgress:
-        """A function that moves a stage's bar: its phase, steps done, steps in all, and a note."""
+        """A function that shows a stage's phase, its steps done, its steps in all, and a note."""
 
         def show(phase: str, done: int, total: int, note: str = "") -> None:
-            task = self._tasks.get(stage.fingerprint)
-            if task is not None:
-                text = f"{self._numbers[stage.fingerprint]} {self.label(stage)} {phase}"
-                self._progress.update(
-                    task, description=text, completed=done, total=total, note=note
-                )
+            self._overview.show(stage.fingerprint, phase, done, total, note)
+            now = time.monotonic()
+            if not self._drawn and now - self._told > _TOLD_SECONDS:
+                self._told = now
+                for one in self._overview.running.values():
+                    self.say(" ", f"{one.label}: {'  '.join(one.parts(now))}")
 
         return show
 
-    def end(self, fingerprint: str) -> None:
-        """Remove a stage's bar."""
-        task = self._tasks.pop(fingerprint, None)
-        if task is not None:
-            self._progress.remove_task(task)
+    def end(self, key: str, state: str, accuracy: float | None = None) -> None:
+        """Show that a stage does not run any more.
+
+        Args:
+            key: Its fingerprint.
+            state: ``done``, ``failed``, or ``again`` for one that waits anew.
+            accuracy: Its accuracy.
+        """
+        label = self.label(self._overview.stages[key])
+        self._overview.end(key, state, label, accuracy)
 
     def say(self, mark: str, text: str) -> None:
-        """Print a line above the bars.
+        """Print a line above the display.
 
         Args:
             mark: One character of rich markup.

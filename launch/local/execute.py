@@ -51,6 +51,7 @@ class Execution:
             parent = stage.parent.fingerprint if stage.parent else None
             if parent in self.failures:
                 del self._waiting[key]
+                self._progress.end(key, "failed")
                 label = self._progress.label
                 self.failures[key] = f"its parent stage failed ({label(stage.chain[-2])})"
                 self._progress.say("[red]✗[/]", f"{label(stage)}: not trained, its parent failed")
@@ -60,6 +61,7 @@ class Execution:
                 if result is None:
                     return stage
                 self._done.add(key)
+                self._progress.end(key, "done", result.get("accuracy"))
                 text = f"{self._progress.label(stage)}: reused, {said_accuracy(result)}"
                 self._progress.say("[cyan]=[/]", text)
         return None
@@ -75,7 +77,9 @@ class Execution:
     def take(self, stage: StageSpec, tried: Attempt) -> None:
         """Note and show how an attempt at a stage ended."""
         key = stage.fingerprint
-        self._progress.end(key)
+        state = {"interrupted": "again", "failed": "failed"}.get(tried.status, "done")
+        result = self._store.result(key) if state == "done" else None
+        self._progress.end(key, state, result.get("accuracy") if result else None)
         if tried.status == "interrupted":
             # Where this process was told to stop too, nothing that comes after this is looked at.
             self.interrupted = True

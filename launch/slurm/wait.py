@@ -146,7 +146,7 @@ class _Waiting:
             return
         for key, asked in again.items():
             self._looks.pop(key, None)
-            self._progress.end(key)
+            self._progress.end(key, "again")
             self._shown.discard(key)
             label = self._progress.label(self.stages[key])
             text = f"{label}: {asked.why}; submitted again as job {jobs.get(key)}"
@@ -175,8 +175,8 @@ class _Waiting:
     def _complete(self, stage: StageSpec, note: JobNote | None) -> None:
         key = stage.fingerprint
         del self.stages[key]
-        self._progress.end(key)
         result = self._store.result(key) or {}
+        self._progress.end(key, "done", result.get("accuracy"))
         job = f", job {note.job_id}" if note else ""
         self._progress.say(
             "[green]✓[/]", f"{self._progress.label(stage)}: {said_accuracy(result)}{job}"
@@ -185,7 +185,7 @@ class _Waiting:
     def _failed(self, stage: StageSpec, why: str, job_id: str | None) -> None:
         key = stage.fingerprint
         del self.stages[key]
-        self._progress.end(key)
+        self._progress.end(key, "failed")
         self.failures[key] = why
         self._progress.say("[red]✗[/]", f"{self._progress.label(stage)}: {why}")
         log = self._logs / f"{job_id}_0_log.err"

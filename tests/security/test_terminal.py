@@ -178,14 +178,14 @@ def test_a_console_shows_markup_as_text_wherever_a_string_is_given() -> None:
     refuse_orders(written.getvalue())
 
 
-def test_a_progress_bar_shows_markup_as_text() -> None:
+def test_the_live_display_shows_markup_as_text() -> None:
     written = io.StringIO()
     console = TextConsole(file=written, width=400, force_terminal=True)
     stage = composed_run("method=lora", f'model.name="{MARKUP}"').last
     with StageProgress(console, [stage]) as progress:
         progress.begin(stage)
-        progress.of(stage)("train", 1, 2, MARKUP + ORDERS)
-        progress._progress.refresh()
+        progress.of(stage)("train", 1, 2, f"loss {MARKUP}{ORDERS}")
+        progress._live.refresh()
         progress.say("[red]✗[/]", MARKUP)
         print(f"a library prints {ORDERS}")
     assert "[/nothing]" in written.getvalue()
