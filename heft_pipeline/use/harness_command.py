@@ -8,7 +8,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,11 +57,13 @@ class Agreement:
         examples: How many were compared.
         differing: How many are answered differently.
         largest: The largest difference of a log-probability, in nats.
+        left_out: How many were not compared, because the harness reads their prompts otherwise.
     """
 
     examples: int
     differing: int
     largest: float
+    left_out: int = 0
 
 
 def _agree(words: Sequence[str]) -> int:
@@ -82,6 +83,11 @@ def _agree(words: Sequence[str]) -> int:
         f"{agreement.examples:,} examples: {agreement.differing:,} answered differently; "
         f"log-probabilities differ by at most {agreement.largest:.2g}"
     )
+    if agreement.left_out:
+        print(
+            f"{agreement.left_out:,} more were not compared: their prompts were cut, or the "
+            "harness reads them as other tokens"
+        )
     alike = agreement.largest <= _ALIKE.get(
         given.dtype or found.stage.model.dtype, _ALIKE["bfloat16"]
     )
@@ -111,10 +117,15 @@ def agree(found: SavedAdapter, given: argparse.Namespace) -> Agreement:
     task = cached_task(stage)
     kept = task.eval[: given.limit]
     table = pd.read_parquet(found.store.folder(stage.chain[-1].fingerprint) / PREDICTIONS)
-    samples = _samples(_rows(stage, task, kept, found), given)
+    rows = _rows(stage, kept)
+    if not rows:
+        raise UserError(
+            f"none of the {len(kept)} rows is read by the harness as the evaluation did"
+        )
+    samples = _samples(list(rows.values()), given)
     largest, differing = 0.0, 0
     columns = [f"logprob_{label}" for label in stage.data.labels]
-    for number, sample in enumerate(samples):
+    for number, sample in zip(rows, samples, strict=True):
         row = table.iloc[number]
         known = (
             [float(row[name]) for name in columns] if columns else list(map(float, row.logprobs))
@@ -122,23 +133,28 @@ def agree(found: SavedAdapter, given: argparse.Namespace) -> Agreement:
         now = [float(value) for value, _ in sample]
         largest = max([largest, *(abs(a - b) for a, b in zip(known, now, strict=True))])
         differing += known.index(max(known)) != now.index(max(now))
-    return Agreement(len(samples), differing, largest if samples else math.nan)
+    return Agreement(len(samples), differing, largest, len(kept) - len(rows))
 
 
-def _rows(stage: Any, task: Any, kept: Any, found: SavedAdapter) -> list[dict[str, Any]]:
-    """The reported rows as the harness reads them."""
+def _rows(stage: Any, kept: Any) -> dict[int, dict[str, Any]]:
+    """The reported rows as the harness reads them, by their numbers.
+
+    A row is left out whose prompt is other tokens for the harness: one that was cut, or that has a
+    special token in its own text, or twice in front.
+    """
     from heft_pipeline.data.rows import read_eval
     from heft_pipeline.models.base_model import load_tokenizer
     from heft_pipeline.use.predictions import prompt_text
 
     tokenizer = load_tokenizer(stage.model)
     raw = [row for _, row in read_eval(stage.data)][: len(kept)]
-    rows = []
-    for row, example in zip(raw, kept, strict=True):
+    rows = {}
+    for number, (row, example) in enumerate(zip(raw, kept, strict=True)):
         text = prompt_text(stage, tokenizer, row)
         bare = text.rstrip() if not stage.data.chat else text
         choices = [text[len(bare) :] + stage.scored_answers.of(choice) for choice in example.texts]
-        rows.append({"prompt": bare, "choices": choices, "gold": example.gold})
+        if tuple(tokenizer(bare)["input_ids"]) == example.prompt:
+            rows[number] = {"prompt": bare, "choices": choices, "gold": example.gold}
     return rows
 
 

@@ -50,6 +50,18 @@ def test_it_agrees_where_choices_have_several_tokens(
     assert "0 answered differently" in capfd.readouterr().out
 
 
+def test_rows_that_were_cut_are_left_out_and_counted(
+    small: list[str], store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["data.max_prompt_tokens=30", "data.truncate_column=passage"]
+    stage = trained(composed_run(*small, "method=heft", "epochs=1", *asked), store)
+    assert main(["agree", str(store.folder(stage.fingerprint))]) == 0
+    first, second = capfd.readouterr().out.splitlines()
+    compared, left_out = int(first.split()[0]), int(second.split()[0])
+    assert compared + left_out == 50 and min(compared, left_out) > 0
+    assert "0 answered differently" in first and float(first.rsplit(" ", 1)[1]) < 1e-4
+
+
 def test_a_model_without_its_edits_does_not_agree(
     heft_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
