@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`((?:python -m|heft) [^`\n]+)`(?!`)")
-_NAMED = re.compile(r"# ([\w./-]+\.\w+)\n")
+_NAMED = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+\.\w+)\n")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The file that the block is to be saved as, which its first line names; empty for none."""
+        """The file that the block is to be saved as, which its first comment names; empty for none."""
         named = _NAMED.match(self.text)
         return named[1] if named else ""
 

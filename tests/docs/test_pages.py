@@ -212,6 +212,8 @@ def test_what_a_page_says_to_type_works(
 ) -> None:
     lora = work / "outputs/stages"
     shutil.copytree(next(lora.glob(f"{stand.stages[1]}*")) / "adapter", work / "my-lora")
+    for stage in (work / "outputs/stages").glob(f"{stand.stages[0]}*"):
+        (stage / "stage.log").write_text("what a stage in a worker or a job wrote\n")
     (work / "other.txt").write_text("The ball is in Paris. The drum is in Rome. " * 40)
     typist = Typist(page, work, stand, capfd.readouterr)
     for block in blocks(page):
