@@ -29,7 +29,7 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The file that the block is to be saved as, which its first comment names; empty for none."""
+        """The file to save the block as, which its first comment names; empty for none."""
         named = _NAMED.match(self.text)
         return named[1] if named else ""
 

@@ -37,8 +37,9 @@ _SHORT = [
     (r"\bepochs=3,20\b", "epochs=1,2"),
     (r"\bepochs=3\b", "epochs=1"),
     (r"\bseed=0,1,2,3,4\b", "seed=0,1"),
-    (r"\bseed=0,1,2\b", "seed=0,1"),
-    (r"'seed=range\(0,8\)'", "seed=0,1"),
+    (r"\bseed=0,1,2\b", "seed=0"),
+    (r"method=lora,heft hydra/launcher", "method=heft hydra/launcher"),
+    (r"range\(0,8\)", "range(0,1)"),
     (r"hydra\.launcher\.workers=\d+", "hydra.launcher.workers=1"),
 ]
 
