@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _view(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m heft_pipeline.view",
+        prog="heft view",
         description="Show sweeps in a browser, on this machine alone. Ctrl-C ends it.",
     )
     parser.add_argument("outputs", type=Path, metavar="OUTPUTS", help="a sweep's output_dir")

@@ -7,6 +7,7 @@ from pathlib import Path
 _CLUSTER = "tests/launch/test_slurm.py runs it on a SLURM of its own"
 _LONG = "minutes to hours; tests/benchmarks runs it small"
 _ACCOUNT = "needs an account and the internet; tests/tracking has a server of its own"
+_HARNESS = "needs the extra lm-eval; tests/use/test_harness.py runs it"
 _FETCHES = "fetches packages; .ci/run and the workflow in .github do it"
 
 #: Commands as they stand on the pages that are not run, and why.
@@ -27,6 +28,13 @@ NOT_RUN = {
     "python -m benchmarks.probe": _LONG,
     "python -m benchmarks.same_results OLD NEW": "tests/storekeeping compares stores with it",
     "python -m pytest -m slow": "the tests themselves",
+    "heft view outputs": "serves until it is stopped; tests/view does it",
+    "pip install 'heft-pipeline[lm-eval]'": _FETCHES,
+    "heft lm-eval run --model heft --model_args adapter=ADAPTER --tasks boolq,piqa": _HARNESS,
+    "heft lm-eval agree ADAPTER": _HARNESS,
+    "heft push ADAPTER OWNER/NAME --license apache-2.0": (
+        "sends it to the hub; tests/use/test_push.py has a hub of its own"
+    ),
     "OMP_NUM_THREADS=1 python -m heft_pipeline.reference": "a minute; tests do it elsewhere",
 }
 #: Few rows and one epoch instead of all: the commands' way is tried, not their answers.
@@ -62,11 +70,14 @@ class Stand:
         """A command or a snippet with the names of what is really there."""
         first, second = self.stages
         for word, there in {
+            "ADAPTER": first,
             "OUTPUTS": "outputs", "SWEEP": "one", "ONE": "one", "TWO": "two", "NAME": "one",
             "STAGE": first, "STAGE...": first, "A": first, "B": second, "FILE": "some.tar",
             "OLD": "outputs", "NEW": "outputs", "DIR": "elsewhere",
         }.items():  # fmt: skip
             text = re.sub(rf"(?<![\w/]){re.escape(word)}(?![\w.=])", there, text)
+        few = 'data={"max_train_rows": 32, "max_eval_rows": 24, "dev_size": 0.25}'
+        text = text.replace("seed=range(2))", f"seed=range(2), {few})")
         return text.replace("outputs/sweeps/NAME", "outputs/sweeps/one")
 
     def quick(self, command: str, train: bool) -> str:

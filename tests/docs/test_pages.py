@@ -185,6 +185,15 @@ class Typist:
 
 #: What a reader has to decide, or would be asked.
 PREPARE = {
+    "heft predict demo-5-seeds/heft-3-r8-s0 --data rows.jsonl": (
+        "heft predict demo-5-seeds/heft-1-r8-s0 --data rows.jsonl"
+    ),
+    "heft export demo-5-seeds/heft-3-r8-s0 --to merged --merge": (
+        "heft export demo-5-seeds/heft-1-r8-s0 --to merged --merge"
+    ),
+    "heft evaluate ADAPTER data=piqa,boolq": "heft evaluate ADAPTER data=demo",
+    "heft chat ADAPTER": "echo 'The lamp is' | heft chat ADAPTER --max-new-tokens 3",
+    "heft doctor": "heft doctor || test $? = 1",
     "python -m heft_pipeline.store gc OUTPUTS": (
         "python -m heft_pipeline.store gc OUTPUTS --dry-run"
     ),
@@ -214,6 +223,8 @@ def test_what_a_page_says_to_type_works(
     shutil.copytree(next(lora.glob(f"{stand.stages[1]}*")) / "adapter", work / "my-lora")
     for stage in (work / "outputs/stages").glob(f"{stand.stages[0]}*"):
         (stage / "stage.log").write_text("what a stage in a worker or a job wrote\n")
+    row = {"passage": "The lamp is in Rome.", "question": "is the lamp in Rome"}
+    write_rows(work / "rows.jsonl", [row] * 3)
     (work / "other.txt").write_text("The ball is in Paris. The drum is in Rome. " * 40)
     typist = Typist(page, work, stand, capfd.readouterr)
     for block in blocks(page):
