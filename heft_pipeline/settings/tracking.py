@@ -28,15 +28,30 @@ class TrackingSettings(Settings):
     """Where runs are shown in addition to the store's own files."""
 
     name: str = setting(
-        "none", "the tracker", choices=("none", "wandb", "tensorboard"), identity=False
+        "none",
+        "the tracker",
+        choices=("none", "wandb", "tensorboard", "trackio", "mlflow"),
+        identity=False,
     )
     mode: str = setting(
         "auto",
-        "W&B's mode; auto: $WANDB_MODE if it is set, else online after `wandb login`, else offline",
+        "W&B's mode; auto: $WANDB_MODE if it is set, else online after `wandb login`, else "
+        "offline. disabled stops any tracker, and offline keeps MLflow's runs in the sweep",
         choices=("auto", "online", "offline", "disabled"),
         identity=False,
     )
-    project: str = setting("heft", "the W&B project", rule=_check_project, identity=False)
+    project: str = setting(
+        "heft",
+        "the project of W&B or Trackio, and the experiment of MLflow",
+        rule=_check_project,
+        identity=False,
+    )
+    uri: str | None = setting(
+        None,
+        "MLflow's server or database, e.g. http://localhost:5000; null: $MLFLOW_TRACKING_URI, else "
+        "a database in the sweep's folder",
+        identity=False,
+    )
     entity: str | None = setting(
         None, "the W&B user or team; null: the account's default", identity=False
     )
@@ -44,10 +59,14 @@ class TrackingSettings(Settings):
         [], "tags in addition to the method", rule=_check_tags, identity=False
     )
     log_predictions: bool = setting(
-        False, "send predictions.parquet as a W&B table", identity=False
+        False,
+        "send predictions.parquet, as a W&B table or an MLflow artifact",
+        identity=False,
     )
     log_adapter: bool = setting(
-        False, "send each trained stage's adapter as a W&B artifact", identity=False
+        False,
+        "send each trained stage's adapter as an artifact of W&B or MLflow",
+        identity=False,
     )
     finish_seconds: float = setting(
         60.0,

@@ -1,4 +1,4 @@
-"""The command line: send a sweep to Weights & Biases or TensorBoard, from its files."""
+"""The command line: send a sweep to a tracker, from its files."""
 
 import argparse
 import contextlib
@@ -26,6 +26,11 @@ from heft_pipeline.tracking.send import require_tracker
 from heft_pipeline.tracking.summary import Summary
 
 _MODES = TrackingSettings.__dataclass_fields__["mode"].metadata["bounds"].choices
+_TRACKERS = tuple(
+    name
+    for name in TrackingSettings.__dataclass_fields__["name"].metadata["bounds"].choices
+    if name != "none"
+)
 _MARKS = {"sent": ("✓", "green"), "unchanged": ("=", "cyan"), "skipped": ("-", "dim")}
 _EPILOG = """\
 Everything is read from the sweep's files, so this works at any time, also for a
@@ -70,7 +75,7 @@ def _track(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m heft_pipeline.tracking",
-        description="Send a sweep to Weights & Biases, or write it for TensorBoard.",
+        description="Send a sweep to W&B or MLflow, or write it for TensorBoard or Trackio.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,11 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     add("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, e.g. outputs/sweeps/NAME")
     add(
         "--to",
-        choices=("wandb", "tensorboard"),
+        choices=_TRACKERS,
         help="default: the config's, else wandb",
     )
     add("--mode", choices=_MODES, help="W&B's mode; default: the config's")
-    add("--project", metavar="P", help="the W&B project; default: the config's")
+    add("--project", metavar="P", help="the project (MLflow: experiment); default: the config's")
+    add("--uri", metavar="U", help="MLflow's server or database; default: the config's")
     add("--entity", metavar="E", help="the W&B user or team; default: the config's")
     add("--run", metavar="NAME", help="send only this run, e.g. heft-3-r8-s0")
     add("--again", action="store_true", help="also send what has not changed")
@@ -98,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _given(asked: argparse.Namespace) -> dict[str, Any]:
     """The tracking settings that are given on the command line."""
-    names = {"name": "to", "mode": "mode", "project": "project", "entity": "entity"}
+    names = {"name": "to"} | {key: key for key in ("mode", "project", "uri", "entity")}
     values = {key: getattr(asked, option) for key, option in names.items()}
     return {key: value for key, value in values.items() if value is not None}
 

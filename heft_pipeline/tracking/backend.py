@@ -32,6 +32,9 @@ class Writer(Protocol):
             values: Its values.
         """
 
+    def flush(self) -> None:
+        """Make the lines so far visible to people."""
+
     def finish(self, run: TrackedRun) -> str:
         """Send everything that is not a line, and close the run in its current state.
 
@@ -60,6 +63,14 @@ class Backend(Protocol):
     @property
     def target(self) -> Mapping[str, Any]:
         """Where runs are sent, as JSON-ready data; a run that is sent elsewhere counts as new."""
+
+    def see(self, sweep: Path, where: str) -> str:
+        """How to look at a sweep's runs: the end of the sentence that says how many were sent.
+
+        Args:
+            sweep: The sweep's folder, as the user would type it.
+            where: Where the last run is, as its writer said.
+        """
 
     def open(self, run: TrackedRun, folder: Path) -> Writer:
         """Begin a run, or continue it.

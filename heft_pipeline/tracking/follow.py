@@ -35,6 +35,7 @@ class Event:
         text: Where it is, or why it was not accepted.
         tracker: What people call the tracker.
         mode: ``online`` or ``offline``; empty for a tracker without modes.
+        see: How to look at runs that were accepted; see :meth:`Backend.see`.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Event:
     text: str
     tracker: str = ""
     mode: str = ""
+    see: str = ""
 
 
 Report = Callable[[Event], None]
@@ -192,4 +194,6 @@ class Sender:
     def _tell(self, planned: PlannedRun, status: str, text: str, backend: Backend | None) -> None:
         mode = str(backend.target.get("mode", "")) if backend else ""
         name = backend.name if backend else ""
-        self._report(Event(planned.name, status, text, name, mode))
+        accepted = backend is not None and status in ("sent", "unchanged")
+        see = backend.see(self._sweep.folder, text) if backend is not None and accepted else ""
+        self._report(Event(planned.name, status, text, name, mode, see))

@@ -220,6 +220,20 @@ def planned_runs(sweep: Sweep) -> list[PlannedRun]:
     return [PlannedRun(sweep, entry, plan["stages"], text) for entry in plan["runs"]]
 
 
+def own_files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, without what links lead to outside.
+
+    Args:
+        folder: The folder of an adapter.
+
+    Returns:
+        Their paths, sorted.
+    """
+    inside = folder.resolve()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if file.resolve().is_relative_to(inside)]
+
+
 def stage_prefixes(stages: Sequence[StageSpec]) -> list[str]:
     """A prefix for each stage's curves: its kind, with a number from the second of a kind on.
 

@@ -11,12 +11,21 @@ from heft_pipeline.files.json_files import read_json, write_json
 from heft_pipeline.files.locks import file_lock, take
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.backend import Backend, TrackerError, Writer
+from heft_pipeline.tracking.mlflow_backend import MlflowBackend, database_or_server
 from heft_pipeline.tracking.payload import PlannedRun, TrackedRun
 from heft_pipeline.tracking.tensorboard_backend import TensorboardBackend
+from heft_pipeline.tracking.trackio_backend import TrackioBackend, check_project
 from heft_pipeline.tracking.wandb_account import resolve_mode
 from heft_pipeline.tracking.wandb_backend import WandbBackend
 
 NOTE = "tracking.json"
+#: The modules of trackers that are not installed with this project, and a package that has them.
+_EXTRAS = {
+    "tensorboard": (("tensorboardX",), "tensorboardX"),
+    "trackio": (("trackio",), "trackio"),
+    # mlflow-skinny has the first without what it needs for a database.
+    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "mlflow"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,23 @@ def require_tracker(tracking: TrackingSettings) -> None:
         tracking: The settings.
 
     Raises:
-        UserError: Its package is not installed, or it needs an account and there is none.
+        UserError: Its package is not installed, it needs an account and there is none, or a
+            setting is none that it takes.
     """
-    if tracking.name == "tensorboard" and importlib.util.find_spec("tensorboardX") is None:
-        raise UserError(
-            "tracking=tensorboard needs the package tensorboardX; "
-            "pip install 'heft-pipeline[tensorboard]' (or: pip install tensorboardX)"
-        )
+    modules, package = _EXTRAS.get(tracking.name, ((), ""))
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:  # the latter is a folder of that name
+            raise UserError(
+                f"tracking={tracking.name} needs the package {module}; "
+                f"pip install 'heft-pipeline[{tracking.name}]' (or: pip install {package})"
+            )
     if tracking.name == "wandb":
         resolve_mode(tracking.mode)
+    elif tracking.name == "mlflow":
+        database_or_server(tracking)
+    elif tracking.name == "trackio":
+        check_project(tracking.project)
 
 
 def make_backend(tracking: TrackingSettings) -> Backend | None:
@@ -63,10 +80,14 @@ def make_backend(tracking: TrackingSettings) -> Backend | None:
         UserError: The tracker cannot work here.
     """
     require_tracker(tracking)
-    if tracking.name == "tensorboard":
-        return None if tracking.mode == "disabled" else TensorboardBackend()
-    if tracking.name == "none":
+    if tracking.name == "none" or tracking.mode == "disabled":
         return None
+    if tracking.name == "tensorboard":
+        return TensorboardBackend()
+    if tracking.name == "trackio":
+        return TrackioBackend(tracking)
+    if tracking.name == "mlflow":
+        return MlflowBackend(tracking)
     mode = resolve_mode(tracking.mode)
     return None if mode == "disabled" else WandbBackend(replace(tracking, mode=mode))
 
@@ -103,6 +124,7 @@ class Session:
         """
         for number in range(self._writer.next_line, len(run.lines)):
             self._writer.log(number, run.lines[number])
+        self._writer.flush()
 
     def close(self, run: TrackedRun) -> Sent:
         """Send what remains, and note what was sent.

@@ -44,27 +44,14 @@ class Summary:
             accepted = [e for e in accepted if e.mode == mode]
             unchanged = sum(e.status == "unchanged" for e in accepted)
             count = _runs(len(accepted)) + (f" ({unchanged} unchanged)" if unchanged else "")
-            lines.append(f"{tracker}: {count}{self._where(mode, accepted[-1].text)}")
+            lines.append(f"{tracker}: {count}{accepted[-1].see}")
         for text, events in self.problems.items():
             who = events[0].tracker or "tracking"
             lines.append(
                 f"! {who} did not accept {_runs(len(events))}: {text}. "
-                f"To send later: {self._again()}"
+                f"To send later: python -m heft_pipeline.tracking {self.folder}"
             )
         return lines
-
-    def _where(self, mode: str, text: str) -> str:
-        if mode == "online":
-            return f" at {text.split('/runs/')[0]}"
-        if mode == "offline":
-            return (
-                f" written offline. To send: wandb login, then\n  {self._again()} --mode online\n"
-                f"  (or: wandb sync {self.folder}/runs/*/wandb/offline-run-*)"
-            )
-        return f"; tensorboard --logdir {self.folder / 'tensorboard'}"
-
-    def _again(self) -> str:
-        return f"python -m heft_pipeline.tracking {self.folder}"
 
 
 def _accepted(event: Event) -> bool:

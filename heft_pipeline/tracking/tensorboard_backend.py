@@ -16,6 +16,10 @@ class TensorboardBackend:
     live = True
     target: Mapping[str, Any] = {}
 
+    def see(self, sweep: Path, where: str) -> str:
+        """The command that shows the sweep's event files."""
+        return f"; tensorboard --logdir {sweep / 'tensorboard'}"
+
     def open(self, run: TrackedRun, folder: Path) -> "TensorboardWriter":
         """Start a run's folder from scratch.
 
@@ -63,8 +67,11 @@ class TensorboardWriter:
         for name, value in values.items():
             if name not in steps:
                 self._writer.add_scalar(name, value, step)
-        self._writer.flush()
         self.next_line = number + 1
+
+    def flush(self) -> None:
+        """Write the lines so far to the files."""
+        self._writer.flush()
 
     def finish(self, run: TrackedRun) -> str:
         """Write the config and the results, and close the files.

@@ -12,7 +12,7 @@ from heft_pipeline.command_line.secrets_kept import masked
 from heft_pipeline.plan.run_names import shortened
 from heft_pipeline.settings.tracking import TrackingSettings
 from heft_pipeline.tracking.backend import TrackerError, Unreachable
-from heft_pipeline.tracking.payload import TrackedRun
+from heft_pipeline.tracking.payload import TrackedRun, own_files
 
 #: The most characters that W&B takes in a run's name or group, and in its job type or a tag.
 NAME_LIMIT, LABEL_LIMIT = 128, 64
@@ -44,6 +44,16 @@ class WandbBackend:
         }
         server = masked(os.environ.get("WANDB_BASE_URL", ""))
         return target | ({"server": server} if server and self.live else {})
+
+    def see(self, sweep: Path, where: str) -> str:
+        """The project's address online, and offline the commands that send the runs."""
+        if self.live:
+            return f" at {where.split('/runs/')[0]}"
+        return (
+            f" written offline. To send: wandb login, then\n"
+            f"  python -m heft_pipeline.tracking {sweep} --mode online\n"
+            f"  (or: wandb sync {sweep}/runs/*/wandb/offline-run-*)"
+        )
 
     def open(self, run: TrackedRun, folder: Path) -> "WandbWriter":
         """Begin a W&B run, or continue it.
@@ -119,6 +129,9 @@ class WandbWriter:
         self._run.log(dict(values), step=number, commit=True)
         self.next_line = number + 1
 
+    def flush(self) -> None:
+        """Nothing: W&B sends lines by itself."""
+
     def finish(self, run: TrackedRun) -> str:
         """Send the summary and the optional extras, and close the run.
 
@@ -168,16 +181,9 @@ class WandbWriter:
                 description=stage.label,
                 metadata={"kind": stage.kind, "fingerprint": stage.fingerprint},
             )
-            for file in _own_files(folder):
+            for file in own_files(folder):
                 artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
             self._run.log_artifact(artifact)
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """The files in a folder and below it, without what links lead to outside."""
-    inside = folder.resolve()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [file for file in files if file.resolve().is_relative_to(inside)]
 
 
 def remove_copies(folder: Path) -> None:
