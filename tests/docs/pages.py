@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"(?<!`)`((?:python -m|heft \S+) [^`\n]+)`(?!`)")
+_INLINE = re.compile(r"(?<!`)`((?:python -m|heft [^\s`]+) [^`\n]+)`(?!`)")
 _NAMED = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+\.\w+)\n")
 
 

@@ -18,7 +18,6 @@ NOT_RUN = {
     "python -m launch usage SWEEP": _CLUSTER,
     "python -m heft_pipeline.tracking outputs/sweeps/NAME --mode online": _ACCOUNT,
     "python -m heft_pipeline.dashboard --group NAME": _ACCOUNT,
-    "tensorboard --logdir outputs/sweeps/NAME/tensorboard": "serves until it is stopped",
     "python -m benchmarks.architectures --write docs/architectures.md": _LONG,
     "python -m benchmarks.architectures llama mixtral": _LONG,
     "python -m benchmarks.levels --trials 2000": _LONG,

@@ -193,7 +193,7 @@ PREPARE = {
     ),
     "heft evaluate ADAPTER data=piqa,boolq": "heft evaluate ADAPTER data=demo",
     "heft chat ADAPTER": "echo 'The lamp is' | heft chat ADAPTER --max-new-tokens 3",
-    "heft doctor": "heft doctor || test $? = 1",
+    "heft doctor": "bash -c 'heft doctor || test $? = 1'",
     "python -m heft_pipeline.store gc OUTPUTS": (
         "python -m heft_pipeline.store gc OUTPUTS --dry-run"
     ),
