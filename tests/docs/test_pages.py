@@ -185,6 +185,16 @@ class Typist:
 
 #: What a reader has to decide, or would be asked.
 PREPARE = {
+    **{
+        said: said.replace("heft-6-", "heft-2-")
+        for said in (
+            "heft predict whereabouts/heft-6-r8-s0 --data rows/test.jsonl --to answers.jsonl",
+            "heft evaluate whereabouts/heft-6-r8-s0 data=demo",
+            "heft export whereabouts/heft-6-r8-s0 --to whereabouts-heft",
+            "heft export whereabouts/heft-6-r8-s0 --to whereabouts-merged --merge",
+            "heft push whereabouts/heft-6-r8-s0 OWNER/NAME --license apache-2.0 --dry-run shared",
+        )
+    },
     "heft predict demo-5-seeds/heft-3-r8-s0 --data rows.jsonl": (
         "heft predict demo-5-seeds/heft-1-r8-s0 --data rows.jsonl"
     ),
