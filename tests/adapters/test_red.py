@@ -82,7 +82,7 @@ def test_an_exported_red_is_applied_by_the_lines_that_come_with_it(
     for one in stage.chain:
         run_stage(one, store)
     assert export_main([str(store.folder(stage.fingerprint)), "--to", str(tmp_path / "x")]) == 0
-    code = (tmp_path / "x" / "LOAD.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (tmp_path / "x" / "LOAD.md").read_text().split("```python\n")[-1].split("```")[0]
     scope: dict[str, object] = {}
     exec(
         code.replace('"parents', f'"{tmp_path}/x/parents').replace('"./', f'"{tmp_path}/x/'), scope

@@ -95,7 +95,7 @@ def test_an_exported_fine_stage_loads_in_pyreft(
     to = tmp_path / "exported"
     assert export_main([str(store.folder(stage.fingerprint)), "--to", str(to)]) == 0
     # The lines that LOAD.md tells a person to run, run from that folder.
-    code = (to / "LOAD.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (to / "LOAD.md").read_text().split("```python\n")[-1].split("```")[0]
     monkeypatch.chdir(to)
     names: dict[str, object] = {}
     exec(code, names)
