@@ -15,7 +15,8 @@ from benchmarks.slurm_cluster import Cluster
 from heft_pipeline.plan.graph import Run
 from heft_pipeline.stage.run_stage import run_stage
 from heft_pipeline.store.stage_folders import Store
-from launch.slurm.job_notes import read_note
+from heft_pipeline.store.sweep_folders import Sweep
+from launch.slurm.job_notes import read_note, read_report_note
 from launch.slurm.job_states import cancel_jobs, job_states
 from launch.slurm.settings import SlurmSettings
 from launch.slurm.submit import Terms, submit, submit_lock
@@ -202,7 +203,13 @@ def test_leaving_after_submission_and_being_killed(
     """Nothing of a submitted sweep depends on the process that submitted it."""
     process = start(*asked, "method=lora,heft", "epochs=1", "sweep=s", "hydra.launcher.wait=false")
     plan = tmp_path / "out" / "sweeps" / "s" / "plan.json"
-    wait_for(lambda: plan.is_file() and "report_job" in plan.read_text(), "the submission")
+
+    def submitted() -> bool:
+        # What is about to be submitted is noted first, and has no number yet.
+        note = read_report_note("s", Sweep(plan.parent).plan()) if plan.is_file() else None
+        return note is not None and note.job_id is not None
+
+    wait_for(submitted, "the submission")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     results = tmp_path / "out" / "sweeps" / "s" / "results.csv"
@@ -229,8 +236,10 @@ def test_two_sweeps_share_a_stage_on_the_cluster(
     # Long enough for the second command to come while the first one's stage is trained.
     first = start(*asked, "method=lora", "epochs=400", "sweep=a")
     store = Store(tmp_path / "out")
-    wait_for(lambda: notes(store, "job.json"), "the first submission")
-    (job,) = notes(store, "job.json").values()
+    # What is about to be submitted is noted first, and has no number yet.
+    numbered = lambda: [note for note in notes(store, "job.json").values() if note["job_id"]]  # noqa: E731
+    wait_for(numbered, "the first submission")
+    (job,) = numbered()
     second = sweep(*asked, "method=lora,heft", "epochs=400", "reft.epochs=1", "sweep=b")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 jobs submitted, 1 already on the cluster" in second.stdout
