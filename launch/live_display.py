@@ -161,7 +161,9 @@ class Overview:
         Returns:
             Seconds; None where a kind of stage has not been trained yet.
         """
-        speeds: Mapping[str, list[float]] = {k: list(v) for k, v in self._seconds_of_epochs.items()}
+        speeds: Mapping[str, list[float]] = {
+            k: list(v) for k, v in list(self._seconds_of_epochs.items())
+        }
         left, side_by_side = 0.0, max(1, len(self.running))
         for one in list(self.running.values()):
             own = one.seconds_left(now)

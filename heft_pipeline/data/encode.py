@@ -103,6 +103,12 @@ def _filled(
     data: DataSettings, id: str, row: Row, field: str, spec: str, conversion: str | None
 ) -> str:
     column = re.split(r"[.\[]", field)[0]
+    # Attributes of Python's objects lead anywhere, and a task may be a stranger's.
+    if "." in re.sub(r"\[[^\]]*\]", "", field) or re.search(r"\d{4}", spec):
+        raise UserError(
+            f"data.prompt names {{{field}{':' + spec if spec else ''}}}; write {{column}}, or a "
+            "part of one as {column[part]}, and no width above 999"
+        )
     if column not in row:
         raise UserError(
             f"data.prompt names {{{column}}}, which row {id} of {data.name} does not have; "

@@ -83,14 +83,6 @@ def read_csv(file: Path, delimiter: str) -> list[Row]:
     Raises:
         UserError: The file is not such a table; the message says where.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # a passage may be longer than the usual 128 KiB
-    try:
-        return _table(file, delimiter)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _table(file: Path, delimiter: str) -> list[Row]:
     # newline="": a line break within quotes stays what it is.
     return list(csv_rows(io.StringIO(read_text(file), newline=""), file, delimiter))
 
@@ -106,6 +98,7 @@ def csv_rows(text: Iterable[str], file: Path, delimiter: str) -> Iterator[Row]:
     Raises:
         UserError: A line is not one of such a table.
     """
+    csv.field_size_limit(sys.maxsize)  # a passage may be longer than the usual 128 KiB
     lines = csv.reader(text, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     begins = 1

@@ -79,13 +79,20 @@ def _said(model: HeftModel, prompt: str, given: argparse.Namespace) -> str:
     """Write an answer as it comes, and return it."""
     from transformers import TextStreamer
 
+    from heft_pipeline.use.generating import generate
+
     sampling: dict[str, Any] = {"do_sample": False}
     if given.temperature > 0:
         sampling = {"do_sample": True, "temperature": given.temperature, "top_p": given.top_p}
+    if model.adapted.base.no_cache:  # it writes the likeliest tokens, all at once
+        text = model.generate(prompt, max_new_tokens=given.max_new_tokens)
+        print(printable(text))
+        return text.strip()
     streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return model.generate(
-        prompt, max_new_tokens=given.max_new_tokens, streamer=streamer, **sampling
-    ).strip()
+    asked = {**sampling, "streamer": streamer}
+    # As it is: a conversation ends where the model's answer begins.
+    (text,) = generate(model.adapted, [prompt], 1, given.max_new_tokens, asked)
+    return text.strip()
 
 
 def _answer(model: HeftModel, text: str) -> None:

@@ -72,6 +72,9 @@ def _evaluate(words: Sequence[str]) -> int:
         raise UserError(f"--to {given.to} is not empty; give a new folder")
     found = arguments.found(given)
     stages = asked_stages(found, given.settings, found.store or Store(given.output_dir))
+    titles = [_title(stage) for stage in stages]
+    if twice := next((title for title in titles if titles.count(title) > 1), ""):
+        raise UserError(f"{twice} is asked for twice; name each task once")
     results = list(evaluate(found, stages, given))
     console = TextConsole()
     if given.json:
@@ -133,6 +136,7 @@ def _stated(found: SavedAdapter, settings: Sequence[str], store: Store) -> Stage
     model = [f"model.id={json.dumps(stage.model.id)}"]
     if stage.model.revision:
         model.append(f"model.revision={stage.model.revision}")
+    model.append(f"model.trust_remote_code={str(stage.model.trust_remote_code).lower()}")
     base = ["method.stages=[]", f"seed={stage.seed}", f"device={stage.device}"]
     return stated_stage([*model, *base, *evaluation, *settings], store)
 

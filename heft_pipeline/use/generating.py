@@ -18,8 +18,9 @@ from heft_pipeline.scoring.continuations import continuations, end_tokens
 #: Ways of decoding that do not read a prompt in one pass of all its sequences, or read it again
 #: later; edits of prompts would be lost or made twice.
 _UNKNOWN_PASSES = (
-    "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "prefill_chunk_size",
-    "penalty_alpha", "dola_layers", "custom_generate", "guidance_scale", "cache_implementation",
+    "generation_config", "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens",
+    "prefill_chunk_size", "penalty_alpha", "dola_layers", "custom_generate", "guidance_scale",
+    "cache_implementation",
     "past_key_values", "inputs", "inputs_embeds", "input_ids", "attention_mask", "position_ids",
     "max_length", "min_length", "token_healing", "return_dict_in_generate", "output_scores",
 )  # fmt: skip
@@ -83,10 +84,20 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     sampling: Mapping[str, Any],
+    special_tokens: str = "once",
 ) -> list[str]:
-    """See :meth:`~heft_pipeline.use.loaded.HeftModel.generate`."""
+    """See :meth:`~heft_pipeline.use.loaded.HeftModel.generate`.
+
+    Args:
+        model: The model.
+        prompts: The prompts, as they are.
+        batch_size: The most that are run together.
+        max_new_tokens: The most tokens that are written after each.
+        sampling: transformers' arguments.
+        special_tokens: The value of ``data.special_tokens``.
+    """
     _refuse_sampling(sampling, max_new_tokens, batch_size)
-    encoder = Encoder(model.base.tokenizer)
+    encoder = Encoder(model.base.tokenizer, special_tokens)
     ids = encoder.encode([[(prompt, False)] for prompt in prompts])
     if empty := [prompt for prompt, own in zip(prompts, ids, strict=True) if not own]:
         raise UserError(f"the prompt {empty[0]!r} has no tokens")

@@ -108,6 +108,8 @@ class HeftLM(HFLM):
                 for i, value in zip(own, values, strict=True):
                     found[i] = value
         for (texts, *_), value in zip(requests, found, strict=True):
+            if texts is None:  # a part of a longer text
+                continue
             self.cache_hook.add_partial("loglikelihood", texts, value)
         return found
 

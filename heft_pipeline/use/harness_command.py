@@ -153,7 +153,9 @@ def _rows(stage: Any, kept: Any) -> dict[int, dict[str, Any]]:
         text = prompt_text(stage, tokenizer, row)
         bare = text.rstrip() if not stage.data.chat else text
         choices = [text[len(bare) :] + stage.scored_answers.of(choice) for choice in example.texts]
-        if tuple(tokenizer(bare)["input_ids"]) == example.prompt:
+        # The harness moves white space at the end of a context to what follows it.
+        same = bare == bare.rstrip() and tuple(tokenizer(bare)["input_ids"]) == example.prompt
+        if same:
             rows[number] = {"prompt": bare, "choices": choices, "gold": example.gold}
     return rows
 

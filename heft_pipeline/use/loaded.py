@@ -88,9 +88,13 @@ def base_of(found: SavedAdapter, *, device: str = "auto", dtype: str | None = No
 def put_on(found: SavedAdapter, base: "Base") -> "HeftModel":
     """Put a saved adapter on its base model, which is changed in place."""
     from heft_pipeline.adapters.adapted import adapted
+    from heft_pipeline.use.measured import answer_tokens
 
-    opened = ExitStack()
-    return HeftModel(found.stage, opened.enter_context(adapted(base, found.adapters)), opened)
+    opened, stage = ExitStack(), found.stage
+    if stage.evaluation.mode == "generate":
+        limited = replace(stage.evaluation, max_new_tokens=answer_tokens(found))
+        stage = replace(stage, evaluation=limited)
+    return HeftModel(stage, opened.enter_context(adapted(base, found.adapters)), opened)
 
 
 class HeftModel:
@@ -109,28 +113,34 @@ class HeftModel:
     """
 
     def __init__(self, stage: StageSpec, adapted: "AdaptedModel", opened: ExitStack) -> None:
-        self.stage, self._adapted, self._opened = stage, adapted, opened
-        self._merged = False
+        self.stage, self._on_base, self._opened = stage, adapted, opened
+        self._merged = self._closed = False
 
     @property
     def tokenizer(self) -> Any:
         """The base model's transformers tokenizer."""
-        return self._adapted.base.tokenizer
+        return self._on_base.base.tokenizer
 
     @property
     def model(self) -> Any:
         """The transformers model below. Called by itself, it makes no edits of ReFT."""
-        return self._adapted.base.model
+        return self._on_base.base.model
 
     @property
     def adapted(self) -> "AdaptedModel":
-        """The model as the pipeline evaluates it."""
-        return self._adapted
+        """The model as the pipeline evaluates it.
+
+        Raises:
+            UserError: The model has been closed, so that its adapters are gone.
+        """
+        if self._closed:
+            raise UserError(f"{self!r} has been closed; load it again")
+        return self._on_base
 
     @property
     def device(self) -> "torch.device":
         """Where the model is."""
-        return self._adapted.base.device
+        return self.adapted.base.device
 
     def __repr__(self) -> str:
         return f"HeftModel({self.stage.label} on {self.stage.model.name})"
@@ -160,7 +170,7 @@ class HeftModel:
         """
         from heft_pipeline.use.generating import forward
 
-        return forward(self._adapted, input_ids, attention_mask, prompt_tokens, arguments)
+        return forward(self.adapted, input_ids, attention_mask, prompt_tokens, arguments)
 
     __call__ = forward
 
@@ -184,9 +194,9 @@ class HeftModel:
         kept; ReFT edits the prompts while they are read.
 
         Args:
-            prompts: A text, or several. They are used as they are: :meth:`prompt` makes one from a
-                row of the task. The special tokens that the tokenizer puts first are added unless
-                they are there.
+            prompts: A text, or several, such as :meth:`prompt` makes from rows of the task. White
+                space at the end of one is left to what is written, as in training, unless the task
+                has a chat template. Special tokens are put first as ``data.special_tokens`` says.
             batch_size: The most prompts that are run together.
             max_new_tokens: The most tokens that are written after each.
             **sampling: transformers' arguments of ``generate``, e.g. ``do_sample=True``,
@@ -204,7 +214,12 @@ class HeftModel:
         from heft_pipeline.use.generating import generate
 
         several = [prompts] if isinstance(prompts, str) else list(prompts)
-        texts = generate(self._adapted, several, batch_size, max_new_tokens, sampling)
+        data = self.stage.data
+        if not data.chat:
+            several = [prompt.rstrip() for prompt in several]
+        texts = generate(
+            self.adapted, several, batch_size, max_new_tokens, sampling, data.special_tokens
+        )
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
     def score(
@@ -217,7 +232,8 @@ class HeftModel:
         """The log-probability of each choice after each prompt.
 
         Args:
-            prompts: N texts, used as they are. White space at the end of one goes to its choices.
+            prompts: N texts. White space at the end of one goes to its choices, unless the task has
+                a chat template. Special tokens are put first as ``data.special_tokens`` says.
             choices: Texts for all prompts, or a list of texts for each.
             batch_size: Prompts per forward pass.
 
@@ -231,7 +247,7 @@ class HeftModel:
         from heft_pipeline.use.predictions import choice_scores
 
         several = [prompts] if isinstance(prompts, str) else list(prompts)
-        return choice_scores(self._adapted, several, choices, batch_size)
+        return choice_scores(self.stage.data, self.adapted, several, choices, batch_size)
 
     def prompt(self, row: Mapping[str, Any]) -> str:
         """The prompt that the task makes of a row, its chat template included.
@@ -263,7 +279,7 @@ class HeftModel:
         """
         from heft_pipeline.use.predictions import predict
 
-        return predict(self.stage, self._adapted, rows, batch_size)
+        return predict(self.stage, self.adapted, rows, batch_size)
 
     def merge(self) -> tuple[str, ...]:
         """Add the weight-space adapters to the base's weights, so that they cost nothing any more.
@@ -277,20 +293,27 @@ class HeftModel:
         Raises:
             UserError: Nothing can be merged, or not into these weights (DoRA, 4 bits).
         """
-        kinds = dict.fromkeys(type(a) for a in self._adapted.adapters if not a.settings.edits)
+        kinds = dict.fromkeys(type(a) for a in self.adapted.adapters if not a.settings.edits)
         if not kinds:
             raise UserError(
                 f"{self.stage.label} has no adapter of weights: edits of hidden states depend on "
                 "the prompt's positions, and no weights can do that"
             )
         if not self._merged:
-            for kind in kinds:
-                self._opened.enter_context(kind.merged(self.model))
+            try:
+                for kind in kinds:
+                    self._opened.enter_context(kind.merged(self.model))
+            except UserError as error:  # in the words of a setting that nobody gave here
+                raise UserError(
+                    f"{self.stage.label} cannot be merged while it is loaded (DoRA, weights in 4 "
+                    "bits, or edits of the same modules); heft export --merge can write DoRA"
+                ) from error
             self._merged = True
-        return tuple(a.settings.kind for a in self._adapted.adapters if a.settings.edits)
+        return tuple(a.settings.kind for a in self.adapted.adapters if a.settings.edits)
 
     def close(self) -> None:
         """Take the adapters off the base model, as it also happens at the end of a ``with``."""
+        self._closed = True
         self._opened.close()
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from heft_pipeline.use.saved import SavedAdapter
 #: The file of an exported folder.
 MEASURED = "measured.json"
 #: What of a stage's ``result.json`` is told to others; the rest is about a machine.
+_LIMIT, _MOST_TOKENS = "answer_tokens", 100_000
 _TOLD = ("accuracy", "n_eval", "trainable_params", "train_seconds", "train_tflop", "seed")
 
 
@@ -28,6 +29,23 @@ class Measured:
 
     stages: tuple[Mapping[str, Any], ...]
     untouched: Mapping[str, Any] | None
+
+
+def answer_tokens(found: SavedAdapter) -> int | None:
+    """The most tokens of a written answer, as the evaluation had it; None where nobody says it."""
+    evaluation = found.stage.evaluation
+    if evaluation.mode != "generate":
+        return None
+    if evaluation.max_new_tokens is not None:
+        return evaluation.max_new_tokens
+    if found.store is not None:
+        from heft_pipeline.scoring.generate import longest_answer
+        from heft_pipeline.stage.cached_inputs import cached_task
+
+        return longest_answer(cached_task(found.stage, found.store.tokenized))
+    file = found.folders[-1] / MEASURED
+    told = read_untrusted(file, str(file.parent)).get(_LIMIT) if file.is_file() else None
+    return told if type(told) is int and 0 < told < _MOST_TOKENS else None
 
 
 def measured(found: SavedAdapter) -> Measured | None:
@@ -55,7 +73,8 @@ def write_measured(found: SavedAdapter, to: Path) -> None:
     """Write what was measured beside an exported adapter."""
     known = measured(found)
     if known is not None:
-        data = {"stages": list(known.stages), "untouched": known.untouched}
+        data: dict[str, Any] = {"stages": list(known.stages), "untouched": known.untouched}
+        data[_LIMIT] = answer_tokens(found)
         (to / MEASURED).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 

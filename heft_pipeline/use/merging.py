@@ -9,12 +9,13 @@ from typing import Any
 
 from heft_pipeline.adapters.kind import AdapterSettings
 from heft_pipeline.errors import UserError
+from heft_pipeline.plan.sources import Sources
 from heft_pipeline.plan.stage_spec import StageSpec
-from heft_pipeline.use.saved import SavedAdapter
+from heft_pipeline.use.saved import SavedAdapter, with_model
 
 _DTYPES = ("float32", "bfloat16", "float16")
 #: What rounding may always change of a logit, and otherwise, as a share of what the adapters do.
-_ROUNDING, _SHARE = 1e-4, 0.5
+_ROUNDING, _SHARE = 1e-3, 0.5
 _PROBES = 4
 #: A prompt with the logits of the untouched model and of the adapted one.
 _Probe = tuple[list[int], Any, Any]
@@ -64,7 +65,11 @@ def write_merged(found: SavedAdapter, to: Path) -> Merged:
         )
     model = found.stage.model
     if model.quantization != "none":
-        model = dataclasses.replace(model, quantization="none")
+        raise UserError(
+            f"{found.stage.label} was trained on weights in 4 bits, and merged into others it "
+            "would be another model; leave --merge out"
+        )
+    _refuse_edited_modules(found)
     from heft_pipeline.models.base_model import load_config, quieten
 
     quieten()
@@ -73,14 +78,43 @@ def write_merged(found: SavedAdapter, to: Path) -> Merged:
     loaded = "bfloat16" if stored == "bfloat16" else "float32"
     probes = _merge(dataclasses.replace(model, dtype=loaded), weights, stored, to)
     effect, change = _apart([(before, after) for _, before, after in probes]), _change(to, probes)
-    if not change < max(_ROUNDING, _SHARE * effect):
+    allowed = _ROUNDING if stored == "float32" else max(_ROUNDING, _SHARE * effect)
+    if not change < allowed:
         shutil.rmtree(to)  # nobody is to take it for the model
         raise UserError(
             f"{to}: merged into {stored} weights, logits change by {change:.2g} of the largest, "
             f"and the adapter itself changes them by {effect:.2g}; export it without --merge"
         )
     kinds = tuple(dict.fromkeys(one.kind for one, _ in weights))
-    return Merged(kinds, change, effect, stored, edits_alone(found.stage))
+    beside = edits_alone(found.stage)
+    return Merged(kinds, change, effect, stored, beside and _on_merged(beside, to, stored))
+
+
+def _refuse_edited_modules(found: SavedAdapter) -> None:
+    """Refuse LoRA above edits of modules' outputs: what it adds to an output was not edited."""
+    edited = False
+    for one, _ in found.adapters:
+        if edited and not one.edits:
+            raise UserError(
+                f"{found.stage.label} trains weights after edits of the outputs of modules, and "
+                "what LoRA adds there was not edited; leave --merge out"
+            )
+        edited = edited or (one.edits and not one.at_positions)
+
+
+def _on_merged(stage: StageSpec, folder: Path, dtype: str) -> StageSpec:
+    """A stage on a merged model, which is in a folder."""
+    there = folder.resolve()
+    content = Sources(there / "nothing").model(str(there), "main").content
+    model = dataclasses.replace(
+        stage.model,
+        id=str(there),
+        revision=None,
+        name=f"{stage.model.name}-merged",
+        dtype="bfloat16" if dtype == "bfloat16" else "float32",
+        content=content,
+    )
+    return with_model(stage, model)
 
 
 def _merge(

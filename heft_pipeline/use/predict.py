@@ -5,6 +5,7 @@ heft predict ADAPTER --data FILE|- [--to FILE]
 
 import argparse
 import contextlib
+import io
 import json
 import queue
 import sys
@@ -18,7 +19,7 @@ from heft_pipeline.command_line.run import run_command
 from heft_pipeline.command_line.streams import nobody_reads
 from heft_pipeline.data.dev_split import Row
 from heft_pipeline.data.encode import render
-from heft_pipeline.data.text_rows import csv_rows, json_rows, read_text
+from heft_pipeline.data.text_rows import csv_rows, json_rows, read_json, read_text
 from heft_pipeline.errors import UserError
 from heft_pipeline.files.untrusted import refuse_special
 from heft_pipeline.use import arguments
@@ -50,7 +51,7 @@ def _predict(words: Sequence[str]) -> int:
         raise UserError(f"{given.data} has no rows")
     render(found.stage.data, "0", first[0])  # a column that is missing is found before loading
     answered = 0
-    with _output(given.to) as to, put_on_base(found, **arguments.place(given)) as model:
+    with put_on_base(found, **arguments.place(given)) as model, _output(given.to) as to:
         for rows in chain([first], chunks):
             answers = predict(model.stage, model.adapted, rows, given.batch_size, answered)
             answered += len(rows)
@@ -84,8 +85,8 @@ def _lines(given: argparse.Namespace) -> IO[str] | Iterator[str]:
     if not file.is_file():
         refuse_special(file, "--data")
         raise UserError(f"--data {given.data} is not a file")
-    if file.suffix in (".gz", ".bz2", ".xz"):
-        return iter(read_text(file).splitlines(keepends=True))
+    if file.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        return io.StringIO(read_text(file), newline="")
     return file.open(encoding="utf-8-sig", newline="")
 
 
@@ -105,6 +106,9 @@ def _kind(given: argparse.Namespace) -> str:
 def _rows(given: argparse.Namespace, lines: IO[str] | Iterator[str]) -> Iterator[Row]:
     name = _STANDARD if given.data == "-" else Path(given.data)
     kind = _kind(given)
+    if name.suffix == ".json":  # it may be one list
+        yield from read_json(name)
+        return
     try:
         if kind == "jsonl":
             yield from json_rows(lines, name)

@@ -9,6 +9,7 @@ from heft_pipeline.data.chat import Chat
 from heft_pipeline.data.encode import Encoder, render
 from heft_pipeline.data.prompts import Example, read_unanswered
 from heft_pipeline.data.row_choices import letter
+from heft_pipeline.data.settings import DataSettings
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.stage_spec import StageSpec
 from heft_pipeline.scoring.extraction import extraction
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heft_pipeline.adapters.adapted import AdaptedModel
-
-#: How many tokens are written where neither the settings nor any choice says it.
-MOST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ def predict(
 
     decoding = None
     if evaluation.mode == "generate":
-        longest = max(len(choice) for example in examples for choice in example.choices)
-        decoding = _decoding(stage, Decoding, evaluation.max_new_tokens or longest)
+        decoding = _decoding(stage, Decoding)
     scores = score(
         model,
         examples,
@@ -122,9 +119,7 @@ def _written(
     from heft_pipeline.scoring.generate import Decoding, generated
 
     read = extraction(stage.data)
-    decoding = _decoding(
-        stage, Decoding, stage.evaluation.max_new_tokens or MOST_TOKENS, extraction=read
-    )
+    decoding = _decoding(stage, Decoding, extraction=read)
     texts = generated(model, examples, batch_size, decoding)
     return [
         Prediction(example.id, read.of(text), text, {})
@@ -132,10 +127,15 @@ def _written(
     ]
 
 
-def _decoding(stage: StageSpec, made: Any, tokens: int, **more: Any) -> Any:
+def _decoding(stage: StageSpec, made: Any, **more: Any) -> Any:
     evaluation = stage.evaluation
+    if evaluation.max_new_tokens is None:
+        raise UserError(
+            f"{stage.label}: nobody says how long its answers may be; export the adapter again "
+            "from its store"
+        )
     return made(
-        tokens,
+        evaluation.max_new_tokens,
         evaluation.match,
         stage.scored_answers,
         temperature=evaluation.temperature,
@@ -156,17 +156,22 @@ def _id(stage: StageSpec, row: Mapping[str, Any], number: int) -> str:
 
 
 def choice_scores(
+    data: DataSettings,
     model: "AdaptedModel",
     prompts: Sequence[str],
     choices: Sequence[str] | Sequence[Sequence[str]],
     batch_size: int,
 ) -> "NDArray[np.float32]":
     """See :meth:`~heft_pipeline.use.loaded.HeftModel.score`."""
+    import numpy as np
+
     from heft_pipeline.scoring.score import score
 
     own = _for_each(prompts, choices)
-    encoder = Encoder(model.base.tokenizer)
-    bare = [prompt.rstrip() for prompt in prompts]
+    if not prompts:
+        return np.empty((0, 0), dtype=np.float32)
+    encoder = Encoder(model.base.tokenizer, data.special_tokens)
+    bare = [prompt if data.chat else prompt.rstrip() for prompt in prompts]
     spaces = [prompt[len(kept) :] for prompt, kept in zip(prompts, bare, strict=True)]
     pieces = [[(text, False)] for text in bare]
     ids = encoder.encode(pieces)

@@ -121,6 +121,11 @@ def upload(folder: Path, repo: str, *, private: bool = False, branch: str = "mai
     api = HfApi(library_name="heft_pipeline")
     try:
         made = api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise UserError(
+                f"{repo} is there already and everyone can see it; make it private on the hub, or "
+                "leave --private out"
+            )
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -135,6 +140,8 @@ def upload(folder: Path, repo: str, *, private: bool = False, branch: str = "mai
                 "token that may write (or set HF_TOKEN), or name a repository of your own"
             ) from error
         raise UserError(f"the hub refused {repo}: {_first_line(error)}") from error
+    except UserError:
+        raise
     except Exception as error:  # the network fails in many ways, and the advice is the same
         names = {base.__name__ for base in type(error).__mro__}
         if not names & _OF_THE_NETWORK:

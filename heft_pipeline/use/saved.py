@@ -135,7 +135,7 @@ def find_adapter(
     if not found.stage.chain[-1].adapters:
         raise UserError(f"{found.stage.label} is the untouched model; it has no adapter")
     base = _base_model(found, model, trust_remote_code)
-    return dataclasses.replace(found, stage=_with_model(found.stage, base))
+    return dataclasses.replace(found, stage=with_model(found.stage, base))
 
 
 def _is_run(text: str, output_dir: Path) -> bool:
@@ -163,7 +163,10 @@ def _exported(folder: Path) -> SavedAdapter:
     try:
         stage = from_json(read_untrusted(folder / STAGE, name, _SHOULD_BE))
         for part in stage.chain:
+            check(part.model, "model")
             check(part.data, "data")
+            if "/" in part.model.attn_implementation or type(part.seed) is not int:
+                raise UserError(f"{name}: {STAGE} names code of the hub, or a seed that is none")
             for adapter in part.adapters:
                 check(adapter, adapter.kind)
         check(stage.evaluation, "evaluation")
@@ -179,13 +182,20 @@ def _exported(folder: Path) -> SavedAdapter:
 
 def _fetched(id: str, revision: str | None) -> Path:
     """The files of a hub repository, in the hub's cache."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     revision = revision or "main"
     try:
         hub_commit("model.id", id, revision)  # says what is wrong better than a download does
     except UserError as error:
         raise UserError(str(error).replace("model.id=", "")) from error
+    try:
+        hf_hub_download(id, STAGE, revision=revision)  # before anything large
+    except EntryNotFoundError:
+        raise UserError(f"the hub repository {id} has no {STAGE}; {_SHOULD_BE}") from None
+    except Exception:  # said below, where it fails again
+        pass
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=_FETCHED))
     except Exception as error:  # the network fails in many ways, and the advice is the same
@@ -241,6 +251,7 @@ def _digests(found: SavedAdapter) -> Path:
     return Path(cache) / "heft_pipeline" / "digests.json"
 
 
-def _with_model(stage: StageSpec, model: ModelSettings) -> StageSpec:
-    parent = _with_model(stage.parent, model) if stage.parent else None
+def with_model(stage: StageSpec, model: ModelSettings) -> StageSpec:
+    """A stage with those below it on another model."""
+    parent = with_model(stage.parent, model) if stage.parent else None
     return dataclasses.replace(stage, model=model, parent=parent)

@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._asked()
-        if found := re.fullmatch(r"/api/models/(\S+?)/(auth-check|revision/\S+)", path):
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(auth-check|revision/\S+))?", path):
             repo = found[1]
             if repo not in self.held.files:
                 self._no(404, "RepoNotFound")
@@ -70,7 +70,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({})
             else:
                 names = [{"rfilename": name} for name in sorted(self.held.files[repo])]
-                self._json({"id": repo, "sha": COMMIT, "siblings": names, "private": False})
+                self._json(
+                    {
+                        "id": repo,
+                        "sha": COMMIT,
+                        "siblings": names,
+                        "private": repo in self.held.private,
+                    }
+                )
         elif found := re.fullmatch(r"/api/models/(\S+?)/tree/\S+", path):
             files = self.held.files.get(found[1], {})
             self._json(
@@ -93,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             asked = json.loads(body)
             repo = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
-            if asked.get("private") or asked.get("visibility") == "private":
+            wished = asked.get("private") or asked.get("visibility") == "private"
+            if wished and repo not in self.held.files:  # one that is there stays what it is
                 self.held.private.add(repo)
             self.held.files.setdefault(repo, {})
             self._json({"url": f"{self.held.address}/{repo}"})

@@ -61,6 +61,8 @@ def by_hand(model: HeftModel, prompt: str, tokens: int) -> str:
         ["method=heft", "lora.use_dora=true"],
         ["method=heft", "evaluation.normalize=byte", "evaluation.batch_size=7"],
         ["method=heft", "evaluation.mode=generate", "evaluation.max_new_tokens=3"],
+        ["method=heft", "evaluation.mode=generate", "reft.answer='{choice} w1 w2'"],
+        ["method=heft", "data.special_tokens=add"],
     ],
 )
 def test_predictions_are_those_of_the_evaluation(
@@ -101,6 +103,21 @@ def test_rows_with_choices_of_their_own_and_written_answers(
     assert [list(one.log_probabilities.values()) for one in found] == [
         list(one) for one in expected.logprobs
     ]
+    # Longer answers than any limit that is made up, and nobody says how long they may be.
+    for name in ("train", "validation"):
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["said"] = " ".join([str(line["said"])] * 70)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    written = trained(
+        composed_run(*own, *asked, "data.kind=answer", "data.answer_column=said",
+                     "data.dev_size=2"), store)  # fmt: skip
+    expected = stored(store, written)
+    assert written.evaluation.max_new_tokens is None
+    assert export([str(store.folder(written.fingerprint)), "--to", str(tmp_path / "to")]) == 0
+    for place in (store.folder(written.fingerprint), tmp_path / "to"):
+        with heft_pipeline.load(place) as model:
+            assert [one.text for one in model.predict(rows(written))] == expected.text.tolist()
 
 
 def test_what_is_written_is_what_whole_passes_write(heft_folder: Path) -> None:
@@ -151,6 +168,7 @@ def test_sampling_is_as_in_transformers(heft_folder: Path) -> None:
         ({"use_cache": False}, "use_cache=False reads a prompt again"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens cannot be used here"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"generation_config": None}, "generation_config cannot be used here"),
         ({"temprature": 1.0}, "transformers refuses these arguments"),
     ],
 )
@@ -211,6 +229,44 @@ def test_scores_are_those_of_the_evaluation(
     np.testing.assert_allclose(found, expected[columns].to_numpy(), atol=1e-5)
     np.testing.assert_allclose(each, found, atol=1e-5)
     np.testing.assert_allclose(single, found[:1, :1], atol=1e-5)
+
+
+def test_prompts_are_tokenised_as_in_training(small: list[str], store: Store) -> None:
+    asked = ["method=heft", "epochs=1", "data.special_tokens=add",
+             "data.prompt='<s> {passage} Question: {question} Answer: '"]  # fmt: skip
+    stage = trained(composed_run(*small, *asked), store)
+    expected = stored(store, stage)
+    with heft_pipeline.load(store.folder(stage.fingerprint)) as model:
+        prompts = [model.prompt(row) for row in rows(stage)]
+        found = model.score(prompts, [choice.strip() for choice in stage.data.choices.values()])
+        columns = [f"logprob_{label}" for label in stage.data.labels]
+        np.testing.assert_allclose(found, expected[columns].to_numpy(), atol=1e-5)
+        # White space at the end of a prompt is left to what is written.
+        bare = [prompt.rstrip() for prompt in prompts[:4]]
+        assert model.generate(prompts[:4], max_new_tokens=3) == model.generate(
+            bare, max_new_tokens=3
+        )
+
+
+def test_a_closed_model_answers_nothing(heft_folder: Path) -> None:
+    with heft_pipeline.load(heft_folder) as model:
+        assert model.score([], ["yes"]).shape[0] == 0
+    for ask in (
+        lambda: model.generate("w1"),
+        lambda: model.score("w1", ["yes"]),
+        lambda: model.predict([{"passage": "w1", "question": "w1"}]),
+        lambda: model(torch.tensor([[1, 2]])),
+    ):
+        with pytest.raises(UserError, match="has been closed"):
+            ask()
+    model.close()
+
+
+def test_more_sequences_than_were_announced_are_refused(heft_folder: Path) -> None:
+    with heft_pipeline.load(heft_folder) as model:
+        batch = collate([AnsweredPrompt((1, 5, 6, 7), (0,))], 0)
+        with model.adapted.editing(batch), pytest.raises(RuntimeError, match="were announced"):
+            model.model(batch.input_ids.repeat(2, 1))
 
 
 def test_choices_that_are_none_are_refused(heft_folder: Path) -> None:

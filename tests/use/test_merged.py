@@ -67,6 +67,53 @@ def test_the_edits_stay_beside_it_with_the_reason(
     with heft_pipeline.load(to / "edits", model=str(to)) as model:
         found = model.score(PROMPTS, ["yes", "no", "maybe"])
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    with heft_pipeline.load(to / "edits") as model:  # it knows the folder that it belongs to
+        np.testing.assert_allclose(model.score(PROMPTS, ["yes", "no", "maybe"]), found)
+    moved = to.rename(tmp_path / "moved")
+    with pytest.raises(heft_pipeline.UserError, match="is not here"):
+        heft_pipeline.load(moved / "edits")
+    capsys.readouterr()
+    heft_pipeline.load(moved / "edits", model=str(moved)).close()
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_above_edits_of_modules_are_not_merged(
+    small: list[str], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = trained(composed_run(*small, "method.stages=[red,lora]", "epochs=1"), store)
+    words = [str(store.folder(stage.fingerprint)), "--to", str(tmp_path / "to"), "--merge"]
+    assert export(words) == 1
+    assert "what LoRA adds there was not edited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["lora.target_modules=[lm_head]"],
+        ["lora.target_modules=[lm_head]", "lora.use_dora=true"],
+        ["lora.target_modules=[embed_tokens,q_proj]"],
+    ],
+)
+def test_tied_embeddings_are_told_apart(
+    asked: list[str], small: list[str], small_model: Path, store: Store, tmp_path: Path
+) -> None:
+    tied = tmp_path / "tied"
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tied)
+    AutoTokenizer.from_pretrained(small_model).save_pretrained(tied)
+    asked = [*small, f"model.id={tied}", "method=lora", "epochs=1", *asked]
+    stage = trained(composed_run(*asked), store)
+    to, folder = tmp_path / "to", store.folder(stage.fingerprint)
+    assert export([str(folder), "--to", str(to), "--merge"]) == 0
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(to), AutoTokenizer.from_pretrained(to)
+    with heft_pipeline.load(folder) as loaded:
+        for prompt in PROMPTS:
+            expected = logits(loaded.model, loaded.tokenizer, prompt)
+            torch.testing.assert_close(
+                logits(plain, tokenizer, prompt), expected, rtol=1e-4, atol=1e-4
+            )
 
 
 def test_bfloat16_weights_stay_bfloat16(

@@ -54,6 +54,10 @@ def test_what_is_shared_is_loaded_by_its_name(
         for name, content in files.items():
             if not name.endswith(".safetensors"):
                 assert not [text for text in own if text in content.decode()], name
+        hub.private.clear()
+        words = ["me/mine", "--license", "mit", "--private"]
+        public = heft(hub, tmp_path, "push", heft_folder, *words)
+        assert public.returncode == 1 and "everyone can see it" in public.stderr
         # Somebody else, who has the base model in another place.
         asked = ["predict", "me/mine", "--data", rows, "--model", small_model]
         found = heft(hub, tmp_path / "other", *asked)

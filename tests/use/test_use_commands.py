@@ -135,6 +135,7 @@ def test_a_broken_row_ends_it_after_the_rows_before_it(
         (["evaluate", "{}", "data.eval_split=nope"], "", "has no nope.jsonl"),
         (["evaluate", "{}", "data=nope"], "", "data=nope is not one of"),
         (["evaluate", "{}", "data=a", "data=b"], "", "data= is given twice"),
+        (["evaluate", "{}", "data=demo,demo"], "", "demo/test is asked for twice"),
         (["evaluate", "{}", "data.dev_size=-1"], "", "data.dev_size=-1"),
         (["chat", "{}", "--system", "be kind"], "", "this model has none"),
         (["prdict"], "", "did you mean heft predict?"),
@@ -184,6 +185,23 @@ def test_a_conversation_is_continued(heft_command: Run, heft_folder: Path) -> No
     assert first == again
     assert answer.split()[0] in ("true", "false") and "true -" in answer
     assert "data.prompt names {passage}" in err
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "json"])
+def test_long_cells_and_rare_line_ends_stay_what_they_are(
+    kind: str, heft_command: Run, heft_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"passage": "w1\u2028w2 w3", "question": "w1", "more": "x" * 200_000},
+        {"passage": "w4 w5", "question": "w4", "more": ""},
+    ]
+    file = tmp_path / f"rows.{kind}"
+    if kind == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        pd.DataFrame(rows).to_csv(file, index=False)
+    status, out, err = heft_command("predict", heft_folder, "--data", file)
+    assert (status, err) == (0, "") and len(out.splitlines()) == 2
 
 
 def test_heft_lists_its_commands_and_says_its_version(heft_command: Run) -> None:

@@ -170,8 +170,17 @@ class LoraAdapter(Adapter):
             MergedLora(last._base.model)
             last.peft.unload()
         else:
+            _untie_head(last._base.model)
             last.peft.merge_and_unload(safe_merge=True)
         last._leave_no_trace()
+
+
+def _untie_head(model: Any) -> None:
+    """Give a head that shares the input embedding's weight its own, because PEFT adds in place."""
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embedding, head = (getattr(one, "base_layer", one) for one in found)
+    if head is not None and getattr(head, "weight", None) is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 @functools.lru_cache(maxsize=256)

@@ -115,6 +115,10 @@ class Interventions(nn.Module):
             if not self._columns or hidden.shape[1] != self._width:
                 return output
             columns = self._columns[unit.end]
+            if hidden.shape[0] != columns.shape[0]:
+                raise RuntimeError(
+                    f"{hidden.shape[0]} sequences are run, and {columns.shape[0]} were announced"
+                )
             index = columns[:, :, None].expand(-1, -1, hidden.shape[-1])
             if self._short:  # positions that a prompt does not have go to one more column
                 hidden = torch.cat([hidden, hidden.new_zeros(hidden[:, :1].shape)], dim=1)
