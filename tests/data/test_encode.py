@@ -14,6 +14,7 @@ from heft_pipeline.data.encode import Encoder, render
 from heft_pipeline.data.prompts import _cut
 from heft_pipeline.data.row_choices import Piece
 from heft_pipeline.data.settings import DataSettings
+from heft_pipeline.data.text_rows import Number
 from heft_pipeline.errors import UserError
 from heft_pipeline.plan.graph import Run
 
@@ -178,3 +179,17 @@ def test_numbers_and_parts_of_a_column_are_text(data: DataSettings) -> None:
     asked = dataclasses.replace(data, prompt="{n:.1f} {x[text][0]} {flag} {{}}:")
     row = {"n": 0.25, "x": {"text": ["blue"]}, "flag": True}
     assert render(asked, "train/0", row).text == "0.2 blue True {}:"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{n.__new__.__globals__[sys].modules[os].environ[HF_TOKEN]}",
+        "{x.__class__}",
+        "{x[0].__class__}",
+        "{x:>9999999999}",
+    ],
+)
+def test_a_prompt_reaches_no_further_than_its_row(data: DataSettings, prompt: str) -> None:
+    with pytest.raises(UserError, match="or a part of one as"):
+        render(dataclasses.replace(data, prompt=prompt), "train/0", {"x": "a", "n": Number("0.5")})
