@@ -49,6 +49,21 @@ class Writer(Protocol):
         """
 
 
+def on_own_step(number: int, values: Mapping[str, float]) -> tuple[int, dict[str, float]]:
+    """A line's step on its stage's own axis, for trackers with one axis for each curve.
+
+    Args:
+        number: The line's number in the run, which is the step of a line without one.
+        values: Its values, with the step under ``STAGE/step``.
+
+    Returns:
+        The step, and the other values.
+    """
+    steps = {name: value for name, value in values.items() if name.endswith("/step")}
+    rest = {name: value for name, value in values.items() if name not in steps}
+    return int(next(iter(steps.values()), number)), rest
+
+
 class Backend(Protocol):
     """A tracker.
 

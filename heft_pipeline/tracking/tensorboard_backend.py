@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.tracking.backend import on_own_step
 from heft_pipeline.tracking.payload import TrackedRun
 
 
@@ -62,11 +63,9 @@ class TensorboardWriter:
             number: Its number in the run.
             values: Its values.
         """
-        steps = {name: value for name, value in values.items() if name.endswith("/step")}
-        step = int(next(iter(steps.values()), number))
-        for name, value in values.items():
-            if name not in steps:
-                self._writer.add_scalar(name, value, step)
+        step, rest = on_own_step(number, values)
+        for name, value in rest.items():
+            self._writer.add_scalar(name, value, step)
         self.next_line = number + 1
 
     def flush(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from heft_pipeline.errors import UserError
 from heft_pipeline.settings.tracking import TrackingSettings
-from heft_pipeline.tracking.backend import TrackerError
+from heft_pipeline.tracking.backend import TrackerError, on_own_step
 from heft_pipeline.tracking.payload import TrackedRun
 
 
@@ -120,10 +120,7 @@ class TrackioWriter:
             number: Its number in the run.
             values: Its values.
         """
-        steps = {name: value for name, value in values.items() if name.endswith("/step")}
-        step = int(next(iter(steps.values()), number))
-        rest = {name: value for name, value in values.items() if name not in steps}
-        self._take(str(number), step, rest)
+        self._take(str(number), *on_own_step(number, values))
         self.next_line = number + 1
 
     def flush(self) -> None:

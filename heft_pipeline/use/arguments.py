@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from heft_pipeline.errors import UserError
 from heft_pipeline.use.loaded import HeftModel, put_on_base
 from heft_pipeline.use.saved import SavedAdapter, find_adapter
 
@@ -44,6 +45,16 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def require_new(to: Path) -> None:
+    """Refuse a folder that is to be written and has something in it.
+
+    Raises:
+        UserError: It is not empty.
+    """
+    if to.is_dir() and any(to.iterdir()):
+        raise UserError(f"--to {to} is not empty; give a new folder")
 
 
 def found(given: argparse.Namespace) -> SavedAdapter:

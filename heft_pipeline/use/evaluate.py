@@ -68,23 +68,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _evaluate(words: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(words)
-    if given.to is not None and given.to.is_dir() and any(given.to.iterdir()):
-        raise UserError(f"--to {given.to} is not empty; give a new folder")
+    if given.to is not None:
+        arguments.require_new(given.to)
     found = arguments.found(given)
     stages = asked_stages(found, given.settings, found.store or Store(given.output_dir))
     titles = [_title(stage) for stage in stages]
     if twice := next((title for title in titles if titles.count(title) > 1), ""):
         raise UserError(f"{twice} is asked for twice; name each task once")
     results = list(evaluate(found, stages, given))
-    console = TextConsole()
+    as_json = json.dumps([vars(one) for one in results], indent=2)
     if given.json:
-        print(json.dumps([vars(one) for one in results], indent=2))
+        print(as_json)
     else:
-        console.print(_table(found, results))
+        TextConsole().print(_table(found, results))
     if given.to is not None:
-        (given.to / "evaluation.json").write_text(
-            json.dumps([vars(one) for one in results], indent=2) + "\n", encoding="utf-8"
-        )
+        (given.to / "evaluation.json").write_text(f"{as_json}\n", encoding="utf-8")
     return 0
 
 

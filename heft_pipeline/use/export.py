@@ -46,7 +46,7 @@ def export(found: SavedAdapter, to: Path) -> None:
         UserError: ``to`` is not empty, or the library that defines an adapter's kind cannot load
             this adapter.
     """
-    _require_new(to)
+    arguments.require_new(to)
     kinds = [one.kind for one, _ in found.adapters]
     if len(set(kinds)) < len(kinds):
         raise UserError(
@@ -71,7 +71,7 @@ def export_merged(found: SavedAdapter, to: Path) -> Merged:
     Raises:
         UserError: See :func:`~heft_pipeline.use.merging.write_merged`.
     """
-    _require_new(to)
+    arguments.require_new(to)
     merged = write_merged(found, to)
     load = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -85,11 +85,6 @@ def export_merged(found: SavedAdapter, to: Path) -> Merged:
         about += " " + _WHY_BESIDE.format(kinds=" and ".join(merged.kinds))
     _load_md(to, found.stage, load, [], about)
     return merged
-
-
-def _require_new(to: Path) -> None:
-    if to.is_dir() and any(to.iterdir()):
-        raise UserError(f"--to {to} is not empty; give a new folder")
 
 
 def _write(stage: StageSpec, sources: Sequence[Path], to: Path) -> list[str]:

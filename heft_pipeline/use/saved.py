@@ -183,7 +183,7 @@ def _exported(folder: Path) -> SavedAdapter:
 def _fetched(id: str, revision: str | None) -> Path:
     """The files of a hub repository, in the hub's cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     revision = revision or "main"
     try:
@@ -192,21 +192,16 @@ def _fetched(id: str, revision: str | None) -> Path:
         raise UserError(str(error).replace("model.id=", "")) from error
     try:
         hf_hub_download(id, STAGE, revision=revision)  # before anything large
-    except EntryNotFoundError:
-        raise UserError(f"the hub repository {id} has no {STAGE}; {_SHOULD_BE}") from None
-    except Exception:  # said below, where it fails again
-        pass
-    try:
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=_FETCHED))
+        return Path(snapshot_download(id, revision=revision, allow_patterns=_FETCHED))
     except Exception as error:  # the network fails in many ways, and the advice is the same
+        missing = isinstance(error, EntryNotFoundError)
+        if missing and not isinstance(error, LocalEntryNotFoundError):  # that one: no connection
+            raise UserError(f"the hub repository {id} has no {STAGE}; {_SHOULD_BE}") from None
         said = (str(error) or "no details").splitlines()[0]
         raise UserError(
             f"{id} could not be fetched ({type(error).__name__}: {said}); run the same command "
             "again, or give a local folder"
         ) from error
-    if not (folder / STAGE).is_file():
-        raise UserError(f"the hub repository {id} has no {STAGE}; {_SHOULD_BE}")
-    return folder
 
 
 def _base_model(found: SavedAdapter, given: str | None, trust_remote_code: bool) -> ModelSettings:
