@@ -14,7 +14,7 @@ from heft_pipeline.errors import UserError
 from heft_pipeline.files.locks import file_lock
 from heft_pipeline.plan.run_names import shortened
 from heft_pipeline.settings.tracking import TrackingSettings
-from heft_pipeline.tracking.backend import TrackerError, Unreachable
+from heft_pipeline.tracking.backend import TrackerError, Unreachable, on_own_step
 from heft_pipeline.tracking.payload import TrackedRun, own_files
 
 #: The most metrics and settings in one request, and the most characters of a setting's value.
@@ -204,14 +204,11 @@ class MlflowWriter:
 
         if len(self._unsent) + len(values) > _METRICS:
             self.flush()
-        steps = {name: value for name, value in values.items() if name.endswith("/step")}
-        step = int(next(iter(steps.values()), number))
+        step, rest = on_own_step(number, values)
         # A line that is sent again, because the process ended before it noted that it was sent,
         # has the same time, and MLflow keeps one of two equal points.
         at = self._start + number
-        for name, value in values.items():
-            if name not in steps:
-                self._unsent.append(Metric(name, float(value), at, step))
+        self._unsent += [Metric(name, float(value), at, step) for name, value in rest.items()]
         self.next_line = number + 1
 
     def flush(self) -> None:
